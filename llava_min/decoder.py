@@ -1,0 +1,86 @@
+"""The language model: rows -> logits (Qwen2; LLaMA is the same without qkv biases).
+
+in:  rows [B T D] (embedded text and projected pictures alike), a cache      out: hidden [B T D], logits float32
+Read before: cache.py. Read next: model.py.
+Agrees with: Qwen2ForCausalLM and LlamaForCausalLM of transformers; arXiv 2407.10671.
+
+B rows of a batch, T new tokens, D width, H query heads, K key/value heads, E head dimension, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .cache import Cache, Layer
+from .config import TextConfig
+from .kernels import activation, attention, norm, rope
+from .kernels.decode_attention import decode_attention
+from .trace import see
+
+DECODE_QUERIES = 8  # up to so many new tokens a row, attention reads the cache as decoding does
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return norm.rms_norm(rows, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """Attention over the cache, then SwiGLU; both read normalised rows and add to the stream."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        width, heads = config.hidden_size, config.num_heads + 2 * config.num_kv_heads
+        self.attention_norm = RMSNorm(width, config.norm_eps)
+        self.qkv = nn.Linear(width, heads * config.head_dim, bias=config.qkv_bias)
+        self.output = nn.Linear(config.num_heads * config.head_dim, width, bias=False)
+        self.mlp_norm = RMSNorm(width, config.norm_eps)
+        self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+
+    def forward(self, rows: Tensor, angles: Tensor, layer: Layer) -> Tensor:
+        """[B T D] -> [B T D]; the new keys and values are written into the cache layer."""
+        query = rope.write(self.qkv(self.attention_norm(rows)), angles, layer)
+        attend = decode_attention if query.shape[1] <= DECODE_QUERIES else attention.prefill
+        mixed = see("mixed", attend(query, layer), "B T H E")
+        rows, normed = norm.add_rms_norm(rows, self.output(mixed.flatten(2)), self.mlp_norm.weight,
+                                         self.mlp_norm.eps)  # fmt: skip
+        return see("rows", rows + self.down(activation.swiglu(self.gate_up(normed))), "B T D")
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, and the head, which may be the embedding itself ("tied")."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [B T] -> rows [B T D]."""
+        return see("embedded", self.embedding(ids), "B T D")
+
+    def forward(self, rows: Tensor, cache: Cache) -> Tensor:
+        """[B T D] -> hidden [B T D]. Writes the cache behind its lengths and does not advance it."""
+        positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
+        angles = self.angles(positions, rows.dtype)
+        for index, block in enumerate(self.blocks):
+            rows = block(rows, angles, cache.layer(index))
+        return see("hidden", self.norm(rows), "B T D")
+
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cosine and sine of positions [B T], in float32 at least: [2 B T E/2]."""
+        config = self.config
+        wide = torch.promote_types(dtype, torch.float32)
+        return rope.angles(positions, config.rope_theta, config.head_dim, config.rope_factor, wide)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[... D] -> [... V], in float32 at least."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return norm.wide(see("logits", nn.functional.linear(hidden, weight), "B T V"))

@@ -1,0 +1,55 @@
+"""The errors that a user can cause, and the exit code of each."""
+
+
+class LlavaMinError(Exception):
+    """One line: <what failed>: <which file, tensor or argument>: expected <x>, found <y>. <what to do>"""
+
+    exit_code = 1
+
+
+class ParameterError(LlavaMinError):
+    """An option or argument is out of range, or two do not go together."""
+
+    exit_code = 2
+
+
+class CheckpointError(LlavaMinError):
+    """A checkpoint folder is incomplete, contradictory or of a kind that is not supported."""
+
+    exit_code = 3
+
+
+class MediaError(LlavaMinError):
+    """A picture or video cannot be read."""
+
+    exit_code = 4
+
+
+class PromptError(LlavaMinError):
+    """The prompt is empty, too long, or does not fit its pictures."""
+
+    exit_code = 4
+
+
+class MemoryBudgetError(LlavaMinError):
+    """What was asked for does not fit into memory."""
+
+    exit_code = 5
+
+
+class OutputError(LlavaMinError):
+    """A result cannot be written."""
+
+    exit_code = 6
+
+
+class NumericsError(LlavaMinError):
+    """NaN or infinity in weights or logits."""
+
+    exit_code = 7
+
+
+def shown(value, limit: int = 120) -> str:
+    """A value taken from a file, escaped and cut, fit to stand in a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,62 @@
+"""A picture file -> RGB -> square tiles of uint8, as the vision tower was trained to see them.
+
+in:  bytes of a file, or a PIL image      out: Tiles: pixels [B S S 3] uint8, size (width, height), grid
+Everything here is Pillow's bicubic on uint8 and integer arithmetic: the tiles are bit-equal to those of
+the original code. Normalisation comes later, on the model's device (vision.py).
+Read before: anyres.py. Read next: vision.py.
+Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_image of LLaVA-NeXT.
+
+B tiles, S tile side in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .anyres import best_grid, fitted
+from .config import LlavaConfig
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one picture: the whole picture first, then the grid's tiles in reading order.
+
+    `grid` (rows, columns) is None where the picture is its one tile; then there is no newline per row.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    grid: tuple[int, int] | None
+
+
+def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
+    """The whole picture in one tile, its ratio lost: [S S 3]."""
+    return np.asarray(picture.resize((tile, tile), Image.Resampling.BICUBIC))
+
+
+def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> Tiles:
+    """The squeezed picture, then the tiles of the best grid, on which the picture stands centred on black."""
+    tile = config.tile
+    grid = best_grid(picture.size, config.grids, tile)
+    canvas_size = (grid[1] * tile, grid[0] * tile)
+    inner = picture.resize(fitted(picture.size, canvas_size), Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", canvas_size)
+    canvas.paste(inner, ((canvas_size[0] - inner.width) // 2, (canvas_size[1] - inner.height) // 2))
+    cut = np.asarray(canvas).reshape(grid[0], tile, grid[1], tile, 3).swapaxes(1, 2)
+    pixels = np.concatenate([squeezed(picture, tile)[None], cut.reshape(-1, tile, tile, 3)])
+    return Tiles(pixels, picture.size, grid)
+
+
+def padded_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+    """One tile: the picture centred on a square of the mean colour. Used for several pictures at once."""
+    side = max(picture.size)
+    mean = tuple(int(255 * channel) for channel in config.vision.mean)
+    canvas = Image.new("RGB", (side, side), mean)
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return Tiles(squeezed(canvas, config.tile)[None], picture.size, None)
+
+
+def frame_tiles(frames: np.ndarray, config: LlavaConfig) -> np.ndarray:
+    """Frames of a clip [F H W 3] -> one squeezed tile each, [F S S 3]."""
+    return np.stack([squeezed(Image.fromarray(frame), config.tile) for frame in frames])

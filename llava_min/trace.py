@@ -1,0 +1,49 @@
+"""see(): states a tensor's axes where it is made. It reads as a comment, checks, and prints under --trace.
+
+patches = see("patches", patches, "B N D")
+Without an observer it costs an assertion. This observer is one of the package's two globals (the other is
+the kernel choice in kernels/choose.py).
+"""
+
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+_observer = None
+
+
+def see(name: str, tensor, axes: str):
+    """`tensor`, unchanged, after its number of axes was checked against `axes` ("B N D")."""
+    assert tensor.ndim == axes.count(" ") + 1, f"{name}: axes {axes}, shape {tuple(tensor.shape)}"
+    if _observer is not None:
+        _observer(name, tensor, axes, Path(sys._getframe(1).f_code.co_filename).name)
+    return tensor
+
+
+class Tracer:
+    """Prints one line for each stage the first time that it passes: file, name, axes = sizes, dtype, ms."""
+
+    def __init__(self, stream):
+        self.stream, self.seen, self.last = stream, set(), time.perf_counter()
+
+    def __call__(self, name: str, tensor, axes: str, file: str) -> None:
+        now = time.perf_counter()
+        if (file, name) not in self.seen:
+            self.seen.add((file, name))
+            sizes = ", ".join(f"{axis}={size}" for axis, size in zip(axes.split(), tensor.shape))
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            milliseconds = 1000 * (now - self.last)
+            print(f"{file:14} {name:22} {sizes:34} {dtype:9} {milliseconds:9.2f} ms", file=self.stream)
+        self.last = now
+
+
+@contextmanager
+def tracing(stream):
+    """Print every stage to `stream` inside a `with` block."""
+    global _observer
+    _observer = Tracer(stream)
+    try:
+        yield
+    finally:
+        _observer = None

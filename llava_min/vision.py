@@ -1,0 +1,90 @@
+"""The vision tower: tiles -> patch features (SigLIP and CLIP).
+
+in:  tiles [B S S 3] uint8      out: features [B N D], N = (S / patch)^2 patches in reading order
+Read before: image.py. Read next: projector.py.
+Agrees with: SiglipVisionModel and CLIPVisionModel of transformers; arXiv 2303.15343, 2103.00020.
+
+B tiles, S tile side in pixels, N patches, D vision width, H heads, E head dimension.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .config import VisionConfig
+from .kernels import activation, attention, norm
+from .trace import see
+
+
+def normalise(tiles: Tensor, config: VisionConfig, dtype: torch.dtype) -> Tensor:
+    """[B S S 3] uint8 -> [B 3 S S]: (x / 255 - mean) / std.
+
+    A true division in float32: it agrees bit for bit with the reference's float64 product for all 256
+    values; a float32 multiplication by 1/255 does not.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    mean = torch.tensor(config.mean, dtype=wide, device=tiles.device)
+    std = torch.tensor(config.std, dtype=wide, device=tiles.device)
+    pixels = (tiles.to(wide) / 255 - mean) / std
+    return see("pixels", pixels.permute(0, 3, 1, 2).to(dtype), "B 3 S S")
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return norm.layer_norm(rows, self.weight, self.bias, self.eps)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); every linear has a bias."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.num_heads, self.activation = config.num_heads, config.activation
+        self.attention_norm = LayerNorm(width, config.norm_eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.mlp_norm = LayerNorm(width, config.norm_eps)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B N D] -> [B N D]."""
+        qkv = self.qkv(self.attention_norm(patches))
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        mixed = see("mixed", attention.bidirectional(query, key, value), "B N H E")
+        patches = patches + self.output(mixed.flatten(2))
+        hidden = activation.gelu(self.up(self.mlp_norm(patches)), self.activation)
+        return see("patches", patches + self.down(hidden), "B N D")
+
+
+class VisionTower(nn.Module):
+    """Patches, positions, blocks. Neither SigLIP's nor CLIP's final norm applies: LLaVA takes the rows before it."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        width, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
+        self.class_embedding = nn.Parameter(torch.empty(width)) if config.class_token else None
+        self.position_embedding = nn.Embedding(config.num_positions, width)
+        self.pre_norm = LayerNorm(width, config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """[B S S 3] uint8 -> features [B N D]."""
+        pixels = normalise(tiles, self.config, self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        patches = see("patch_embedding", patches + self.position_embedding.weight, "B N D")
+        patches = self.pre_norm(patches)
+        for block in self.blocks:
+            patches = block(patches)
+        if self.class_embedding is not None:
+            patches = patches[:, 1:]
+        return see("features", patches, "B N D")

@@ -1,0 +1,152 @@
+"""Scenes and questions -> batches that teach: many questions behind one picture, each as if asked alone.
+
+A batch holds samples of one kind and one picture size, so that all have equally many visual rows:
+    prefix | visual rows | question answer | question answer | ...
+A question sees the prefix, the visual rows and itself; its positions go on from the visual rows, as if the
+others were not there. So one pass over a picture gives ten independent lessons. In a quarter of the batches
+the questions are turns of one conversation instead, and see each other.
+Read before: scenes.py. Read next: train.py.
+
+B samples, P prefix tokens, R visual rows, T tokens of questions and answers, W decoder width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import image, projector
+from ...config import LlavaConfig
+from . import scenes
+
+IGNORED = -100
+
+
+@dataclass
+class Batch:
+    """`visuals[i]` are sample i's tiles; ids, segments, targets are [B T]; segment -1 is padding."""
+
+    kind: str
+    prefix: list[int]
+    visuals: list[list[image.Tiles]]
+    ids: np.ndarray
+    segments: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+    tasks: list[list[str]]
+    conversation: bool
+
+
+TURNS = {
+    # template: (prefix before the visuals, before a later question, around the question, end of the answer)
+    "onevision": ("<|im_start|>user ", "<|im_start|>user ", "<|im_end|><|im_start|>assistant\n", "<|im_end|>"),
+    "qwen": ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+             "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+}  # fmt: skip
+
+
+class Teacher:
+    """Draws batches: `draw(rng, kind, count)` for kind "picture", "large", "pair" or "clip"."""
+
+    def __init__(self, config: LlavaConfig, tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.known: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Special tokens are parsed: this text is ours."""
+        if text not in self.known:
+            self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.known[text]
+
+    def sizes(self, rng, kind: str) -> tuple[int, int]:
+        """A picture size (width, height). Most pictures are small, since big ones cost more tiles."""
+        if kind == "large":
+            return int(rng.integers(100, 641)), int(rng.integers(100, 481))
+        top = 84 if kind == "picture" and rng.random() < 0.35 else 168
+        width, height = (int(x) for x in rng.integers(64, top + 1, 2))
+        return width, height
+
+    def draw(self, rng, kind: str, count: int, exam: bool = False) -> Batch:
+        """A batch of `count` fresh samples; an exam has no conversations."""
+        size, frames = self.sizes(rng, kind), int(rng.choice([4, 5, 6, 6, 7, 8, 8, 10, 12, 16]))
+        visuals, lessons = [], []
+        for _ in range(count):
+            if kind == "clip":
+                clip = scenes.draw_clip(rng, size, frames)
+                pixels = np.stack([image.squeezed(scenes.render(frame), self.config.tile) for frame in clip.frames])
+                visuals.append([image.Tiles(pixels, size, None)])
+                lessons.append(scenes.clip_questions(rng, clip))
+            elif kind == "pair":
+                pair, questions = scenes.draw_pair(rng, size)
+                visuals.append([image.padded_tile(scenes.render(scene), self.config) for scene in pair])
+                lessons.append(questions)
+            else:
+                scene = scenes.draw_scene(rng, size)
+                visuals.append([image.anyres_tiles(scenes.render(scene), self.config)])
+                lessons.append(scenes.picture_questions(rng, scene))
+        for lesson in lessons:
+            rng.shuffle(lesson)
+        template = "onevision" if exam or rng.random() < 0.85 else "qwen"
+        conversation = not exam and rng.random() < 0.25
+        return self.pack(kind, template, visuals, lessons, conversation)
+
+    def pack(self, kind: str, template: str, visuals, lessons, conversation: bool) -> Batch:
+        """Token arrays of the lessons, padded to the longest."""
+        prefix, again, asked, end = TURNS[template]
+        rows = []
+        for lesson in lessons:
+            ids, segments, offsets, targets = [], [], [], []
+            for number, (_, question, answer) in enumerate(lesson):
+                before = self.encode(again) if conversation and number else []
+                before = before + self.encode("\n" + question) + self.encode(asked)
+                after = self.encode(answer) + self.encode(end)
+                start = len(ids) if conversation else 0
+                ids += before + after
+                length = len(before) + len(after)
+                segments += [0 if conversation else number] * length
+                offsets += range(start, start + length)
+                targets += [IGNORED] * (len(before) - 1) + after + [IGNORED]
+            rows.append((ids, segments, offsets, targets))
+        longest = max(len(ids) for ids, *_ in rows)
+
+        def padded(index: int, value: int) -> np.ndarray:
+            return np.array([row[index] + [value] * (longest - len(row[index])) for row in rows])
+
+        return Batch(kind, self.encode(prefix), visuals, padded(0, 0), padded(1, -1), padded(2, 0),
+                     padded(3, IGNORED), [[task for task, *_ in lesson] for lesson in lessons], conversation)  # fmt: skip
+
+
+def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
+    """[B R W]: every sample's pictures or frames through tower and projector, with the model's own functions."""
+    tiles = np.concatenate([tiles.pixels for sample in batch.visuals for tiles in sample])
+    projected = model.projector(model.vision(torch.from_numpy(tiles)))
+    newline, rows, start = model.newline, [], 0
+    if batch.kind == "clip":
+        projected = projector.pool(projected, config.pool_mode)
+    for sample in batch.visuals:
+        parts = []
+        for tiles in sample:
+            own = projected[start : start + len(tiles.pixels)]
+            start += len(tiles.pixels)
+            if batch.kind == "clip":
+                parts += [projector.frames_rows(own, newline, config.newline_position), newline[None]]
+            elif tiles.grid is None:
+                parts.append(projector.single_tile_rows(own, newline))
+            else:
+                parts.append(projector.picture_rows(own, tiles.size, tiles.grid, newline, config))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def hidden(batch: Batch, before: int) -> Tensor:
+    """[B 1 before+T before+T]: -1e30 where a token must not look, else 0.
+
+    Everyone sees the `before` tokens of prefix and pictures behind him; a question sees of the others only its own.
+    """
+    segments = torch.from_numpy(batch.segments)
+    count, length = segments.shape
+    total = before + length
+    visible = torch.ones(total, total, dtype=torch.bool).tril().repeat(count, 1, 1)
+    visible[:, before:, before:] &= segments[:, :, None] == segments[:, None, :]
+    return torch.zeros(count, 1, total, total).masked_fill(~visible[:, None], -1e30)

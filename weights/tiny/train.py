@@ -1,0 +1,205 @@
+"""Train the embedded checkpoint from scratch, and examine it.
+
+    python -m llava_min.weights.tiny.train                  go on from state.pt, or begin
+    python -m llava_min.weights.tiny.train --evaluate       accuracy on fresh scenes, with a blank and a wrong picture
+
+Two stages: the vision tower alone learns to say what each patch shows (cheap, and it saves hours of the
+second), then everything learns to answer. Matrices are trained with Muon, the rest with AdamW; batches depend
+on (seed, step, worker) alone, so an interrupted training goes on as if nothing had happened.
+Read before: lessons.py. Read next: exam.py.
+"""
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ... import config as configuration
+from ...kernels import activation, rope
+from ...model import Llava
+from .. import names
+from . import exam, lessons, sight
+from .files import FOLDER
+
+PLAN = (("picture", 20), ("pair", 8), ("clip", 8), ("large", 2))  # samples a worker takes in each step
+
+
+def fresh(config) -> Llava:
+    """A model with random weights."""
+    torch.manual_seed(0)
+    model = Llava(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def lesson_block(block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """A decoder block without a cache, under a mask: `hidden` [B 1 T T] is -1e30 where a token must not look."""
+    query, key, value = rope.split(block.qkv(block.attention_norm(rows)), heads, kv_heads)
+    query, key = rope.rotate(query, angles), rope.rotate(key, angles)
+    key, value = (x.repeat_interleave(heads // kv_heads, dim=2).transpose(1, 2) for x in (key, value))
+    scores = query.transpose(1, 2) @ key.mT / query.shape[-1] ** 0.5
+    mixed = torch.softmax(scores.float() + hidden, dim=-1).to(value.dtype) @ value
+    rows = rows + block.output(mixed.transpose(1, 2).flatten(2))
+    return rows + block.down(activation.swiglu(block.gate_up(block.mlp_norm(rows))))
+
+
+def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple[Tensor, Tensor]:
+    """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the lesson's mask."""
+    decoder = model.decoder
+    visual = lessons.visual_rows(model, model.config, batch)
+    count, before = len(visual), len(batch.prefix) + visual.shape[1]
+    prefix = decoder.embed(torch.tensor([batch.prefix])).expand(count, -1, -1)
+    rows = torch.cat([prefix, visual, decoder.embed(torch.from_numpy(batch.ids))], dim=1)
+    positions = torch.cat([torch.arange(before).expand(count, -1), before + torch.from_numpy(batch.offsets)], dim=1)
+    angles, hidden = decoder.angles(positions, torch.float32), lessons.hidden(batch, before)
+    for block in decoder.blocks:
+        rows = run(block, rows, angles, hidden, decoder.config.num_heads, decoder.config.num_kv_heads)
+    targets = torch.from_numpy(batch.targets)
+    answers = targets != lessons.IGNORED
+    hidden = decoder.norm(rows[:, before:][answers])
+    return decoder.logits(hidden[None])[0], targets[answers]
+
+
+def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks and projector, AdamW for embeddings, norms, biases and the patch filter."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embedding" in n]
+    return [torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)]  # fmt: skip
+
+
+def rate(step: int, steps: int, warmup: int = 50) -> float:
+    """The share of the full learning rate: a short warm-up, then a cosine down to 2%."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def average_gradients(model: nn.Module) -> None:
+    """The mean over the workers, in one message."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+            gradient.copy_(part.view_as(gradient))
+
+
+def bfloat16():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def work(worker: int, options, rendezvous: str) -> None:
+    """One worker's training: stage 1 (sight) and stage 2 (answers), from the saved state on."""
+    torch.set_num_threads(options.threads)
+    if options.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=worker, world_size=options.workers)
+    config = configuration.read(FOLDER)
+    teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
+    model = fresh(config)
+    reader = sight.Reader(config.vision.hidden_size)
+    run = torch.compile(lesson_block, dynamic=True) if options.compile else lesson_block
+    begin = {"sight": 0, "answers": 0}
+    state = torch.load(options.state) if options.state.exists() else None
+    if state:
+        model.load_state_dict(state["model"])
+        begin = state["steps"]
+    for stage, steps in (("sight", options.sight_steps), ("answers", options.steps)):
+        if begin[stage] >= steps:
+            continue
+        trained = nn.ModuleList([model.vision, reader]) if stage == "sight" else model
+        tools = optimizers(trained)
+        if state and state["stage"] == stage:
+            reader.load_state_dict(state["reader"])
+            for tool, saved in zip(tools, state["optimizers"]):
+                tool.load_state_dict(saved)
+        full = [tool.param_groups[0]["lr"] for tool in tools]
+        clock, losses = time.time(), {}
+        for step in range(begin[stage], steps):
+            rng = np.random.default_rng([options.seed, stage == "sight", step, worker])
+            for tool, lr in zip(tools, full):
+                tool.param_groups[0]["lr"] = lr * rate(step, steps)
+                tool.zero_grad()
+            if stage == "sight":
+                with bfloat16():
+                    loss = sight.loss(model.vision, reader, rng, 64)
+                loss.backward()
+                losses.setdefault("patch", []).append(loss.item())
+            else:
+                for kind, count in PLAN:
+                    with bfloat16():
+                        logits, targets = answer_logits(model, teacher.draw(rng, kind, count), run)
+                        loss = F.cross_entropy(logits.float(), targets)
+                    (loss * count / sum(n for _, n in PLAN)).backward()
+                    losses.setdefault(kind, []).append(loss.item())
+            average_gradients(trained)
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            for tool in tools:
+                tool.step()
+            done = step + 1
+            if worker == 0 and done % 25 == 0:
+                shown = "  ".join(f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in losses.items())
+                left = (time.time() - clock) / (done - begin[stage]) * (steps - done)
+                print(f"{stage} {done}/{steps}  {shown}  {left / 60:.0f} min left", flush=True)
+            if worker == 0 and (done % 200 == 0 or done == steps):
+                begin[stage] = done
+                saved = {"stage": stage, "steps": begin, "model": model.state_dict(), "reader": reader.state_dict(),
+                         "optimizers": [tool.state_dict() for tool in tools]}  # fmt: skip
+                torch.save(saved, options.state.with_suffix(".part"))
+                os.replace(options.state.with_suffix(".part"), options.state)
+                if stage == "answers":
+                    export(model, FOLDER)
+                    if done % 400 == 0 or done == steps:
+                        with bfloat16():
+                            print(exam.line(exam.take(model, teacher, answer_logits, 60, seed=1)), flush=True)
+        begin[stage] = steps
+
+
+def export(model: Llava, folder: Path) -> None:
+    """model.safetensors in the HF layout and bfloat16."""
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in names.published(model).items()}
+    save_file(tensors, folder / "model.part", metadata={"format": "pt"})
+    os.replace(folder / "model.part", folder / "model.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llava_min.weights.tiny.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the second stage (%(default)s)")
+    parser.add_argument("--sight-steps", type=int, default=1500, help="steps of the first stage (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share a step (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each worker (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile the decoder's blocks: a third faster, needs a C++ compiler")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (%(default)s)")
+    parser.add_argument("--state", type=Path, default=FOLDER / "state.pt", help="where to resume from (%(default)s)")
+    parser.add_argument("--evaluate", action="store_true", help="examine the checkpoint instead of training it")
+    parser.add_argument("--samples", type=int, default=1000, help="fresh samples a task, with --evaluate (%(default)s)")
+    options = parser.parse_args()
+    if options.evaluate:
+        raise SystemExit("not yet")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (options, str(Path(folder) / "rendezvous"))
+        if options.workers == 1:
+            work(0, *arguments)
+        else:
+            torch.multiprocessing.spawn(work, arguments, nprocs=options.workers)
+
+
+if __name__ == "__main__":
+    main()
