@@ -24,7 +24,9 @@ def decode_reference(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor)
     last = lengths[:, None] + torch.arange(new, device=key.device)  # B T
     visible = positions <= last[:, :, None]  # B T S
     weights = torch.softmax(scores.masked_fill(~visible[:, None, :, None], -torch.inf), dim=-1)
-    value = wide(value).masked_fill((positions > last[:, -1:])[:, None, :, None], 0.0)  # unused: may be NaN
+    value = wide(value).masked_fill(
+        (positions > last[:, -1:])[:, None, :, None], 0.0
+    )  # unused: may be NaN
     mixed = torch.einsum("bktgs,bkse->bktge", weights, value)
     return mixed.permute(0, 2, 1, 3, 4).reshape(batch, new, heads, head_dim).to(query.dtype)
 

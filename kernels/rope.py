@@ -4,6 +4,8 @@ in:  qkv [B T (H+2K)E] of the fused projection, angles [2 B T E/2] float32, one 
 out: query [B T H E], rotated; keys (rotated) and values stand in the cache at positions lengths .. lengths+T
 A pair is (x[i], x[i + E/2]), the "half-split" form of Qwen2 and LLaMA. Angles are float32 at least:
 at position 255 a bfloat16 angle is already wrong by half a radian.
+The kernel reads qkv once and writes every number once, the keys and values straight into the cache, which may
+hold 8-bit integers with one scale for each head of each token: 2 bytes read and 2 (or 1) written per number.
 Read next: attention.py. Agrees with: apply_rotary_pos_emb of transformers; arXiv 2104.09864.
 
 B batch, T new tokens, H query heads, K key/value heads, E head dimension.
@@ -12,10 +14,17 @@ B batch, T new tokens, H query heads, K key/value heads, E head dimension.
 import torch
 from torch import Tensor
 
+from .choose import triton_for
+from .language import blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
+TOKENS = 16  # tokens per program
+TINY = 1e-30  # a vector of zeros has scale zero
 
-def angles(positions: Tensor, theta: float, head_dim: int, factor: float = 1.0, dtype=torch.float32):
+
+def angles(
+    positions: Tensor, theta: float, head_dim: int, factor: float = 1.0, dtype=torch.float32
+):
     """Cosine and sine, [2 B T E/2], of every position [B T]; `factor` is linear position scaling.
 
     >>> angles(torch.tensor([[0, 1]]), theta=10_000.0, head_dim=2)[:, 0, :, 0]
@@ -47,6 +56,18 @@ def split(qkv: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tenso
     return heads.split([num_heads, num_kv_heads, num_kv_heads], dim=2)
 
 
+def quantise(vectors: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """[... E] -> int8 [... E] and scales [...] of `dtype`: the largest number of a vector becomes 127.
+
+    >>> quantise(torch.tensor([[0.5, -1.27, 0.0]]))
+    (tensor([[  50, -127,    0]], dtype=torch.int8), tensor([0.0100]))
+    """
+    vectors = wide(vectors)
+    scales = (vectors.abs().amax(-1) / 127).to(dtype)
+    steps = vectors / scales.to(vectors.dtype).clamp(min=TINY)[..., None]
+    return torch.floor(steps + 0.5).clamp(-127, 127).to(torch.int8), scales
+
+
 def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate, store keys and values behind what the cache layer holds, return the query."""
     num_kv_heads, head_dim = layer.keys.shape[1], layer.keys.shape[3]
@@ -56,6 +77,86 @@ def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     return rotate(query, angles)
 
 
+@triton.jit
+def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.constexpr):
+    """Write both halves of the vectors base + row of a cache, as 8-bit steps where there are scales."""
+    if scales is not None:
+        largest = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
+        scale = (largest / 127.0).to(scales.dtype.element_ty)[:, None]
+        tl.store(scales + base + row, scale, mask=inside)
+        scale = tl.maximum(scale.to(tl.float32), 1e-30)
+        first = tl.minimum(tl.maximum(tl.floor(first / scale + 0.5), -127.0), 127.0)
+        second = tl.minimum(tl.maximum(tl.floor(second / scale + 0.5), -127.0), 127.0)
+    half = tl.arange(0, HEAD_DIM // 2)[None, :]
+    target = cache + base * HEAD_DIM + row * HEAD_DIM + half
+    tl.store(target, first.to(cache.dtype.element_ty), mask=inside)
+    tl.store(target + HEAD_DIM // 2, second.to(cache.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def write_kernel(qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row, key_head,
+                 HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                 TOKENS: tl.constexpr):  # fmt: skip
+    """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
+
+    The two halves of a vector are loaded apart, so that the partners of a pair meet in one register.
+    """
+    HALF: tl.constexpr = HEAD_DIM // 2
+    head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    start = tl.program_id(1) * TOKENS
+    row, half = tl.arange(0, TOKENS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = start + row < new
+    token = batch * new + start
+    source = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * HEAD_DIM
+    source += row * (HEADS + 2 * KV_HEADS) * HEAD_DIM + half
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    if head < HEADS + KV_HEADS:
+        cos = tl.load(cosine + token * HALF + row * HALF + half, mask=inside, other=0.0)
+        sin = tl.load(sine + token * HALF + row * HALF + half, mask=inside, other=0.0)
+        turned = first * cos - second * sin
+        second = second * cos + first * sin
+        first = turned
+    place = batch * key_row + tl.load(lengths + batch) + start
+    if head < HEADS:
+        store_vectors(
+            query, None, first, second, token * HEADS + head, row * HEADS, inside, HEAD_DIM
+        )
+    elif head < HEADS + KV_HEADS:
+        place += (head - HEADS).to(tl.int64) * key_head
+        store_vectors(keys, key_scales, first, second, place, row, inside, HEAD_DIM)
+    else:
+        place += (head - HEADS - KV_HEADS).to(tl.int64) * key_head
+        store_vectors(values, value_scales, first, second, place, row, inside, HEAD_DIM)
+
+
+def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Tensor:
+    batch, new, width = qkv.shape
+    _, kv_heads, capacity, head_dim = layer.keys.shape
+    heads = width // head_dim - 2 * kv_heads
+    assert head_dim == power_of_two(head_dim) and layer.seen + new <= capacity, (head_dim, capacity)
+    assert layer.keys.stride() == layer.values.stride() and layer.keys.stride()[2:] == (head_dim, 1)
+    cosine, sine = angles.float().contiguous()
+    query = qkv.new_empty(batch, new, heads, head_dim)
+    launch(write_kernel, (heads + 2 * kv_heads, blocks(new, tokens), batch), qkv.contiguous(), cosine, sine,
+           layer.lengths, query, layer.keys, layer.values, *scales_of(layer), new,
+           layer.keys.stride(0) // head_dim, layer.keys.stride(1) // head_dim,
+           HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, TOKENS=tokens)  # fmt: skip
+    return query
+
+
+def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
+    """The scales [B K S] of an 8-bit cache layer's keys and values, laid out as they are; or twice None."""
+    scales = getattr(layer, "key_scales", None), getattr(layer, "value_scales", None)
+    if scales[0] is not None:
+        per_vector = tuple(stride // layer.keys.shape[3] for stride in layer.keys.stride()[:3])
+        assert scales[0].stride() == scales[1].stride() == per_vector, (
+            scales[0].stride(),
+            per_vector,
+        )
+    return scales
+
+
 def write(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate queries and keys, write keys and values into the cache; returns the query [B T H E]."""
-    return write_reference(qkv, angles, layer)
+    return (write_triton if triton_for(qkv) else write_reference)(qkv, angles, layer)

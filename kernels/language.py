@@ -1,0 +1,57 @@
+"""The kernel language: Triton where a kernel can run, a stand-in of a few lines where it cannot.
+
+A kernel is a Python function that Triton compiles. It runs once for every cell of a `grid`, thousands of
+times at once; each run is a "program" that asks which cell it is (tl.program_id), loads a tile of numbers
+through pointers, computes with whole tiles, and stores a tile. Names in capitals annotated `tl.constexpr` are
+constants of the compiled code. Nothing else of the language is needed to read this folder.
+Importing Triton takes a good part of a second, so a machine without a CUDA device imports it only where
+TRITON_INTERPRET=1 asks for its interpreter (the tests do), or where something else has imported it before.
+Read next: choose.py.
+"""
+
+import importlib.util
+import os
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+AVAILABLE = importlib.util.find_spec("triton") is not None and (
+    INTERPRETED or "triton" in sys.modules or torch.cuda.is_available()
+)
+
+if AVAILABLE:
+    import triton
+    import triton.language as tl
+else:
+    # the decorator leaves a kernel as text that nobody runs
+    triton = SimpleNamespace(jit=lambda function: function)
+    tl = SimpleNamespace(constexpr=int)
+
+launches: Counter = Counter()  # how often each kernel was launched, by name: tests read it
+
+
+def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
+    """Run `kernel` once for each cell of `grid`; `options` are its constants, num_warps and num_stages."""
+    launches[getattr(kernel, "fn", kernel).__name__] += 1
+    kernel[grid](*arguments, enable_fp_fusion=True, **options)
+
+
+def blocks(count: int, size: int) -> int:
+    """How many blocks of `size` cover `count`.
+
+    >>> blocks(729, 64)
+    12
+    """
+    return -(-count // size)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`: tiles have no other sizes.
+
+    >>> power_of_two(72)
+    128
+    """
+    return 1 << (count - 1).bit_length()

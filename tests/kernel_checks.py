@@ -1,0 +1,86 @@
+"""What the kernel tests share: random rows, the 2x rule, a cache layer, and one-line mistakes to be caught."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def rows_of(seed: int, shape: tuple[int, ...], dtype=torch.float32, scale: float = 1.0) -> Tensor:
+    """Normal numbers of a fixed seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def no_worse_than_torch(found: Tensor, torch_found: Tensor, exact: Tensor) -> None:
+    """The 2x rule: error against float64 at most twice plain torch's in the same dtype.
+
+    One rounding step of the largest number is added: on a few numbers torch may be exact by luck.
+    """
+    assert found.shape == exact.shape and found.dtype == torch_found.dtype
+    if not exact.numel():
+        return
+    error = (found.double() - exact).abs().max().item()
+    allowed = 2 * (torch_found.double() - exact).abs().max().item()
+    allowed += torch.finfo(found.dtype).eps * exact.abs().max().item()
+    assert error <= allowed, (error, allowed)  # also false for NaN
+
+
+@dataclass
+class Layer:
+    """One layer of a cache, as llava_min.cache has it: the kernels see nothing else of it."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    starts: list[int]
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+    @property
+    def seen(self) -> int:
+        return max(self.starts)
+
+    def store(self, key: Tensor, value: Tensor) -> None:
+        for row, start in enumerate(self.starts):
+            new = slice(start, start + key.shape[1])
+            self.keys[row, :, new] = key[row].transpose(0, 1)
+            self.values[row, :, new] = value[row].transpose(0, 1)
+
+    def read(self, count: int) -> tuple[Tensor, Tensor]:
+        return self.keys[:, :, :count], self.values[:, :, :count]
+
+    def double(self) -> "Layer":
+        """The same numbers in float64, with 8-bit steps multiplied out."""
+        keys, values = self.keys.double(), self.values.double()
+        if self.key_scales is not None:
+            keys, values = keys * self.key_scales[..., None], values * self.value_scales[..., None]
+        return Layer(keys, values, self.lengths, self.starts)
+
+
+def layer_of(
+    seed: int, starts: list[int], new: int, kv_heads: int, head_dim: int, dtype, spare: int = 3
+) -> Layer:
+    """A layer filled up to starts + new, the second of two; whatever lies around it is NaN."""
+    capacity = max(starts) + new + spare
+    shape = (2, len(starts), kv_heads, capacity, head_dim)
+    keys, values = rows_of(seed, shape, dtype), rows_of(seed + 1, shape, dtype)
+    for cache in (keys, values):
+        cache[0] = torch.nan
+        for row, start in enumerate(starts):
+            cache[1, row, :, start + new :] = torch.nan
+    return Layer(keys[1], values[1], torch.tensor(starts, dtype=torch.int32), starts)
+
+
+def mutated(module, folder: Path, right: str, wrong: str):
+    """A copy of a kernel module in which one line is wrong; the right line must be there exactly once."""
+    source = Path(module.__file__).read_text()
+    assert source.count(right) == 1, (source.count(right), right)
+    path = folder / Path(module.__file__).name
+    path.write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location(module.__name__ + "_mutant", path)
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    return mutant

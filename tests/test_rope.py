@@ -1,0 +1,129 @@
+"""RoPE with the cache write: Triton in the interpreter against the formula in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_checks import Layer, layer_of, mutated, no_worse_than_torch, rows_of
+
+from llava_min.kernels import choose, language, rope
+
+DTYPES = (torch.float16, torch.float32)
+
+
+def angles_of(starts, new, head_dim, dtype=torch.float32):
+    positions = torch.tensor(starts)[:, None] + torch.arange(new)
+    return rope.angles(positions, theta=10_000.0, head_dim=head_dim, dtype=dtype)
+
+
+def written(layer: Layer, new: int) -> torch.Tensor:
+    """What `write` put into the cache: [2 B K T E]."""
+    rows = [torch.stack([cache[row, :, start : start + new] for cache in (layer.keys, layer.values)])
+            for row, start in enumerate(layer.starts)]  # fmt: skip
+    return torch.stack(rows, dim=1)
+
+
+def check_write(rope, starts, new, heads, kv_heads, head_dim, dtype, seed):
+    qkv = rows_of(seed, (len(starts), new, (heads + 2 * kv_heads) * head_dim), dtype)
+    angles, before = angles_of(starts, new, head_dim), qkv.clone()
+    layers = [
+        layer_of(seed, starts, new, kv_heads, head_dim, d) for d in (dtype, dtype, torch.float64)
+    ]
+    untouched = layers[0].keys.clone(), layers[0].values.clone()
+    query = rope.write_triton(qkv, angles, layers[0], tokens=4)
+    reference = rope.write_reference(qkv, angles, layers[1])
+    exact = rope.write_reference(qkv.double(), angles.double(), layers[2])
+    no_worse_than_torch(query, reference, exact)
+    no_worse_than_torch(written(layers[0], new), written(layers[1], new), written(layers[2], new))
+    assert torch.equal(qkv, before)
+    for row, start in enumerate(starts):  # nothing else of the cache was written
+        for cache, old in zip((layers[0].keys, layers[0].values), untouched):
+            cache[row, :, start : start + new] = old[row, :, start : start + new]
+            assert torch.equal(cache[row].nan_to_num(9.0), old[row].nan_to_num(9.0))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    starts=st.lists(st.integers(0, 40), min_size=1, max_size=2),
+    new=st.integers(1, 9),
+    heads=st.sampled_from([(1, 1), (3, 1), (4, 2)]),
+    head_dim=st.sampled_from([2, 16, 32]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_write(starts, new, heads, head_dim, dtype, seed):
+    """Rows of different lengths, three blocks of four tokens, several heads to one key head."""
+    check_write(rope, starts, new, *heads, head_dim, dtype, seed)
+
+
+def check_write_8bit(rope, scale_dtype=torch.float16):
+    starts, new, kv_heads, head_dim = [3, 0], 5, 2, 16
+    qkv = rows_of(0, (2, new, 8 * head_dim), scale=3.0)
+    qkv[0, 2] = 0.0  # a vector of zeros: scale zero, no division by it
+    angles = angles_of(starts, new, head_dim)
+    plain = layer_of(0, starts, new, kv_heads, head_dim, torch.float32)
+    rope.write_triton(qkv, angles, plain, tokens=4)
+    shape = plain.keys.shape
+    layer = Layer(torch.zeros(shape, dtype=torch.int8), torch.zeros(shape, dtype=torch.int8),
+                  plain.lengths, starts, *torch.zeros(2, *shape[:3], dtype=scale_dtype))  # fmt: skip
+    rope.write_triton(qkv, angles, layer, tokens=4)
+    stored = written(layer.double(), new)
+    largest = written(plain, new).abs().amax(-1, keepdim=True).double()
+    # half a step of the rounding, plus 127 steps of the relative error of a float16 scale
+    error = (stored - written(plain, new).double()).abs()
+    assert torch.all(error <= largest * (0.5 / 127 + 2**-11) + 1e-9)
+    steps, scales = rope.quantise(written(plain, new), scale_dtype)
+    assert torch.equal(steps, written(layer, new))
+    kept = Layer(layer.key_scales[..., None], layer.value_scales[..., None], layer.lengths, starts)
+    assert torch.equal(scales, written(kept, new)[..., 0])
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32])
+def test_write_8bit(scale_dtype):
+    """The steps and scales are exactly those of `quantise`, and half a step from the truth."""
+    check_write_8bit(rope, scale_dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(near=st.integers(0, 1000), far=st.integers(0, 1000), shift=st.integers(0, 1000))
+def test_scores_depend_only_on_the_distance(near, far, shift):
+    """In float64: a wrong partner or sign makes a score depend on where the pair stands."""
+    query, key = rows_of(0, (1, 1, 1, 32)).double(), rows_of(1, (1, 1, 1, 32)).double()
+
+    def score(first, second):
+        angles = [angles_of([position], 1, 32, torch.float64) for position in (first, second)]
+        return (rope.rotate(query, angles[0]) * rope.rotate(key, angles[1])).sum()
+
+    assert abs(score(near, far) - score(near + shift, far + shift)) < 1e-10
+
+
+def test_public_function_launches_once():
+    qkv, angles = rows_of(0, (1, 2, 64)), angles_of([4], 2, 16)
+    layers = [layer_of(0, [4], 2, 1, 16, torch.float32) for _ in range(2)]
+    before = language.launches.copy()
+    with choose.using("triton"):
+        query = rope.write(qkv, angles, layers[0])
+    assert language.launches - before == {"write_kernel": 1}
+    torch.testing.assert_close(query, rope.write(qkv, angles, layers[1]), atol=1e-6, rtol=1e-6)
+    with pytest.raises(AssertionError):  # no room: never a write behind the end of the cache
+        rope.write_triton(rows_of(0, (1, 6, 64)), angles_of([4], 6, 16), layers[0])
+
+
+MUTANTS = {
+    "rope sign": ("turned = first * cos - second * sin", "turned = first * cos + second * sin"),
+    "values rotated": ("if head < HEADS + KV_HEADS:\n        cos", "if head < HEADS + 2 * KV_HEADS:\n        cos"),
+    "written at the block, not behind the row": ("tl.load(lengths + batch) + start", "start"),
+    "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
+    "all value heads in one place": ("(head - HEADS - KV_HEADS).to(tl.int64)", "0"),
+    "steps cut, not rounded": ("tl.floor(first / scale + 0.5)", "tl.floor(first / scale)"),
+    "scale of one half": ("tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))",
+                          "tl.max(tl.abs(first), axis=1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name, tmp_path):
+    mutant = mutated(rope, tmp_path, *MUTANTS[name])
+    with pytest.raises(AssertionError):
+        check_write(mutant, [7, 2], 5, 4, 2, 16, torch.float32, 0)
+        check_write_8bit(mutant)
