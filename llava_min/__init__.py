@@ -1,0 +1,51 @@
+"""llava_min: the LLaVA family in plain PyTorch, with Triton kernels on CUDA.
+
+    import llava_min
+    model = llava_min.load()                                   # or load("folder")
+    answer = model.generate("Where is the star?", images=["picture.png"])
+
+Importing this module imports nothing heavy; torch comes with the first load().
+Reading order: config, anyres, image, vision, projector, prompt, tokenizer, cache, decoder, model,
+sampling, generate.
+"""
+
+import os
+
+from .errors import (
+    CheckpointError,
+    LlavaMinError,
+    MediaError,
+    MemoryBudgetError,
+    NumericsError,
+    OutputError,
+    ParameterError,
+    PromptError,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "load",
+    "LlavaMinError",
+    "ParameterError",
+    "CheckpointError",
+    "MediaError",
+    "PromptError",
+    "MemoryBudgetError",
+    "OutputError",
+    "NumericsError",
+]
+
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without symbolic links
+    __path__.append(os.path.dirname(__path__[0]))
+
+
+def load(folder=None, *, device="auto", dtype="auto", config=None, context=None):
+    """A LoadedModel from a checkpoint folder, or the embedded checkpoint.
+
+    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. config: keys that replace
+    those of config.json. context: the longest sequence, instead of the checkpoint's. Raises
+    LlavaMinError.
+    """
+    from .loaded import load
+
+    return load(folder, device=device, dtype=dtype, config=config, context=context)

@@ -1,18 +1,23 @@
-"""The geometry of "anyres": how a picture of any size becomes tiles, and how many tokens that makes.
+"""The geometry of "anyres": how a picture of any size becomes tiles, and how many tokens that
+makes.
 
-in:  sizes in pixels (width, height)      out: sizes, grids (rows, columns) and token counts; integers only
-A picture is shown to the vision tower twice: whole, squeezed into one square tile, and in detail, fitted
-into the best of the allowed grids of tiles. Of the grid's patches the black border is cut off again
-("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
-Read before: config.py. Read next: image.py. Agrees with: LLaVA-NeXT llava/mm_utils.py and llava_arch.py,
-transformers image_processing_llava_onevision.py (the two differ in one rounding: see `unpadded`).
+in:  sizes in pixels (width, height)      out: sizes, grids (rows, columns) and token counts;
+integers only A picture is shown to the vision tower twice: whole, squeezed into one square tile,
+and in detail, fitted into the best of the allowed grids of tiles. Of the grid's patches the black
+border is cut off again ("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
+Read before: config.py. Read next: image.py. Agrees with: LLaVA-NeXT llava/mm_utils.py and
+llava_arch.py, transformers image_processing_llava_onevision.py (the two differ in one rounding: see
+`unpadded`).
 """
 
 import math
 
 
-def best_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile: int) -> tuple[int, int]:
-    """The grid (rows, columns) that keeps most of the picture's pixels, then wastes least, then comes first.
+def best_grid(
+    size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile: int
+) -> tuple[int, int]:
+    """The grid (rows, columns) that keeps most of the picture's pixels, then wastes least, then
+    comes first.
 
     >>> best_grid((300, 200), ((1, 1), (1, 2), (2, 1), (2, 2)), tile=84)
     (2, 2)
@@ -30,7 +35,8 @@ def best_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile: i
 
 
 def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The size (width, height) that `size` is resized to, ratio kept, so that it fits into `canvas`.
+    """The size (width, height) that `size` is resized to, ratio kept, so that it fits into
+    `canvas`.
 
     >>> fitted((300, 200), (168, 168))
     (168, 112)
@@ -43,10 +49,12 @@ def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 def unpadded(size: tuple[int, int], patches: tuple[int, int], rounded: bool) -> tuple[slice, slice]:
-    """The rows and columns of a patch grid `patches` (rows, columns) that show the picture, not its border.
+    """The rows and columns of a patch grid `patches` (rows, columns) that show the picture, not its
+    border.
 
-    `rounded` is transformers' rule: the product is rounded to 7 decimals before it is cut to an integer,
-    which keeps 1 in 100,000 sizes from losing a row to floating point; the original code does not.
+    `rounded` is transformers' rule: the product is rounded to 7 decimals before it is cut to an
+    integer, which keeps 1 in 100,000 sizes from losing a row to floating point; the original code
+    does not.
     """
     (width, height), (rows, columns) = size, patches
 
@@ -63,7 +71,8 @@ def unpadded(size: tuple[int, int], patches: tuple[int, int], rounded: bool) -> 
 
 
 def capped(patches: tuple[int, int], per_tile: int, max_tiles: int | None) -> tuple[int, int]:
-    """The patch grid shrunk until it holds about max_tiles tiles of per_tile patches; small excess stays.
+    """The patch grid shrunk until it holds about max_tiles tiles of per_tile patches; small excess
+    stays.
 
     >>> capped((54, 54), 729, 9), capped((162, 162), 729, 9)
     ((54, 54), (81, 81))

@@ -1,7 +1,7 @@
 """The keys and values of all tokens seen so far: the decoder's memory.
 
-Cache.empty(...) allocates [L B K S E] twice, once; layers write behind what is seen, the loop advances.
-A layer never moves the position: `advance` and `rewind` are the caller's.
+Cache.empty(...) allocates [L B K S E] twice, once; layers write behind what is seen, the loop
+advances. A layer never moves the position: `advance` and `rewind` are the caller's.
 Read before: tokenizer.py. Read next: decoder.py.
 
 L layers, B rows of the batch, K key/value heads, S capacity in tokens, E head dimension.
@@ -9,6 +9,7 @@ L layers, B rows of the batch, K key/value heads, S capacity in tokens, E head d
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,16 +23,16 @@ class Layer:
     keys: Tensor
     values: Tensor
     lengths: Tensor  # int32 [B], on the device
-    starts: list[int]  # the same numbers, on the host
+    starts: np.ndarray  # the same numbers, on the host
 
     @property
     def seen(self) -> int:
         """The longest row's length."""
-        return max(self.starts)
+        return int(self.starts.max())
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Write [B T K E] behind each row's `starts`; keys come rotated."""
-        for row, start in enumerate(self.starts):
+        for row, start in enumerate(self.starts.tolist()):
             new = slice(start, start + key.shape[1])
             self.keys[row, :, new] = key[row].transpose(0, 1)
             self.values[row, :, new] = value[row].transpose(0, 1)
@@ -44,16 +45,25 @@ class Layer:
 class Cache:
     """Keys and values of every layer, allocated once for `capacity` tokens a row."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, seen: list[int]):
+    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, seen: np.ndarray):
         self.keys, self.values, self.lengths, self.seen = keys, values, lengths, seen
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int = 1, capacity: int = 0, dtype=torch.float32,
               kv_dtype=None, device="cpu") -> "Cache":  # fmt: skip
-        """Room for `capacity` tokens in each of `batch` rows, stored as `kv_dtype` (by default `dtype`)."""
+        """Room for `capacity` tokens in each of `batch` rows, stored as `kv_dtype` (by default
+        `dtype`).
+        """
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        keys, values = (torch.empty(shape, dtype=kv_dtype or dtype, device=device) for _ in range(2))
-        return cls(keys, values, torch.zeros(batch, dtype=torch.int32, device=device), [0] * batch)
+        keys, values = (
+            torch.empty(shape, dtype=kv_dtype or dtype, device=device) for _ in range(2)
+        )
+        return cls(
+            keys,
+            values,
+            torch.zeros(batch, dtype=torch.int32, device=device),
+            np.zeros(batch, dtype=np.int64),
+        )
 
     @property
     def capacity(self) -> int:
@@ -63,24 +73,23 @@ class Cache:
         return Layer(self.keys[index], self.values[index], self.lengths, self.seen)
 
     def row(self, index: int) -> "Cache":
-        """One row as a cache of its own that shares this one's memory and lengths on the device.
-
-        Its host counts are its own: `take_row` brings them back.
+        """One row as a cache of its own; memory and lengths are shared, so that advancing it counts
+        here too.
         """
         one = slice(index, index + 1)
         return Cache(self.keys[:, one], self.values[:, one], self.lengths[one], self.seen[one])
 
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""
-        assert self.capacity >= max(self.seen) + count, (self.capacity, self.seen, count)
+        assert self.capacity >= self.seen.max() + count, (self.capacity, self.seen, count)
         self.lengths += count
-        self.seen[:] = [seen + count for seen in self.seen]
+        self.seen += count
 
     def rewind(self, count: int) -> None:
         """Forget the newest `count` tokens of every row."""
-        assert 0 <= count <= min(self.seen), (count, self.seen)
+        assert 0 <= count <= self.seen.min(), (count, self.seen)
         self.lengths -= count
-        self.seen[:] = [seen - count for seen in self.seen]
+        self.seen -= count
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` tokens a row, keeping what is there."""
@@ -94,6 +103,6 @@ class Cache:
 
     def tensors(self) -> dict[str, Tensor]:
         """What has been seen, by name, for saving: keys and values [L B K seen E] and lengths."""
-        count = max(self.seen)
+        count = int(self.seen.max())
         return {"keys": self.keys[:, :, :, :count], "values": self.values[:, :, :, :count],
                 "lengths": self.lengths}  # fmt: skip

@@ -1,19 +1,19 @@
 """What a checkpoint is: frozen dataclasses, built strictly from config.json.
 
 in:  the parsed config.json of either layout      out: one LlavaConfig, the same whatever the layout
-One `from_*` function for each layout; a known key with a value that is not understood is refused by name,
-an unknown key is listed in `ignored`. The layout is recognised from the keys alone, never from a folder's name
-(and not from model_type, which says "llava" in files of three families).
+One `from_*` function for each layout; a known key with a value that is not understood is refused by
+name, an unknown key is listed in `ignored`. The layout is recognised from the keys alone, never
+from a folder's name (and not from model_type, which says "llava" in files of three families).
 Read first. Read next: anyres.py.
 Agrees with: LlavaOnevisionConfig and Qwen2Config of transformers; LlavaQwenConfig of LLaVA-NeXT.
 """
 
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import CheckpointError, shown
+from .files import read_json
 
 MISSING = object()
 
@@ -69,7 +69,12 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """A whole checkpoint. Grids are (rows, columns) of tiles; token ids are None where there is no such token."""
+    """A whole checkpoint.
+
+    grids: (rows, columns) of tiles that "anyres" may choose. one_image, several_images: how a
+    picture that comes alone, and pictures that come together, become tiles: "anyres" or "pad".
+    frames: how many are sampled from a clip.
+    """
 
     family: str
     vision: VisionConfig
@@ -77,13 +82,13 @@ class LlavaConfig:
     template: str
     grids: tuple[tuple[int, int], ...] = ()
     max_tiles: int | None = None
-    several_images: str = "anyres"
+    one_image: str = "anyres"
+    several_images: str = "pad"
     unpad_rounded: bool = True
     newline: bool = False
     newline_position: str = "no_token"
     pool_mode: str | None = None
-    image_token_id: int | None = None
-    video_token_id: int | None = None
+    frames: int = 32
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -93,18 +98,22 @@ class LlavaConfig:
 
 
 class Fields:
-    """A JSON object that is read key by key: each with a type and its allowed values; what is left is `ignored`."""
+    """A JSON object that is read key by key: each with a type and its allowed values; what is left
+    is `ignored`.
+    """
 
     def __init__(self, values: dict, where: str):
         self.values, self.where, self.read = values, where, set()
 
     def get(self, key: str, kind, default=MISSING, choices=None):
-        """The value of `key`, of type `kind`, among `choices` if given; CheckpointError otherwise."""
+        """The value of `key`, of type `kind`, among `choices` if given; else an error."""
         self.read.add(key)
         value = self.values.get(key, default)
         if value is MISSING:
-            raise CheckpointError(f"cannot read the configuration: {self.where}: expected the key {key!r}, "
-                                  "found none. Is the file complete?")  # fmt: skip
+            raise CheckpointError(
+                f"cannot read the configuration: {self.where}: expected the key {key!r}, "
+                "found none. Is the file complete?"
+            )
         if value is None and default is None:
             return None
         if kind is float and type(value) is int:
@@ -113,6 +122,14 @@ class Fields:
             raise self.refused(key, f"a value of type {kind.__name__}", value)
         if choices is not None and value not in choices:
             raise self.refused(key, " or ".join(map(repr, choices)), value)
+        return value
+
+    def integer(self, key: str, default: int, choices: tuple[int, ...]) -> int:
+        """A whole number, perhaps negative, among `choices`."""
+        self.read.add(key)
+        value = self.values.get(key, default)
+        if type(value) is not int or value not in choices:
+            raise self.refused(key, " or ".join(map(str, choices)), value)
         return value
 
     def size(self, key: str, default=MISSING) -> int:
@@ -126,10 +143,9 @@ class Fields:
         return Fields(self.get(key, dict, default), f"{self.where}: {key}")
 
     def refused(self, key: str, expected: str, found) -> CheckpointError:
-        return CheckpointError(f"not supported: {self.where}: {key}: expected {expected}, found {shown(found)}.")
-
-    def ignored(self) -> tuple[str, ...]:
-        return tuple(f"{self.where}: {key}" for key in self.values if key not in self.read)
+        return CheckpointError(
+            f"not supported: {self.where}: {key}: expected {expected}, found {shown(found)}."
+        )
 
 
 TOWERS = {
@@ -137,9 +153,15 @@ TOWERS = {
 }  # what a tower's class fixes or defaults to
 NAMED_TOWERS = {
     "google/siglip-so400m-patch14-384": dict(
-        model_type="siglip_vision_model", hidden_size=1152, intermediate_size=4304, num_hidden_layers=26,
-        num_attention_heads=16, image_size=384, patch_size=14),
-}  # fmt: skip  # original files only name their tower
+        model_type="siglip_vision_model",
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=26,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    ),
+}  # original files only name their tower
 
 
 def vision_config(fields: Fields) -> VisionConfig:
@@ -160,13 +182,17 @@ def vision_config(fields: Fields) -> VisionConfig:
         num_heads=heads,
         image_size=fields.size("image_size"),
         patch_size=fields.size("patch_size"),
-        activation=fields.get("hidden_act", str, defaults["activation"], choices=(defaults["activation"],)),
+        activation=fields.get(
+            "hidden_act", str, defaults["activation"], choices=(defaults["activation"],)
+        ),
         norm_eps=fields.get("layer_norm_eps", float, defaults["norm_eps"]),
     )
 
 
 def rope_settings(fields: Fields) -> tuple[float, float]:
-    """(theta, linear factor) from rope_theta and rope_scaling, or from rope_parameters as transformers 5 writes."""
+    """(theta, linear factor) from rope_theta and rope_scaling, or from rope_parameters as
+    transformers 5 writes.
+    """
     theta = fields.get("rope_theta", float, 10_000.0)
     scaling = fields.get("rope_parameters", dict, None) or fields.get("rope_scaling", dict, None)
     if scaling is None:
@@ -188,7 +214,9 @@ def text_config(fields: Fields, tied: bool, eos_ids: tuple[int, ...]) -> TextCon
     if width % heads:
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
     if heads % kv_heads:
-        raise fields.refused("num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads)
+        raise fields.refused(
+            "num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads
+        )
     theta, factor = rope_settings(fields)
     return TextConfig(
         vocab_size=fields.size("vocab_size"),
@@ -208,13 +236,21 @@ def text_config(fields: Fields, tied: bool, eos_ids: tuple[int, ...]) -> TextCon
     )
 
 
-def token_ids(value) -> tuple[int, ...]:
-    """eos_token_id may be one id, a list, or missing."""
-    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+def eos_ids(values: dict) -> tuple[int, ...]:
+    """The ids that end an answer: eos_token_id may be one id, a list, or missing."""
+    found = values.get("eos_token_id")
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in found):
+        raise CheckpointError(
+            f"not supported: eos_token_id: expected token ids, found {shown(found)}."
+        )
+    return tuple(found)
 
 
 def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tuple[int, int], ...]:
-    """image_grid_pinpoints as (rows, columns): a list of sizes in pixels, or a range such as "(1x1),...,(6x6)"."""
+    """image_grid_pinpoints as (rows, columns): a list of sizes in pixels, or a range such as
+    "(1x1),...,(6x6)".
+    """
     value = fields.get(key, type(fields.values.get(key, [])), [])
     if isinstance(value, str):
         pairs = [tuple(map(int, pair)) for pair in re.findall(r"\((\d+)x(\d+)\)", value)]
@@ -223,7 +259,11 @@ def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tupl
         (first_a, first_b), (last_a, last_b) = pairs[0], pairs[-1]
         return tuple((b, a) for a in range(first_a, last_a + 1) for b in range(first_b, last_b + 1))
     for pair in value:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(x) is int and x > 0 for x in pair)):
+        if not (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(x) is int and x > 0 for x in pair)
+        ):
             raise fields.refused(key, "pairs of positive numbers", pair)
         if pair[0] % tile or pair[1] % tile:
             raise fields.refused(key, f"multiples of the tile's side {tile}", pair)
@@ -237,6 +277,22 @@ def max_tiles(aspect: str) -> int | None:
 
 
 ANYRES = re.compile(r"anyres(_max_[1-9]\d{0,2})?")
+NOT_READ = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "attention_dropout",
+    "initializer_range",
+    "max_window_layers",
+    "sliding_window",
+    "auto_map",
+    "layer_types",
+)  # change nothing in what is computed here
 
 
 def from_hf_onevision(fields: Fields) -> LlavaConfig:
@@ -247,36 +303,124 @@ def from_hf_onevision(fields: Fields) -> LlavaConfig:
     fields.get("projector_hidden_act", str, "gelu", choices=("gelu",))
     fields.get("multimodal_projector_bias", bool, True, choices=(True,))
     fields.get("vision_feature_select_strategy", str, "full", choices=("full",))
-    fields.get("vision_feature_layer", int, -1) if fields.values.get("vision_feature_layer") != -1 else None
     fields.get("use_image_newline_parameter", bool, True, choices=(True,))
+    for key in ("image_token_index", "video_token_index", "image_token_id", "video_token_id"):
+        fields.get(key, int, None)  # where a visual goes is decided by its piece, not by an id
+    fields.integer("vision_feature_layer", -1, choices=(-1,))
     aspect = fields.get("vision_aspect_ratio", str, "anyres_max_9")
     if not ANYRES.fullmatch(aspect):
         raise fields.refused("vision_aspect_ratio", "'anyres' or 'anyres_max_<n>'", aspect)
-    tied = text.get("tie_word_embeddings", bool, None)
-    tied = fields.get("tie_word_embeddings", bool, False) if tied is None else tied
-    eos = fields.values.get("eos_token_id", text.values.get("eos_token_id"))
+    tied = fields.get("tie_word_embeddings", bool, False)
+    tied = text.get("tie_word_embeddings", bool, tied)
     tower = vision_config(vision)
-    image_key = "image_token_index" if "image_token_index" in fields.values else "image_token_id"
-    video_key = "video_token_index" if "video_token_index" in fields.values else "video_token_id"
     return LlavaConfig(
         family="llava_onevision",
         vision=tower,
-        text=text_config(text, tied, token_ids(eos)),
+        text=text_config(text, tied, eos_ids(text.values) + eos_ids(fields.values)),
         template="onevision",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
         max_tiles=max_tiles(aspect),
-        several_images="pad",
         unpad_rounded=True,
         newline=True,
         newline_position="one_token",
         pool_mode="bilinear",
-        image_token_id=fields.get(image_key, int, 151646),
-        video_token_id=fields.get(video_key, int, 151647),
-        ignored=fields.ignored() + text.ignored() + vision.ignored(),
+        ignored=ignored(fields, text, vision),
     )
 
 
-def read(folder: Path) -> LlavaConfig:
-    """The configuration of a checkpoint folder."""
-    values = json.loads((folder / "config.json").read_text())
-    return from_hf_onevision(Fields(values, "config.json"))
+def from_original(fields: Fields) -> LlavaConfig:
+    """Original layout `llava_qwen`: one flat object, the tower only named (or described in a
+    vision_config).
+    """
+    fields.get("model_type", str, choices=("llava", "llava_qwen"))
+    fields.get("mm_projector_type", str, choices=("mlp2x_gelu",))
+    fields.get("mm_patch_merge_type", str, choices=("spatial_unpad",))
+    fields.get("mm_vision_select_feature", str, "patch", choices=("patch",))
+    fields.integer(
+        "mm_vision_select_layer", -2, choices=(-2, -1)
+    )  # SigLIP's rows come from its last block all the same
+    fields.get("mm_resampler_type", str, None, choices=(None,))
+    for key in (
+        "mm_use_im_patch_token",
+        "mm_use_im_start_end",
+        "use_pos_skipping",
+        "add_faster_video",
+    ):
+        fields.get(key, bool, False, choices=(False,))
+    aspect = fields.get("image_aspect_ratio", str)
+    if aspect != "pad" and not ANYRES.fullmatch(aspect):
+        raise fields.refused("image_aspect_ratio", "'anyres', 'anyres_max_<n>' or 'pad'", aspect)
+    named = fields.get("mm_vision_tower", str)
+    if "vision_config" in fields.values:
+        vision = fields.section("vision_config")
+    elif named in NAMED_TOWERS:
+        vision = Fields(NAMED_TOWERS[named], f"the tower {named}")
+    else:
+        raise fields.refused("mm_vision_tower", " or ".join(map(repr, NAMED_TOWERS)), named)
+    tower = vision_config(vision)
+    fields.get("mm_hidden_size", int, tower.hidden_size, choices=(tower.hidden_size,))
+    timed = fields.get("add_time_instruction", bool, False)
+    return LlavaConfig(
+        family="llava_qwen",
+        vision=tower,
+        text=text_config(
+            fields, fields.get("tie_word_embeddings", bool, False), eos_ids(fields.values)
+        ),
+        template="qwen",
+        grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
+        max_tiles=max_tiles(aspect),
+        one_image="pad" if aspect == "pad" else "anyres",
+        unpad_rounded=False,
+        newline=True,
+        newline_position=fields.get(
+            "mm_newline_position",
+            str,
+            "grid" if timed else "one_token",
+            choices=("grid", "frame", "one_token", "no_token"),
+        ),
+        pool_mode=fields.get(
+            "mm_spatial_pool_mode", str, "bilinear", choices=("bilinear", "average", "max")
+        ),
+        ignored=ignored(fields, vision),
+    )
+
+
+def ignored(*sections: Fields) -> tuple[str, ...]:
+    """The keys that were not read and are not known to change nothing."""
+    return tuple(f"{section.where}: {key}" for section in sections for key in section.values
+                 if key not in section.read and key not in NOT_READ)  # fmt: skip
+
+
+def from_values(values: dict, where: str = "config.json") -> LlavaConfig:
+    """The configuration of either layout, recognised from its keys."""
+    fields = Fields(values, where)
+    if "mm_vision_tower" in values:
+        return from_original(fields)
+    if values.get("model_type") == "llava_onevision":
+        return from_hf_onevision(fields)
+    raise CheckpointError(
+        f"not supported: {where}: model_type: expected llava_onevision, or an original LLaVA with "
+        f"mm_vision_tower, found {shown(values.get('model_type'))}."
+    )
+
+
+def read(folder: Path, overrides: dict | None = None) -> LlavaConfig:
+    """The configuration of a checkpoint folder; `overrides` replace keys of config.json before it
+    is parsed.
+
+    The ids of generation_config.json that end an answer count too; a video preprocessor may say how
+    many frames it samples.
+    """
+    config = from_values(
+        {**read_json(folder / "config.json", "configuration"), **(overrides or {})}
+    )
+    if (folder / "generation_config.json").exists():
+        more = eos_ids(read_json(folder / "generation_config.json", "generation settings"))
+        all_ids = tuple(dict.fromkeys(config.text.eos_ids + more))
+        config = replace(config, text=replace(config.text, eos_ids=all_ids))
+    if (folder / "video_preprocessor_config.json").exists():
+        frames = read_json(folder / "video_preprocessor_config.json", "video preprocessor").get(
+            "num_frames"
+        )
+        config = replace(config, frames=frames) if type(frames) is int and frames > 0 else config
+    return config

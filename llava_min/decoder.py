@@ -1,10 +1,12 @@
 """The language model: rows -> logits (Qwen2; LLaMA is the same without qkv biases).
 
-in:  rows [B T D] (embedded text and projected pictures alike), a cache      out: hidden [B T D], logits float32
+in:  rows [B T D] (embedded text and projected pictures alike), a cache      out: hidden [B T D],
+logits float32
 Read before: cache.py. Read next: model.py.
 Agrees with: Qwen2ForCausalLM and LlamaForCausalLM of transformers; arXiv 2407.10671.
 
-B rows of a batch, T new tokens, D width, H query heads, K key/value heads, E head dimension, V vocabulary.
+B rows of a batch, T new tokens, D width, H query heads, K key/value heads, E head dimension, V
+vocabulary.
 """
 
 import torch
@@ -60,14 +62,16 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B T] -> rows [B T D]."""
         return see("embedded", self.embedding(ids), "B T D")
 
     def forward(self, rows: Tensor, cache: Cache) -> Tensor:
-        """[B T D] -> hidden [B T D]. Writes the cache behind its lengths and does not advance it."""
+        """[B T D] -> hidden [B T D]. Writes into the cache and does not advance it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles = self.angles(positions, rows.dtype)
         for index, block in enumerate(self.blocks):

@@ -2,7 +2,9 @@
 
 
 class LlavaMinError(Exception):
-    """One line: <what failed>: <which file, tensor or argument>: expected <x>, found <y>. <what to do>"""
+    """One line: <what failed>: <which file, tensor or argument>: expected <x>, found <y>. <what to
+    do>
+    """
 
     exit_code = 1
 

@@ -1,11 +1,30 @@
-"""The page that puts the others together: encode, prefill, decode."""
+"""The page that puts the others together: encode, prefill, decode.
 
+in:  a plan and its visuals (tiles), or the newest ids      out: logits [B V], float32; the cache
+moves on
+    encode   tiles -> rows, a few tiles or frames at a time
+    prefill  a whole prompt, chunk by chunk, into the cache
+    decode   one more token for every row of a batch
+Read before: decoder.py. Read next: sampling.py.
+Agrees with: LlavaOnevisionForConditionalGeneration of transformers; LlavaQwenForCausalLM of LLaVA-
+NeXT.
+
+B rows of a batch, T tokens, W decoder width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import projector
+from .budget import Plan, Text
+from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
-from .projector import Projector
+from .image import Tiles
+from .trace import see
 from .vision import VisionTower
 
 
@@ -16,6 +35,85 @@ class Llava(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
-        self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
-        self.newline = nn.Parameter(torch.empty(config.text.hidden_size)) if config.newline else None
+        self.projector = projector.Projector(config.vision.hidden_size, config.text.hidden_size)
+        self.newline = (
+            nn.Parameter(torch.empty(config.text.hidden_size)) if config.newline else None
+        )
         self.decoder = Decoder(config.text)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embedding.weight.device
+
+    def projected(self, pixels: np.ndarray, k: int) -> Iterator[Tensor]:
+        """Tiles [B S S 3] -> their projected features [k N W], k tiles at a time."""
+        for start in range(0, len(pixels), k):
+            tiles = torch.from_numpy(pixels[start : start + k]).to(self.device)
+            yield self.projector(self.vision(see("tiles", tiles, "B S S 3")))
+
+    @torch.inference_mode()
+    def encode(self, visual: Tiles, video: bool, k: int = 8) -> Iterator[Tensor]:
+        """The rows [tokens W] of a picture, at once, or of a clip, k frames at a time."""
+        config = self.config
+        if video:
+            for projected in self.projected(visual.pixels, k):
+                pooled = projector.pool(projected, config.pool_mode)
+                yield projector.frames_rows(pooled, self.newline, config.newline_position)
+            end = projector.clip_end(self.newline, config.newline_position)
+            if end is not None:
+                yield end
+            return
+        projected = torch.cat(list(self.projected(visual.pixels, k)))
+        if visual.grid is None:
+            yield projector.single_tile_rows(projected, self.newline)
+        else:
+            yield projector.picture_rows(projected, visual.size, visual.grid, self.newline, config)
+
+    @torch.inference_mode()
+    def rows(self, plan: Plan, visuals: list[Iterator[Tensor]]) -> Iterator[Tensor]:
+        """The rows of a prompt in order, in pieces [tokens W] of any length; visuals are pulled
+        when reached.
+        """
+        remaining = iter(visuals)
+        for segment in plan.segments:
+            if isinstance(segment, Text):
+                yield self.decoder.embed(torch.tensor([segment.ids], device=self.device))[0]
+            else:
+                yield from next(remaining)
+
+    @torch.inference_mode()
+    def prefill(self, plan: Plan, visuals: list[Iterator[Tensor]], cache: Cache, chunk: int = 4096,
+                keep: str = "last") -> Tensor:  # fmt: skip
+        """Run a prompt through the decoder into a cache of one row, `chunk` tokens at a time.
+
+        `visuals` are what `encode` gives, one for each picture or clip of the plan, in order.
+        Returns logits [1 V] of the last token, or [T V] of all with keep="all".
+        """
+        kept = []
+        for rows in chunks(self.rows(plan, visuals), chunk):
+            hidden = self.decoder(rows[None], cache)
+            cache.advance(rows.shape[0])
+            kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:]]
+        return self.decoder.logits(torch.cat(kept, dim=1))[0]
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: Cache) -> Tensor:
+        """One step for every row: ids [B] -> logits [B V]."""
+        hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
+        cache.advance(1)
+        return self.decoder.logits(hidden)[:, 0]
+
+
+def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Pieces [tokens W] of any length -> the same rows in pieces of `size`, the last shorter."""
+    waiting: list[Tensor] = []
+    for piece in pieces:
+        while len(piece):
+            room = size - sum(map(len, waiting))
+            waiting.append(piece[:room])
+            piece = piece[room:]
+            if sum(map(len, waiting)) == size:
+                yield torch.cat(waiting)
+                waiting = []
+    if waiting:
+        yield torch.cat(waiting)

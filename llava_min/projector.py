@@ -2,10 +2,11 @@
 
 in:  features [B N D] of a picture's tiles or of a clip's frames      out: rows [tokens W]
 Read before: vision.py. Read next: prompt.py.
-Agrees with: prepare_inputs_labels_for_multimodal of LLaVA-NeXT llava_arch.py; pack_image_features and
-apply_pooling of transformers modeling_llava_onevision.py.
+Agrees with: prepare_inputs_labels_for_multimodal of LLaVA-NeXT llava_arch.py; pack_image_features
+and apply_pooling of transformers modeling_llava_onevision.py.
 
-B tiles or frames, N = P x P patches, D vision width, W decoder width, R rows and C columns of a patch map.
+B tiles or frames, N = P x P patches, D vision width, W decoder width, R rows and C columns of a
+patch map.
 """
 
 import math
@@ -49,9 +50,11 @@ def end_rows(patch_map: Tensor, newline: Tensor) -> Tensor:
 
 def picture_rows(projected: Tensor, size: tuple[int, int], grid: tuple[int, int], newline: Tensor,
                  config: LlavaConfig) -> Tensor:  # fmt: skip
-    """An anyres picture: the base tile, then the grid's patches, unpadded, capped, a newline after each row.
+    """An anyres picture: the base tile, then the grid's patches, unpadded, capped, a newline after
+    each row.
 
-    projected [1 + grid rows x grid columns, N, W]; size (width, height) of the original picture in pixels.
+    projected [1 + grid rows x grid columns, N, W]; size (width, height) of the original picture in
+    pixels.
     """
     (grid_rows, grid_columns), tiles = grid, square(projected[1:])
     side = tiles.shape[-1]
@@ -72,7 +75,9 @@ def single_tile_rows(projected: Tensor, newline: Tensor | None) -> Tensor:
 
 
 POOLS = {
-    "bilinear": lambda m: F.interpolate(m, [math.ceil(s / 2) for s in m.shape[2:]], mode="bilinear"),
+    "bilinear": lambda m: F.interpolate(
+        m, [math.ceil(s / 2) for s in m.shape[2:]], mode="bilinear"
+    ),
     "average": lambda m: F.avg_pool2d(m, 2),
     "max": lambda m: F.max_pool2d(m, 2),
 }  # [B C P P] -> [B C P/2 P/2]; bilinear rounds up, the others drop an odd last row
@@ -86,8 +91,8 @@ def pool(patches: Tensor, mode: str) -> Tensor:
 def frames_rows(pooled: Tensor, newline: Tensor | None, position: str) -> Tensor:
     """The rows of some frames of a clip [B N W]: `position` says where newlines stand inside it.
 
-    "grid": after each row of each frame; "frame": after each frame; "one_token" and "no_token": nowhere
-    here (the one token closes the whole clip: see `clip_end`).
+    "grid": after each row of each frame; "frame": after each frame; "one_token" and "no_token":
+    nowhere here (the one token closes the whole clip: see `clip_end`).
     """
     if position == "grid":
         return end_rows(square(pooled), newline).flatten(0, 1)

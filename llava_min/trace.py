@@ -1,8 +1,9 @@
-"""see(): states a tensor's axes where it is made. It reads as a comment, checks, and prints under --trace.
+"""see(): states a tensor's axes where it is made. It reads as a comment, checks, and prints under
+--trace.
 
 patches = see("patches", patches, "B N D")
-Without an observer it costs an assertion. This observer is one of the package's two globals (the other is
-the kernel choice in kernels/choose.py).
+Without an observer it costs an assertion. This observer is one of the package's two globals (the
+other is the kernel choice in kernels/choose.py).
 """
 
 import sys
@@ -22,7 +23,9 @@ def see(name: str, tensor, axes: str):
 
 
 class Tracer:
-    """Prints one line for each stage the first time that it passes: file, name, axes = sizes, dtype, ms."""
+    """Prints one line for each stage the first time that it passes: file, name, axes = sizes,
+    dtype, ms.
+    """
 
     def __init__(self, stream):
         self.stream, self.seen, self.last = stream, set(), time.perf_counter()
@@ -31,10 +34,13 @@ class Tracer:
         now = time.perf_counter()
         if (file, name) not in self.seen:
             self.seen.add((file, name))
-            sizes = ", ".join(f"{axis}={size}" for axis, size in zip(axes.split(), tensor.shape))
+            sizes = ", ".join(axis if axis == str(size) else f"{axis}={size}"
+                              for axis, size in zip(axes.split(), tensor.shape))  # fmt: skip
             dtype = str(tensor.dtype).removeprefix("torch.")
             milliseconds = 1000 * (now - self.last)
-            print(f"{file:14} {name:22} {sizes:34} {dtype:9} {milliseconds:9.2f} ms", file=self.stream)
+            print(
+                f"{file:14} {name:22} {sizes:34} {dtype:9} {milliseconds:9.2f} ms", file=self.stream
+            )
         self.last = now
 
 

@@ -18,8 +18,8 @@ from .trace import see
 def normalise(tiles: Tensor, config: VisionConfig, dtype: torch.dtype) -> Tensor:
     """[B S S 3] uint8 -> [B 3 S S]: (x / 255 - mean) / std.
 
-    A true division in float32: it agrees bit for bit with the reference's float64 product for all 256
-    values; a float32 multiplication by 1/255 does not.
+    A true division in float32: it agrees bit for bit with the reference's float64 product for all
+    256 values; a float32 multiplication by 1/255 does not.
     """
     wide = torch.promote_types(dtype, torch.float32)
     mean = torch.tensor(config.mean, dtype=wide, device=tiles.device)
@@ -63,7 +63,9 @@ class Block(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches, positions, blocks. Neither SigLIP's nor CLIP's final norm applies: LLaVA takes the rows before it."""
+    """Patches, positions, blocks. Neither SigLIP's nor CLIP's final norm applies: LLaVA takes the
+    rows before it.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()

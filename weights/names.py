@@ -1,9 +1,10 @@
 """The names of tensors: every layout's name -> the name in our modules, tables as data.
 
-A checkpoint name is a prefix (where the tensor belongs) and a rest (which tensor it is). PREFIXES turns the
-prefix of any layout into our module's; first match wins. PARTS renames the rest. Where our module fuses
-several tensors (qkv, gate_up), a row names the slice that the tensor fills.
-Read next: load.py. Agrees with: the published safetensors indexes; transformers' conversion scripts.
+A checkpoint name is a prefix (where the tensor belongs) and a rest (which tensor it is). PREFIXES
+turns the prefix of any layout into our module's; first match wins. PARTS renames the rest. Where
+our module fuses several tensors (qkv, gate_up), a row names the slice that the tensor fills.
+Read next: load.py. Agrees with: the published safetensors indexes; transformers' conversion
+scripts.
 """
 
 import itertools
@@ -27,7 +28,10 @@ PREFIXES = (
     ("model.language_model.", "decoder."),  # HF 4.52 and 5
     ("model.", "decoder."),  # original: must come last
 )
-LAYOUTS = {"original": (0, 5, 6, 9, 12, 15), "hf": (2, 8, 10, 11, 13)}  # rows of PREFIXES that write a layout
+LAYOUTS = {
+    "original": (0, 5, 6, 9, 12, 15),
+    "hf": (2, 8, 10, 11, 13),
+}  # rows of PREFIXES that write a layout
 PARTS = (
     # (their part, our part, the slice of ours that it fills); {n} is a block's number
     ("decoder.embed_tokens.", "decoder.embedding.", None),
@@ -67,7 +71,10 @@ def renamed(name: str, part: str, replacement: str) -> str | None:
     'c.12.d.weight'
     """
     match = re.match(re.escape(part).replace(r"\{n\}", r"(\d+)"), name)
-    return match and replacement.replace("{n}", match[1] if match.groups() else "") + name[match.end() :]
+    return (
+        match
+        and replacement.replace("{n}", match[1] if match.groups() else "") + name[match.end() :]
+    )
 
 
 def ours(name: str) -> tuple[str, str | None]:
@@ -95,14 +102,17 @@ def theirs(name: str, layout: str) -> list[tuple[str, str | None]]:
     inner = [(renamed(name, own, their), piece) for their, own, piece in PARTS]
     inner = [(found, piece) for found, piece in inner if found] or [(name, None)]
     prefixes = [(PREFIXES[index][1], PREFIXES[index][0]) for index in LAYOUTS[layout]]
-    return [(next(their + found[len(own) :] for own, their in prefixes if found.startswith(own)), piece)
-            for found, piece in inner]  # fmt: skip
+    return [
+        (next(their + found[len(own) :] for own, their in prefixes if found.startswith(own)), piece)
+        for found, piece in inner
+    ]
 
 
 def slices(name: str, config) -> dict[str, slice]:
     """The rows of our fused tensor `name` that each of its pieces fills.
 
-    Rows of qkv: the heads of all queries, then of keys, then of values. Rows of gate_up: gate, then up.
+    Rows of qkv: the heads of all queries, then of keys, then of values. Rows of gate_up: gate, then
+    up.
     """
     if ".gate_up." in name:
         sizes = {"gate": config.text.intermediate_size, "up": config.text.intermediate_size}

@@ -1,7 +1,7 @@
 """How often the checkpoint is right on scenes that nobody has seen.
 
-An answer counts when every token of it, the end token included, is the most likely one: exactly the cases
-in which greedy decoding prints the right answer.
+An answer counts when every token of it, the end token included, is the most likely one: exactly the
+cases in which greedy decoding prints the right answer.
 Read before: train.py.
 """
 
@@ -10,8 +10,12 @@ import torch
 
 from . import scenes
 
-KINDS_OF_EXAM = {"picture": scenes.ONE_PICTURE, "large": scenes.ONE_PICTURE, "pair": scenes.TWO_PICTURES,
-                 "clip": scenes.CLIPS}  # fmt: skip
+KINDS_OF_EXAM = {
+    "picture": scenes.ONE_PICTURE,
+    "large": scenes.ONE_PICTURE,
+    "pair": scenes.TWO_PICTURES,
+    "clip": scenes.CLIPS,
+}
 
 
 @torch.no_grad()
@@ -34,8 +38,12 @@ def mark(batch, right: np.ndarray, results: dict[str, list[bool]]) -> None:
     segments = batch.segments[rows, columns]
     for row, tasks in enumerate(batch.tasks):
         for number, task in enumerate(tasks):
-            results.setdefault(task, []).append(bool(right[(rows == row) & (segments == number)].all()))
+            results.setdefault(task, []).append(
+                bool(right[(rows == row) & (segments == number)].all())
+            )
 
 
 def line(results: dict[str, list[bool]]) -> str:
-    return "held out: " + "  ".join(f"{task} {100 * np.mean(right):.0f}" for task, right in results.items())
+    return "held out: " + "  ".join(
+        f"{task} {100 * np.mean(right):.0f}" for task, right in results.items()
+    )

@@ -1,9 +1,9 @@
 """The text files of the embedded checkpoint: configuration, tokenizer, chat template, preprocessor.
 
     python -m llava_min.weights.tiny.files      writes them beside this file
-They have the names and keys of a published llava_onevision checkpoint, so that transformers loads the
-folder unchanged. The tokenizer is a byte-level BPE, trained on questions and answers of scenes.py, with
-Qwen2's splitting rule and special tokens.
+They have the names and keys of a published llava_onevision checkpoint, so that transformers loads
+the folder unchanged. The tokenizer is a byte-level BPE, trained on questions and answers of
+scenes.py, with Qwen2's splitting rule and special tokens.
 Read before: scenes.py. Read next: lessons.py.
 """
 
@@ -11,7 +11,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from . import scenes
 
@@ -19,14 +28,18 @@ FOLDER = Path(__file__).parent
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 WORDS = 507  # byte-level tokens; with the five special ones the vocabulary has 512
 TILE = 84
-QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-               r"\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{# Render all images first #}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ "
+    "'<image>' }}{% endfor %}"
     "{# Render all video then #}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ "
+    "'<video>' }}{% endfor %}"
     "{# Render all text next #}"
     "{% if message['role'] != 'assistant' %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
@@ -62,11 +75,15 @@ def tokenizer() -> Tokenizer:
     ])  # fmt: skip
     built.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    built.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet,
-                                                            show_progress=False))  # fmt: skip
+    built.train_from_iterator(
+        corpus(),
+        trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, show_progress=False),
+    )
     missing = WORDS - built.get_vocab_size()
     built.add_tokens([f"<|unused_{index}|>" for index in range(missing)])
-    built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    built.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
     return built
 
 
@@ -77,7 +94,9 @@ def configuration(ids: dict[str, int]) -> dict:
         "model_type": "llava_onevision",
         "image_token_index": ids["<image>"],
         "video_token_index": ids["<video>"],
-        "image_grid_pinpoints": [[TILE * rows, TILE * columns] for rows in range(1, 7) for columns in range(1, 7)],
+        "image_grid_pinpoints": [
+            [TILE * rows, TILE * columns] for rows in range(1, 7) for columns in range(1, 7)
+        ],
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "tie_word_embeddings": True,
@@ -86,18 +105,35 @@ def configuration(ids: dict[str, int]) -> dict:
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "vision_config": {
-            "model_type": "siglip_vision_model", "hidden_size": 128, "intermediate_size": 512,
-            "num_hidden_layers": 4, "num_attention_heads": 2, "num_channels": 3, "image_size": TILE,
-            "patch_size": 14, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": False,
+            "model_type": "siglip_vision_model",
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "num_channels": 3,
+            "image_size": TILE,
+            "patch_size": 14,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "vision_use_head": False,
         },
         "text_config": {
-            "model_type": "qwen2", "vocab_size": WORDS + len(SPECIAL), "hidden_size": 256,
-            "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True,
-            "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"],
+            "model_type": "qwen2",
+            "vocab_size": WORDS + len(SPECIAL),
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
         },
-    }  # fmt: skip
+    }
 
 
 def write(folder: Path = FOLDER) -> None:
@@ -106,33 +142,72 @@ def write(folder: Path = FOLDER) -> None:
     ids = {token: built.token_to_id(token) for token in SPECIAL}
     built.save(str(folder / "tokenizer.json"))
     image_processor = {
-        "image_processor_type": "LlavaOnevisionImageProcessor", "do_resize": True, "do_rescale": True,
-        "do_normalize": True, "do_convert_rgb": True, "do_pad": True, "resample": 3,
-        "rescale_factor": 0.00392156862745098, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "do_pad": True,
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
         "size": {"height": TILE, "width": TILE},
         "image_grid_pinpoints": configuration(ids)["image_grid_pinpoints"],
-    }  # fmt: skip
-    video_processor = {key: value for key, value in image_processor.items()
-                       if key not in ("image_processor_type", "image_grid_pinpoints", "do_pad")}  # fmt: skip
+    }
+    video_processor = {
+        key: value
+        for key, value in image_processor.items()
+        if key not in ("image_processor_type", "image_grid_pinpoints", "do_pad")
+    }
     contents = {
         "config.json": configuration(ids),
-        "generation_config.json": {"bos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
-                                   "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]]},
+        "generation_config.json": {
+            "bos_token_id": ids["<|endoftext|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+        },
         "tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False, "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>", "unk_token": None, "bos_token": None, "model_max_length": 32768,
-            "padding_side": "left", "additional_special_tokens": list(SPECIAL[1:]), "errors": "replace",
-            "clean_up_tokenization_spaces": False, "split_special_tokens": False,
-            "added_tokens_decoder": {str(ids[token]): {"content": token, "special": True, "normalized": False,
-                                                       "lstrip": False, "rstrip": False, "single_word": False}
-                                     for token in SPECIAL}},
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "bos_token": None,
+            "model_max_length": 32768,
+            "padding_side": "left",
+            "additional_special_tokens": list(SPECIAL[1:]),
+            "errors": "replace",
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": False,
+            "added_tokens_decoder": {
+                str(ids[token]): {
+                    "content": token,
+                    "special": True,
+                    "normalized": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "single_word": False,
+                }
+                for token in SPECIAL
+            },
+        },
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
         "preprocessor_config.json": image_processor,
-        "video_preprocessor_config.json": {"video_processor_type": "LlavaOnevisionVideoProcessor", **video_processor},
-        "processor_config.json": {"processor_class": "LlavaOnevisionProcessor", "image_token": "<image>",
-                                  "video_token": "<video>", "num_image_tokens": (TILE // 14) ** 2,
-                                  "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9"},
-    }  # fmt: skip
+        "video_preprocessor_config.json": {
+            "video_processor_type": "LlavaOnevisionVideoProcessor",
+            "num_frames": 16,
+            **video_processor,
+        },
+        "processor_config.json": {
+            "processor_class": "LlavaOnevisionProcessor",
+            "image_token": "<image>",
+            "video_token": "<video>",
+            "num_image_tokens": (TILE // 14) ** 2,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_9",
+        },
+    }
     for name, value in contents.items():
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
 

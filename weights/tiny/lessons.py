@@ -1,10 +1,11 @@
-"""Scenes and questions -> batches that teach: many questions behind one picture, each as if asked alone.
+"""Scenes and questions -> batches that teach: many questions behind one picture, each as if asked
+alone.
 
 A batch holds samples of one kind and one picture size, so that all have equally many visual rows:
     prefix | visual rows | question answer | question answer | ...
-A question sees the prefix, the visual rows and itself; its positions go on from the visual rows, as if the
-others were not there. So one pass over a picture gives ten independent lessons. In a quarter of the batches
-the questions are turns of one conversation instead, and see each other.
+A question sees the prefix, the visual rows and itself; its positions go on from the visual rows, as
+if the others were not there. So one pass over a picture gives ten independent lessons. In a quarter
+of the batches the questions are turns of one conversation instead, and see each other.
 Read before: scenes.py. Read next: train.py.
 
 B samples, P prefix tokens, R visual rows, T tokens of questions and answers, W decoder width.
@@ -25,7 +26,7 @@ IGNORED = -100
 
 @dataclass
 class Batch:
-    """`visuals[i]` are sample i's tiles; ids, segments, targets are [B T]; segment -1 is padding."""
+    """`visuals[i]` are sample i's tiles; ids, segments, targets [B T]; segment -1 is padding."""
 
     kind: str
     prefix: list[int]
@@ -39,11 +40,21 @@ class Batch:
 
 
 TURNS = {
-    # template: (prefix before the visuals, before a later question, around the question, end of the answer)
-    "onevision": ("<|im_start|>user ", "<|im_start|>user ", "<|im_end|><|im_start|>assistant\n", "<|im_end|>"),
-    "qwen": ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-             "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
-}  # fmt: skip
+    # template: (prefix before the visuals, before a later question, around the question, end of the
+    # answer)
+    "onevision": (
+        "<|im_start|>user ",
+        "<|im_start|>user ",
+        "<|im_end|><|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "qwen": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        "\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+}
 
 
 class Teacher:
@@ -60,7 +71,7 @@ class Teacher:
         return self.known[text]
 
     def sizes(self, rng, kind: str) -> tuple[int, int]:
-        """A picture size (width, height). Most pictures are small, since big ones cost more tiles."""
+        """A picture size (width, height). Most are small, since big ones cost more tiles."""
         if kind == "large":
             return int(rng.integers(100, 641)), int(rng.integers(100, 481))
         top = 84 if kind == "picture" and rng.random() < 0.35 else 168
@@ -74,12 +85,19 @@ class Teacher:
         for _ in range(count):
             if kind == "clip":
                 clip = scenes.draw_clip(rng, size, frames)
-                pixels = np.stack([image.squeezed(scenes.render(frame), self.config.tile) for frame in clip.frames])
+                pixels = np.stack(
+                    [
+                        image.squeezed(scenes.render(frame), self.config.tile)
+                        for frame in clip.frames
+                    ]
+                )
                 visuals.append([image.Tiles(pixels, size, None)])
                 lessons.append(scenes.clip_questions(rng, clip))
             elif kind == "pair":
                 pair, questions = scenes.draw_pair(rng, size)
-                visuals.append([image.padded_tile(scenes.render(scene), self.config) for scene in pair])
+                visuals.append(
+                    [image.padded_tile(scenes.render(scene), self.config) for scene in pair]
+                )
                 lessons.append(questions)
             else:
                 scene = scenes.draw_scene(rng, size)
@@ -113,12 +131,23 @@ class Teacher:
         def padded(index: int, value: int) -> np.ndarray:
             return np.array([row[index] + [value] * (longest - len(row[index])) for row in rows])
 
-        return Batch(kind, self.encode(prefix), visuals, padded(0, 0), padded(1, -1), padded(2, 0),
-                     padded(3, IGNORED), [[task for task, *_ in lesson] for lesson in lessons], conversation)  # fmt: skip
+        return Batch(
+            kind,
+            self.encode(prefix),
+            visuals,
+            padded(0, 0),
+            padded(1, -1),
+            padded(2, 0),
+            padded(3, IGNORED),
+            [[task for task, *_ in lesson] for lesson in lessons],
+            conversation,
+        )
 
 
 def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
-    """[B R W]: every sample's pictures or frames through tower and projector, with the model's own functions."""
+    """[B R W]: every sample's pictures or frames through tower and projector, with the model's own
+    functions.
+    """
     tiles = np.concatenate([tiles.pixels for sample in batch.visuals for tiles in sample])
     projected = model.projector(model.vision(torch.from_numpy(tiles)))
     newline, rows, start = model.newline, [], 0
@@ -130,7 +159,10 @@ def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
             own = projected[start : start + len(tiles.pixels)]
             start += len(tiles.pixels)
             if batch.kind == "clip":
-                parts += [projector.frames_rows(own, newline, config.newline_position), newline[None]]
+                parts += [
+                    projector.frames_rows(own, newline, config.newline_position),
+                    newline[None],
+                ]
             elif tiles.grid is None:
                 parts.append(projector.single_tile_rows(own, newline))
             else:
@@ -142,7 +174,8 @@ def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
 def hidden(batch: Batch, before: int) -> Tensor:
     """[B 1 before+T before+T]: -1e30 where a token must not look, else 0.
 
-    Everyone sees the `before` tokens of prefix and pictures behind him; a question sees of the others only its own.
+    Everyone sees the `before` tokens of prefix and pictures behind him; a question sees of the
+    others only its own.
     """
     segments = torch.from_numpy(batch.segments)
     count, length = segments.shape

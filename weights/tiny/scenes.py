@@ -1,11 +1,11 @@
 """The world of the embedded checkpoint: drawn scenes, and questions with exactly one right answer.
 
-A picture holds 1 to 5 shapes, each kind at most once, in different places, and sometimes a number. A clip
-shows one shape that moves or stays, may change its colour, and a number that may flash up in a frame.
-Everything is drawn afresh from a numpy Generator; nothing is stored.
+A picture holds 1 to 5 shapes, each kind at most once, in different places, and sometimes a number.
+A clip shows one shape that moves or stays, may change its colour, and a number that may flash up in
+a frame. Everything is drawn afresh from a numpy Generator; nothing is stored.
 
-Borders between places: the nine places are the thirds of each side, and a centre keeps at least MARGIN of
-that side from a border between two thirds, so that every answer is certain.
+Borders between places: the nine places are the thirds of each side, and a centre keeps at least
+MARGIN of that side from a border between two thirds, so that every answer is certain.
 Read next: train.py.
 """
 
@@ -20,8 +20,17 @@ COLORS = {
     "red": (215, 30, 40), "green": (25, 150, 60), "blue": (35, 70, 215), "yellow": (240, 205, 20),
     "purple": (135, 45, 165), "orange": (245, 125, 15), "black": (20, 20, 20),
 }  # fmt: skip
-PLACES = ("in the top left", "at the top", "in the top right", "on the left", "in the center", "on the right",
-          "in the bottom left", "at the bottom", "in the bottom right")  # fmt: skip
+PLACES = (
+    "in the top left",
+    "at the top",
+    "in the top right",
+    "on the left",
+    "in the center",
+    "on the right",
+    "in the bottom left",
+    "at the bottom",
+    "in the bottom right",
+)
 MOMENTS = {"early": (0.0, 0.28), "in the middle": (0.36, 0.64), "late": (0.72, 1.0)}
 DIRECTIONS = {"to the left": (-1, 0), "to the right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MARGIN = 0.05
@@ -29,7 +38,9 @@ MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape or number: centre in fractions of the picture's sides, radius in pixels, turn in radians."""
+    """A shape or number: centre in fractions of the picture's sides, radius in pixels, turn in
+    radians.
+    """
 
     kind: str
     color: str
@@ -51,7 +62,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is drawn: size (width, height), shapes, a number (kind = its digits) or None."""
+    """One picture before it is drawn: size (width, height), shapes, a number (kind = its digits) or
+    None.
+    """
 
     size: tuple[int, int]
     shapes: tuple[Shape, ...]
@@ -79,7 +92,9 @@ def free_center(rng, size, place: int, radius: float) -> tuple[float, float]:
     return tuple(center)
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 5, number_chance: float = 0.35) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, size: tuple[int, int], most: int = 5, number_chance: float = 0.35
+) -> Scene:
     """1 to `most` shapes, perhaps a number, all in different places and clear of each other."""
     cell = min(size) / 3
     kinds = [str(kind) for kind in rng.permutation(KINDS)[: rng.integers(1, most + 1)]]
@@ -88,7 +103,9 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 5, n
     while True:  # a crowded draw is thrown away whole, so that places stay independent
         placed: list[Shape] = []
         for kind, place in zip(kinds, rng.permutation(9)):
-            radius = cell * rng.uniform(0.55, 0.75) if kind.isdigit() else cell * rng.uniform(0.3, 0.52)
+            radius = (
+                cell * rng.uniform(0.55, 0.75) if kind.isdigit() else cell * rng.uniform(0.3, 0.52)
+            )
             for _ in range(20):
                 center = free_center(rng, size, int(place), radius)
                 if all(math.dist(np.multiply(center, size), np.multiply(other.center, size))
@@ -106,7 +123,8 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 5, n
     return Scene(size, shapes, number, int(rng.integers(2**31)), bool(rng.random() < 0.7))
 
 
-# Drawing -------------------------------------------------------------------------------------------
+# Drawing
+# -------------------------------------------------------------------------------------------
 
 
 def background(size: tuple[int, int], seed: int) -> Image.Image:
@@ -117,7 +135,9 @@ def background(size: tuple[int, int], seed: int) -> Image.Image:
     first, second = (np.clip(light + rng.integers(-22, 23, 3), 0, 255) for _ in range(2))
     style = rng.choice(["plain", "plain", "gradient", "stripes", "blotches", "noise"])
     if style == "gradient":
-        ramp = np.linspace(0, 1, width)[None, :] * rng.uniform(-1, 1) + np.linspace(0, 1, height)[:, None] * rng.uniform(-1, 1)
+        ramp = np.linspace(0, 1, width)[None, :] * rng.uniform(-1, 1) + np.linspace(0, 1, height)[
+            :, None
+        ] * rng.uniform(-1, 1)
         mix = (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
     elif style == "stripes":
         along = np.arange(width)[None, :] if rng.random() < 0.5 else np.arange(height)[:, None]
@@ -135,15 +155,21 @@ def background(size: tuple[int, int], seed: int) -> Image.Image:
 
 def polygon(shape: Shape, center, radius: float) -> list[tuple[float, float]]:
     """The corners of a square, triangle, star or diamond inscribed in the circle of `radius`."""
-    corners, start, inner = {"square": (4, math.pi / 4, 0), "triangle": (3, math.pi / 2, 0),
-                             "star": (5, math.pi / 2, 0.42), "diamond": (4, math.pi / 2, 0)}[shape.kind]  # fmt: skip
+    corners, start, inner = {
+        "square": (4, math.pi / 4, 0),
+        "triangle": (3, math.pi / 2, 0),
+        "star": (5, math.pi / 2, 0.42),
+        "diamond": (4, math.pi / 2, 0),
+    }[shape.kind]
     steps = 2 * corners if inner else corners
     points = []
     for step in range(steps):
         angle = start + shape.turn + 2 * math.pi * step / steps
         reach = radius * (inner if inner and step % 2 else 1.0)
         squeeze = 0.68 if shape.kind == "diamond" else 1.0
-        points.append((center[0] + squeeze * reach * math.cos(angle), center[1] - reach * math.sin(angle)))
+        points.append(
+            (center[0] + squeeze * reach * math.cos(angle), center[1] - reach * math.sin(angle))
+        )
     return points
 
 
@@ -151,11 +177,18 @@ def draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, size, scale: int) -> N
     center = (shape.center[0] * size[0] * scale, shape.center[1] * size[1] * scale)
     radius = shape.radius * scale
     if shape.kind.isdigit():
-        font = ImageFont.load_default(size=max(8, 1.75 * radius * (0.82 if len(shape.kind) > 1 else 1)))
-        canvas.text(center, shape.kind, fill=shape.rgb, font=font, anchor="mm", stroke_width=radius * 0.04)
+        font = ImageFont.load_default(
+            size=max(8, 1.75 * radius * (0.82 if len(shape.kind) > 1 else 1))
+        )
+        canvas.text(
+            center, shape.kind, fill=shape.rgb, font=font, anchor="mm", stroke_width=radius * 0.04
+        )
     elif shape.kind == "circle":
         reach = 0.9 * radius
-        canvas.ellipse([center[0] - reach, center[1] - reach, center[0] + reach, center[1] + reach], fill=shape.rgb)
+        canvas.ellipse(
+            [center[0] - reach, center[1] - reach, center[0] + reach, center[1] + reach],
+            fill=shape.rgb,
+        )
     else:
         canvas.polygon(polygon(shape, center, radius), fill=shape.rgb)
 
@@ -165,7 +198,9 @@ def render(scene: Scene) -> Image.Image:
     scale = 2 if scene.smooth else 1
     picture = background(scene.size, scene.background)
     if scale > 1:
-        picture = picture.resize((scale * scene.size[0], scale * scene.size[1]), Image.Resampling.BILINEAR)
+        picture = picture.resize(
+            (scale * scene.size[0], scale * scene.size[1]), Image.Resampling.BILINEAR
+        )
     canvas = ImageDraw.Draw(picture)
     canvas.fontmode = "L" if scene.smooth else "1"
     for shape in scene.shapes + ((scene.number,) if scene.number else ()):
@@ -173,26 +208,45 @@ def render(scene: Scene) -> Image.Image:
     return picture.reduce(scale) if scale > 1 else picture
 
 
-# Questions: (task, question, answer) ---------------------------------------------------------------
+# Questions: (task, question, answer)
+# ---------------------------------------------------------------
 
 QUESTIONS = {
     "count": ("How many shapes are there?", "How many shapes do you see?", "Count the shapes."),
-    "color": ("What color is the {kind}?", "Which color does the {kind} have?", "Name the color of the {kind}."),
-    "where": ("Where is the {kind}?", "In which place is the {kind}?", "Where do you see the {kind}?"),
+    "color": (
+        "What color is the {kind}?",
+        "Which color does the {kind} have?",
+        "Name the color of the {kind}.",
+    ),
+    "where": (
+        "Where is the {kind}?",
+        "In which place is the {kind}?",
+        "Where do you see the {kind}?",
+    ),
     "at": ("What shape is {place}?", "Which shape is {place}?", "What is {place}?"),
     "exists": ("Is there a {kind}?", "Do you see a {kind}?", "Does the picture show a {kind}?"),
     "number": ("What number is written?", "Which number do you see?", "Read the number."),
     "describe": ("Describe the picture.", "What do you see?", "What is in the picture?"),
     "which": ("Which picture has the {kind}?", "In which picture is the {kind}?"),
-    "pair_color": ("What color is the {kind} in the {nth} picture?", "Which color does the {kind} in the {nth} picture have?"),
+    "pair_color": (
+        "What color is the {kind} in the {nth} picture?",
+        "Which color does the {kind} in the {nth} picture have?",
+    ),
     "different": ("What is different?", "What changed?", "What is the difference?"),
     "describe_pair": ("Describe the pictures.", "What do you see in the pictures?"),
     "direction": ("Which way does the {kind} move?", "Where does the {kind} go?"),
-    "end_color": ("What color is the {kind} at the end?", "Which color does the {kind} have at the end?"),
+    "end_color": (
+        "What color is the {kind} at the end?",
+        "Which color does the {kind} have at the end?",
+    ),
     "flash": ("What number flashed up?", "Which number flashed up?"),
     "when": ("When did the number flash up?", "When was the number there?"),
-    "describe_clip": ("Describe the video.", "What happens in the video?", "What do you see in the video?"),
-}  # fmt: skip
+    "describe_clip": (
+        "Describe the video.",
+        "What happens in the video?",
+        "What do you see in the video?",
+    ),
+}
 ONE_PICTURE = ("count", "color", "where", "at", "exists", "number", "describe")
 TWO_PICTURES = ("which", "pair_color", "different", "describe_pair")
 CLIPS = ("direction", "end_color", "flash", "when", "describe_clip")
@@ -214,11 +268,20 @@ def description(scene: Scene) -> str:
 
     "A red star in the top left, a blue circle in the center, the number 42 on the right."
     """
-    things = sorted(scene.shapes + ((scene.number,) if scene.number else ()), key=lambda shape: shape.place)
-    return sentence(", ".join(
-        (f"the number {thing.kind}" if thing.kind.isdigit()
-         else f"{'an' if thing.color == 'orange' else 'a'} {thing.named}") + f" {PLACES[thing.place]}"
-        for thing in things))  # fmt: skip
+    things = sorted(
+        scene.shapes + ((scene.number,) if scene.number else ()), key=lambda shape: shape.place
+    )
+    return sentence(
+        ", ".join(
+            (
+                f"the number {thing.kind}"
+                if thing.kind.isdigit()
+                else f"{'an' if thing.color == 'orange' else 'a'} {thing.named}"
+            )
+            + f" {PLACES[thing.place]}"
+            for thing in things
+        )
+    )
 
 
 def picture_questions(rng, scene: Scene) -> list[tuple[str, str, str]]:
@@ -229,21 +292,40 @@ def picture_questions(rng, scene: Scene) -> list[tuple[str, str, str]]:
     def one(chance_absent: float = 0.15) -> str:
         return str(rng.choice(absent if absent and rng.random() < chance_absent else present))
 
-    questions = [ask(rng, "count", f"{len(scene.shapes)}."), ask(rng, "describe", description(scene))]
+    questions = [
+        ask(rng, "count", f"{len(scene.shapes)}."),
+        ask(rng, "describe", description(scene)),
+    ]
     for kind in {one(), one()}:
         shape = scene.find(kind)
-        questions.append(ask(rng, "color", sentence(shape.color) if shape else f"There is no {kind}.", kind=kind))
+        questions.append(
+            ask(rng, "color", sentence(shape.color) if shape else f"There is no {kind}.", kind=kind)
+        )
     for kind in {one(), one()}:
         shape = scene.find(kind)
-        questions.append(ask(rng, "where", sentence(PLACES[shape.place]) if shape else f"There is no {kind}.", kind=kind))
+        questions.append(
+            ask(
+                rng,
+                "where",
+                sentence(PLACES[shape.place]) if shape else f"There is no {kind}.",
+                kind=kind,
+            )
+        )
     filled = {shape.place: shape for shape in scene.shapes}
-    empty = [p for p in range(9) if p not in filled and not (scene.number and scene.number.place == p)]
-    for place in {int(rng.choice(list(filled))), int(rng.choice(list(filled) if rng.random() < 0.6 or not empty else empty))}:
+    empty = [
+        p for p in range(9) if p not in filled and not (scene.number and scene.number.place == p)
+    ]
+    for place in {
+        int(rng.choice(list(filled))),
+        int(rng.choice(list(filled) if rng.random() < 0.6 or not empty else empty)),
+    }:
         answer = f"A {filled[place].kind}." if place in filled else "Nothing."
         questions.append(ask(rng, "at", answer, place=PLACES[place]))
     kind = one(0.5)
     questions.append(ask(rng, "exists", "Yes." if kind in present else "No.", kind=kind))
-    questions.append(ask(rng, "number", f"{scene.number.kind}." if scene.number else "There is no number."))
+    questions.append(
+        ask(rng, "number", f"{scene.number.kind}." if scene.number else "There is no number.")
+    )
     return questions
 
 
@@ -260,23 +342,29 @@ def draw_pair(rng, size) -> tuple[list[Scene], list[tuple[str, str, str]]]:
     scenes = [first, second]
     questions = []
     for kind in rng.permutation(KINDS)[:4]:
-        inside = [scene.find(kind) is not None for scene in scenes]
-        answer = {(True, True): "Both pictures.", (False, False): "Neither picture."}.get(
-            tuple(inside), f"The {NTH[inside.index(True)] if any(inside) else ''} picture.")  # fmt: skip
+        holders = [nth for nth, scene in zip(NTH, scenes) if scene.find(kind)]
+        which = ("Neither", f"The {holders[0]}" if holders else "", "Both")[len(holders)]
+        answer = f"{which} picture{'s' * (len(holders) == 2)}."
         questions.append(ask(rng, "which", answer, kind=kind))
     for index in (0, 1):
         shape = scenes[index].shapes[rng.integers(len(scenes[index].shapes))]
-        questions.append(ask(rng, "pair_color", sentence(shape.color), kind=shape.kind, nth=NTH[index]))
+        questions.append(
+            ask(rng, "pair_color", sentence(shape.color), kind=shape.kind, nth=NTH[index])
+        )
     if difference is not None:
         questions.append(ask(rng, "different", difference))
     parts = [description(scene) for scene in scenes]
-    both = " ".join(f"{nth.capitalize()}: {part[0].lower()}{part[1:]}" for nth, part in zip(NTH, parts))
+    both = " ".join(
+        f"{nth.capitalize()}: {part[0].lower()}{part[1:]}" for nth, part in zip(NTH, parts)
+    )
     questions.append(ask(rng, "describe_pair", both))
     return scenes, questions
 
 
 def differing(rng, scene: Scene) -> tuple[Scene, Scene, str]:
-    """The scene and a neighbour with one difference (a colour, a shape gone, a shape new), and its sentence."""
+    """The scene and a neighbour with one difference (a colour, a shape gone, a shape new), and its
+    sentence.
+    """
     index = int(rng.integers(len(scene.shapes)))
     shape = scene.shapes[index]
     before, after = scene.shapes[:index], scene.shapes[index + 1 :]
@@ -287,7 +375,11 @@ def differing(rng, scene: Scene) -> tuple[Scene, Scene, str]:
         return replace(scene, shapes=before + after), scene, f"There is a new {shape.kind}."
     color = str(rng.choice([name for name in COLORS if name != shape.color]))
     recolored = replace(shape, color=color, rgb=jittered(rng, color))
-    return scene, replace(scene, shapes=(*before, recolored, *after)), f"The {shape.kind} turned {color}."
+    return (
+        scene,
+        replace(scene, shapes=(*before, recolored, *after)),
+        f"The {shape.kind} turned {color}.",
+    )
 
 
 @dataclass(frozen=True)
@@ -304,7 +396,9 @@ class Clip:
 
 
 def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
-    """A shape that moves across (or stays), may change colour half way, and a number that may flash up."""
+    """A shape that moves across (or stays), may change colour half way, and a number that may flash
+    up.
+    """
     width, height = size
     kind, color = str(rng.choice(KINDS)), str(rng.choice(list(COLORS)))
     end_color = str(rng.choice(list(COLORS))) if rng.random() < 0.5 else color
@@ -320,7 +414,9 @@ def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
         room = 1 - 2 * low[axis]
         travel = rng.uniform(0.6, 1.0) * room
         begin = low[axis] + rng.uniform(0, room - travel)
-        ends = (begin, begin + travel) if sum(DIRECTIONS[direction]) > 0 else (begin + travel, begin)
+        ends = (
+            (begin, begin + travel) if sum(DIRECTIONS[direction]) > 0 else (begin + travel, begin)
+        )
         start[axis], end[axis] = ends
     change = rng.uniform(0.35, 0.6)
     moment = str(rng.choice(list(MOMENTS))) if rng.random() < 0.7 else None
@@ -331,8 +427,15 @@ def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
         flash_frame, digits = int(rng.choice(fitting)), str(rng.integers(0, 100))
         number_color = str(rng.choice(list(COLORS)))
         number_radius = min(size) * rng.uniform(0.26, 0.36)
-        spot = rng.uniform(*(np.array(x) for x in (number_radius / np.array(size), 1 - number_radius / np.array(size))))
-        number = Shape(digits, number_color, jittered(rng, number_color), tuple(spot), number_radius)
+        spot = rng.uniform(
+            *(
+                np.array(x)
+                for x in (number_radius / np.array(size), 1 - number_radius / np.array(size))
+            )
+        )
+        number = Shape(
+            digits, number_color, jittered(rng, number_color), tuple(spot), number_radius
+        )
     ground, smooth = int(rng.integers(2**31)), bool(rng.random() < 0.7)
     frames = []
     for index in range(count):
@@ -341,9 +444,17 @@ def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
         center = tuple(float(x) for x in start + (end - start) * along)
         shape = Shape(kind, end_color if late else color, rgbs[late], center, radius)
         flashes = number is not None and index == flash_frame
-        shapes = () if flashes and math.dist(np.multiply(center, size), np.multiply(number.center, size)) < radius + number.radius else (shape,)
+        shapes = (
+            ()
+            if flashes
+            and math.dist(np.multiply(center, size), np.multiply(number.center, size))
+            < radius + number.radius
+            else (shape,)
+        )
         frames.append(Scene(size, shapes, number if flashes else None, ground, smooth))
-    return Clip(tuple(frames), kind, color, end_color, direction, number.kind if number else None, moment)
+    return Clip(
+        tuple(frames), kind, color, end_color, direction, number.kind if number else None, moment
+    )
 
 
 def clip_questions(rng, clip: Clip) -> list[tuple[str, str, str]]:

@@ -1,7 +1,8 @@
 """The first stage: the vision tower alone learns to say what each patch of a tile shows.
 
-A linear reader on top of the tower names, for every patch, the shape, the colour and the two digits found
-there. The reader is thrown away; what the tower has learnt shortens the second stage many times.
+A linear reader on top of the tower names, for every patch, the shape, the colour and the two digits
+found there. The reader is thrown away; what the tower has learnt shortens the second stage many
+times.
 Read next: lessons.py.
 """
 
@@ -16,7 +17,12 @@ from ... import image
 from . import scenes
 
 COLORS = list(scenes.COLORS)
-CLASSES = (len(scenes.KINDS) + 2, len(COLORS) + 1, 12, 12)  # kind (or number), colour, tens, ones; 0 = nothing
+CLASSES = (
+    len(scenes.KINDS) + 2,
+    len(COLORS) + 1,
+    12,
+    12,
+)  # kind (or number), colour, tens, ones; 0 = nothing
 
 
 class Reader(nn.Module):
@@ -31,7 +37,9 @@ class Reader(nn.Module):
 
 
 def labels(scene: scenes.Scene, box: tuple[float, float, float, float], side: int) -> np.ndarray:
-    """[side*side 4]: what the patch centres of the region `box` (left, top, right, bottom; pixels) show."""
+    """[side*side 4]: what the patch centres of the region `box` (left, top, right, bottom; pixels)
+    show.
+    """
     found = np.zeros((side, side, 4), dtype=np.int64)
     for shape in scene.shapes + ((scene.number,) if scene.number else ()):
         center = np.multiply(shape.center, scene.size)
@@ -47,14 +55,19 @@ def labels(scene: scenes.Scene, box: tuple[float, float, float, float], side: in
                     color = COLORS.index(shape.color) + 1
                     if shape.kind.isdigit():
                         tens = int(shape.kind[0]) + 1 if len(shape.kind) > 1 else 11
-                        found[row, column] = (len(scenes.KINDS) + 1, color, tens, int(shape.kind[-1]) + 1)
+                        found[row, column] = (
+                            len(scenes.KINDS) + 1,
+                            color,
+                            tens,
+                            int(shape.kind[-1]) + 1,
+                        )
                     else:
                         found[row, column] = (scenes.KINDS.index(shape.kind) + 1, color, 0, 0)
     return found.reshape(side * side, 4)
 
 
 def example(rng: np.random.Generator, tile: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A tile [S S 3] and its patches' labels: a whole picture, a part of one, or a frame of a clip."""
+    """A tile [S S 3] and its patches' labels: a whole picture, a part, or a frame of a clip."""
     size = (int(rng.integers(64, 200)), int(rng.integers(64, 200)))
     chance = rng.random()
     if chance < 0.25:
@@ -72,7 +85,9 @@ def example(rng: np.random.Generator, tile: int, side: int) -> tuple[np.ndarray,
 
 
 def loss(tower: nn.Module, reader: Reader, rng: np.random.Generator, count: int) -> Tensor:
-    """Cross-entropy of the reader on `count` fresh tiles; patches that show nothing count a quarter."""
+    """Cross-entropy of the reader on `count` fresh tiles; patches that show nothing count a
+    quarter.
+    """
     config = tower.config
     tiles, wanted = zip(*(example(rng, config.image_size, config.side) for _ in range(count)))
     wanted = torch.from_numpy(np.stack(wanted)).flatten(0, 1)
@@ -81,6 +96,8 @@ def loss(tower: nn.Module, reader: Reader, rng: np.random.Generator, count: int)
     total = 0.0
     for index, logits in enumerate(groups):
         each = F.cross_entropy(logits.flatten(0, 1).float(), wanted[:, index], reduction="none")
-        counted = weight * ((wanted[:, 2] > 0) if index >= 2 else 1)  # digits are asked of numbers alone
+        counted = weight * (
+            (wanted[:, 2] > 0) if index >= 2 else 1
+        )  # digits are asked of numbers alone
         total = total + (each * counted).sum() / counted.sum().clamp_min(1)
     return total

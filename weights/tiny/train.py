@@ -1,11 +1,12 @@
 """Train the embedded checkpoint from scratch, and examine it.
 
     python -m llava_min.weights.tiny.train                  go on from state.pt, or begin
-    python -m llava_min.weights.tiny.train --evaluate       accuracy on fresh scenes, with a blank and a wrong picture
+    python -m llava_min.weights.tiny.train --evaluate       accuracy on fresh scenes
 
-Two stages: the vision tower alone learns to say what each patch shows (cheap, and it saves hours of the
-second), then everything learns to answer. Matrices are trained with Muon, the rest with AdamW; batches depend
-on (seed, step, worker) alone, so an interrupted training goes on as if nothing had happened.
+Two stages: the vision tower alone learns to say what each patch shows (cheap, and it saves hours of
+the second), then everything learns to answer. Matrices are trained with Muon, the rest with AdamW;
+batches depend on (seed, step, worker) alone, so an interrupted training goes on as if nothing had
+happened.
 Read before: lessons.py. Read next: exam.py.
 """
 
@@ -31,7 +32,12 @@ from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
 
-PLAN = (("picture", 20), ("pair", 8), ("clip", 8), ("large", 2))  # samples a worker takes in each step
+PLAN = (
+    ("picture", 20),
+    ("pair", 8),
+    ("clip", 8),
+    ("large", 2),
+)  # samples a worker takes in each step
 
 
 def fresh(config) -> Llava:
@@ -48,11 +54,17 @@ def fresh(config) -> Llava:
     return model
 
 
-def lesson_block(block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int) -> Tensor:
-    """A decoder block without a cache, under a mask: `hidden` [B 1 T T] is -1e30 where a token must not look."""
+def lesson_block(
+    block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int
+) -> Tensor:
+    """A decoder block without a cache, under a mask: `hidden` [B 1 T T] is -1e30 where a token must
+    not look.
+    """
     query, key, value = rope.split(block.qkv(block.attention_norm(rows)), heads, kv_heads)
     query, key = rope.rotate(query, angles), rope.rotate(key, angles)
-    key, value = (x.repeat_interleave(heads // kv_heads, dim=2).transpose(1, 2) for x in (key, value))
+    key, value = (
+        x.repeat_interleave(heads // kv_heads, dim=2).transpose(1, 2) for x in (key, value)
+    )
     scores = query.transpose(1, 2) @ key.mT / query.shape[-1] ** 0.5
     mixed = torch.softmax(scores.float() + hidden, dim=-1).to(value.dtype) @ value
     rows = rows + block.output(mixed.transpose(1, 2).flatten(2))
@@ -60,16 +72,22 @@ def lesson_block(block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor,
 
 
 def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple[Tensor, Tensor]:
-    """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the lesson's mask."""
+    """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
+    lesson's mask.
+    """
     decoder = model.decoder
     visual = lessons.visual_rows(model, model.config, batch)
     count, before = len(visual), len(batch.prefix) + visual.shape[1]
     prefix = decoder.embed(torch.tensor([batch.prefix])).expand(count, -1, -1)
     rows = torch.cat([prefix, visual, decoder.embed(torch.from_numpy(batch.ids))], dim=1)
-    positions = torch.cat([torch.arange(before).expand(count, -1), before + torch.from_numpy(batch.offsets)], dim=1)
+    positions = torch.cat(
+        [torch.arange(before).expand(count, -1), before + torch.from_numpy(batch.offsets)], dim=1
+    )
     angles, hidden = decoder.angles(positions, torch.float32), lessons.hidden(batch, before)
     for block in decoder.blocks:
-        rows = run(block, rows, angles, hidden, decoder.config.num_heads, decoder.config.num_kv_heads)
+        rows = run(
+            block, rows, angles, hidden, decoder.config.num_heads, decoder.config.num_kv_heads
+        )
     targets = torch.from_numpy(batch.targets)
     answers = targets != lessons.IGNORED
     hidden = decoder.norm(rows[:, before:][answers])
@@ -77,7 +95,9 @@ def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple
 
 
 def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks and projector, AdamW for embeddings, norms, biases and the patch filter."""
+    """Muon for the matrices inside blocks and projector, AdamW for embeddings, norms, biases and
+    the patch filter.
+    """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embedding" in n]
     return [torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -110,7 +130,9 @@ def work(worker: int, options, rendezvous: str) -> None:
     """One worker's training: stage 1 (sight) and stage 2 (answers), from the saved state on."""
     torch.set_num_threads(options.threads)
     if options.workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=worker, world_size=options.workers)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=worker, world_size=options.workers
+        )
     config = configuration.read(FOLDER)
     teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
     model = fresh(config)
@@ -131,8 +153,8 @@ def work(worker: int, options, rendezvous: str) -> None:
             for tool, saved in zip(tools, state["optimizers"]):
                 tool.load_state_dict(saved)
         full = [tool.param_groups[0]["lr"] for tool in tools]
-        clock, losses = time.time(), {}
-        for step in range(begin[stage], steps):
+        first, clock, losses = begin[stage], time.time(), {}
+        for step in range(first, steps):
             rng = np.random.default_rng([options.seed, stage == "sight", step, worker])
             for tool, lr in zip(tools, full):
                 tool.param_groups[0]["lr"] = lr * rate(step, steps)
@@ -155,41 +177,82 @@ def work(worker: int, options, rendezvous: str) -> None:
                 tool.step()
             done = step + 1
             if worker == 0 and done % 25 == 0:
-                shown = "  ".join(f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in losses.items())
-                left = (time.time() - clock) / (done - begin[stage]) * (steps - done)
+                shown = "  ".join(
+                    f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in losses.items()
+                )
+                left = (time.time() - clock) / (done - first) * (steps - done)
                 print(f"{stage} {done}/{steps}  {shown}  {left / 60:.0f} min left", flush=True)
             if worker == 0 and (done % 200 == 0 or done == steps):
                 begin[stage] = done
-                saved = {"stage": stage, "steps": begin, "model": model.state_dict(), "reader": reader.state_dict(),
-                         "optimizers": [tool.state_dict() for tool in tools]}  # fmt: skip
+                saved = {
+                    "stage": stage,
+                    "steps": begin,
+                    "model": model.state_dict(),
+                    "reader": reader.state_dict(),
+                    "optimizers": [tool.state_dict() for tool in tools],
+                }
                 torch.save(saved, options.state.with_suffix(".part"))
                 os.replace(options.state.with_suffix(".part"), options.state)
                 if stage == "answers":
                     export(model, FOLDER)
                     if done % 400 == 0 or done == steps:
                         with bfloat16():
-                            print(exam.line(exam.take(model, teacher, answer_logits, 60, seed=1)), flush=True)
+                            print(
+                                exam.line(exam.take(model, teacher, answer_logits, 60, seed=1)),
+                                flush=True,
+                            )
         begin[stage] = steps
 
 
 def export(model: Llava, folder: Path) -> None:
-    """model.safetensors in the HF layout and bfloat16."""
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in names.published(model).items()}
+    """model.safetensors in the HF layout and bfloat16, with SigLIP's final norm, which published
+    files hold unused.
+    """
+    width, unused = model.config.vision.hidden_size, "vision_tower.vision_model.post_layernorm"
+    tensors = {
+        **names.published(model),
+        f"{unused}.weight": torch.ones(width),
+        f"{unused}.bias": torch.zeros(width),
+    }
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.part", metadata={"format": "pt"})
     os.replace(folder / "model.part", folder / "model.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava_min.weights.tiny.train", description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the second stage (%(default)s)")
-    parser.add_argument("--sight-steps", type=int, default=1500, help="steps of the first stage (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share a step (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each worker (%(default)s)")
-    parser.add_argument("--compile", action="store_true", help="compile the decoder's blocks: a third faster, needs a C++ compiler")
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_min.weights.tiny.train", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--steps", type=int, default=4000, help="steps of the second stage (%(default)s)"
+    )
+    parser.add_argument(
+        "--sight-steps", type=int, default=1500, help="steps of the first stage (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that share a step (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of each worker (%(default)s)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the decoder's blocks: a third faster, needs a C++ compiler",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (%(default)s)")
-    parser.add_argument("--state", type=Path, default=FOLDER / "state.pt", help="where to resume from (%(default)s)")
-    parser.add_argument("--evaluate", action="store_true", help="examine the checkpoint instead of training it")
-    parser.add_argument("--samples", type=int, default=1000, help="fresh samples a task, with --evaluate (%(default)s)")
+    parser.add_argument(
+        "--state", type=Path, default=FOLDER / "state.pt", help="where to resume from (%(default)s)"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="examine the checkpoint instead of training it"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1000,
+        help="fresh samples a task, with --evaluate (%(default)s)",
+    )
     options = parser.parse_args()
     if options.evaluate:
         raise SystemExit("not yet")

@@ -1,0 +1,50 @@
+# make demo | test | lint | bench | bench-gpu | mutants
+#
+# Each makes .venv on its first run. PYTHON=/path/to/python VENV= uses an existing environment as it is.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+READY = $(if $(VENV),$(VENV)/.ready,)
+
+.PHONY: demo test lint bench bench-gpu mutants clean
+
+demo: $(READY)
+	$(RUN) -m llava_min.generate
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(READY)
+	$(RUN) -m bench kernels
+	$(RUN) -m bench generate
+
+bench-gpu: $(READY)
+	$(RUN) -m pytest -m gpu
+	$(RUN) -m bench kernels
+	$(RUN) -m bench generate
+
+mutants: $(READY)
+	$(RUN) -m tests.mutants
+
+# torch without gigabytes of CUDA where there is no GPU: a CPU build as pip is configured, else PyTorch's own
+# CPU index, else whatever pip finds.
+$(VENV)/.ready: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	if [ -e /proc/driver/nvidia/version ]; then \
+	  $(VENV)/bin/python -m pip install --quiet torch==2.13.0; \
+	else \
+	  $(VENV)/bin/python -m pip install --quiet torch==2.13.0+cpu 2>/dev/null \
+	  || $(VENV)/bin/python -m pip install --quiet torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+	  || $(VENV)/bin/python -m pip install --quiet torch==2.13.0; \
+	fi
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,71 @@
+"""The command: python -m llava_min, python -m llava_min.generate, or the script llava-min."""
+
+import logging
+import os
+import sys
+
+from . import arguments
+from .errors import LlavaMinError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended (errors.py)."""
+    argv = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in argv or "--verbose" in argv
+    try:
+        settings = arguments.parse(argv)
+        if isinstance(settings, str):
+            print(settings)
+            return 0
+        return answer(settings)
+    except LlavaMinError as error:
+        if verbose:
+            raise
+        print(f"llava_min: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("llava_min: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def answer(settings: arguments.Settings) -> int:
+    """Load, ask, report."""
+    level = logging.ERROR if settings.quiet else logging.INFO
+    logging.basicConfig(format="llava_min: %(message)s", level=level, stream=sys.stderr)
+    import torch
+
+    from . import loaded, report, trace
+    from .kernels import choose
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    choose.use(settings.kernels)
+    model = loaded.load(
+        settings.model, progress=report.Progress("loading", settings.quiet), **settings.load
+    )
+    for detail in model.details if settings.verbose else ():
+        print(f"llava_min: not read: {detail}", file=sys.stderr)
+    reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
+    question, images, videos = settings.prompt, settings.images, settings.videos
+    if question is None and not images and not videos:
+        question, images = loaded.EXAMPLE_QUESTION, (str(loaded.EXAMPLE_PICTURE),)
+        reporter.line(f"[{question} {os.path.relpath(images[0])}]")
+    with trace.tracing(sys.stderr) if settings.trace else trace.silence():
+        for event in model.events(question, images=images, videos=videos, **settings.options):
+            if isinstance(event, loaded.Prepared):
+                if settings.show_prompt:
+                    print(event.text(), file=sys.stderr)
+                reporter.event("prepared", tokens=event.plan.tokens, media=event.media)
+            elif isinstance(event, loaded.Answer):
+                reporter.finish(event)
+            else:
+                reporter.piece(event.text)
+                reporter.event("text", text=event.text)
+    return 130 if event.finish_reason == "interrupted" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""The command line: options in, one frozen Settings out; bad values end with exit code 2 and name
+the option.
+
+No torch here: --help costs milliseconds.
+Read next: __main__.py.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ParameterError, PromptError
+from .limits import PROMPT_BYTES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for."""
+
+    prompt: str | None
+    model: str | None
+    images: tuple[str, ...]
+    videos: tuple[str, ...]
+    options: dict
+    load: dict
+    kernels: str
+    threads: int | None
+    output: str
+    stream: bool
+    show_prompt: bool
+    trace: bool
+    quiet: bool
+    verbose: bool
+
+
+def number(kind, low, high, open_low=False):
+    """A converter for numbers between bounds."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (
+            math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+        ):
+            article = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"expected {article} {'above' if open_low else 'from'} {low} "
+                f"{'up ' if open_low else ''}to {high}, found {text!r}"
+            )
+        return value
+
+    return convert
+
+
+COUNT = number(int, 1, 2**31 - 1)
+DETAILS = (
+    "--template",
+    "--raw",
+    "--prefill",
+    "--top-p",
+    "--top-k",
+    "--min-p",
+    "--repetition-penalty",
+    "--stop",
+    "--ignore-eos",
+    "--max-tiles",
+    "--multi-image",
+    "--system",
+    "--device",
+    "--dtype",
+    "--kernels",
+    "--threads",
+    "--context",
+    "--config",
+    "--jsonl",
+    "--no-stream",
+)
+
+
+def parser(everything: bool) -> argparse.ArgumentParser:
+    """The options; with `everything` false, --help shows the daily ones only."""
+    root = argparse.ArgumentParser(
+        prog="python -m llava_min.generate",
+        description="Ask about pictures and videos. With no arguments, a question about the "
+        "embedded picture.",
+        epilog=None if everything else "--help-all shows every option.",
+        allow_abbrev=False,
+    )
+
+    def option(name: str, help: str, **settings) -> None:
+        hidden = not everything and name in DETAILS
+        root.add_argument(*name.split(" "), help=argparse.SUPPRESS if hidden else help, **settings)
+
+    root.add_argument(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="the question; @FILE reads it from a file, - from stdin. <image> and <video> in it "
+        "place "
+        "the visuals, otherwise they come first in the order given",
+    )
+    option(
+        "-m --model",
+        "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
+        metavar="FOLDER",
+    )
+    option(
+        "--image",
+        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
+        metavar="SRC",
+        action="append",
+        default=[],
+    )
+    option(
+        "--video", "a video: path or URL; repeatable", metavar="SRC", action="append", default=[]
+    )
+    option(
+        "--frames",
+        "frames to sample from a video (default: what the checkpoint was trained for)",
+        type=COUNT,
+        metavar="N",
+    )
+    option("--max-tiles", "grids of at most N tiles a picture", type=COUNT, metavar="N")
+    option(
+        "--multi-image",
+        "several pictures: auto, pad (one tile each) or anyres",
+        choices=("auto", "pad", "anyres"),
+        default="auto",
+    )
+    option("--system", "a system turn", metavar="TEXT")
+    option(
+        "--template", "how turns are written: auto, onevision, qwen", default="auto", metavar="NAME"
+    )
+    option(
+        "--raw",
+        "the prompt is complete: its special tokens are parsed, no template is applied",
+        action="store_true",
+    )
+    option("--prefill", "the beginning of the answer", metavar="TEXT", default="")
+    option("--max-tokens", "the longest answer (%(default)s)", type=COUNT, default=512, metavar="N")
+    option(
+        "--temperature",
+        "0 is greedy (%(default)s)",
+        type=number(float, 0, 100),
+        default=0.0,
+        metavar="T",
+    )
+    option(
+        "--top-p",
+        "smallest set of tokens with this much probability",
+        type=number(float, 0, 1, open_low=True),
+        default=1.0,
+        metavar="P",
+    )
+    option(
+        "--top-k",
+        "the k most likely tokens; 0 is all",
+        type=number(int, 0, 2**31 - 1),
+        default=0,
+        metavar="K",
+    )
+    option(
+        "--min-p",
+        "tokens at least this probable, relative to the best",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+    )
+    option(
+        "--repetition-penalty",
+        "above 1 discourages tokens that have occurred",
+        type=number(float, 0.01, 100),
+        default=1.0,
+        metavar="R",
+    )
+    option(
+        "--stop",
+        "end the answer before this text; repeatable",
+        action="append",
+        default=[],
+        metavar="TEXT",
+    )
+    option(
+        "--seed",
+        "of the random numbers (%(default)s)",
+        type=number(int, 0, 2**63 - 1),
+        default=0,
+        metavar="N",
+    )
+    option("--ignore-eos", "do not stop at the end token", action="store_true")
+    option(
+        "--device",
+        "auto, cpu, cuda, mps (mps: untested)",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+    )
+    option(
+        "--dtype",
+        "auto, bfloat16, float16, float32",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+    )
+    option(
+        "--kernels",
+        "auto, reference, triton",
+        choices=("auto", "reference", "triton"),
+        default="auto",
+    )
+    option("--threads", "threads on a CPU", type=number(int, 1, 1024), metavar="N")
+    option("--context", "longest sequence, instead of the checkpoint's", type=COUNT, metavar="N")
+    option(
+        "--config",
+        "override a key of config.json; repeatable",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+    )
+    option("--json", "print one JSON object instead of text", action="store_true")
+    option(
+        "--jsonl", "print one JSON object a line: the events, then the answer", action="store_true"
+    )
+    option("--show-prompt", "print the rendered prompt to stderr", action="store_true")
+    option(
+        "--trace",
+        "print every stage of the journey from pixels to words to stderr",
+        action="store_true",
+    )
+    option("-q --quiet", "only the answer and errors", action="store_true")
+    option("-v --verbose", "more on stderr, and tracebacks", action="store_true")
+    option("--no-stream", "print the answer at once", action="store_true")
+    root.add_argument("--version", action="store_true", help="print the version and exit")
+    root.add_argument("--help-all", action="store_true", help="every option")
+    return root
+
+
+class UsageError(ParameterError):
+    """What argparse says, as one of our errors."""
+
+
+def parse(arguments: list[str]) -> Settings | str:
+    """Settings, or a text to print (--version, --help-all)."""
+    root = parser(everything="--help-all" in arguments)
+    root.error = refuse
+    given = root.parse_args(arguments)
+    if given.version:
+        from . import __version__
+
+        return f"llava_min {__version__}"
+    if given.help_all:
+        return root.format_help().rstrip()
+    if given.image.count("-") + given.video.count("-") + (given.prompt == "-") > 1:
+        raise ParameterError("cannot read stdin: -: expected at most one use of it, found several.")
+    if given.json and given.jsonl:
+        raise ParameterError(
+            "cannot print: --json: expected one form of output, found --jsonl too."
+        )
+    names = (
+        "frames",
+        "max_tiles",
+        "multi_image",
+        "system",
+        "template",
+        "raw",
+        "prefill",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "seed",
+        "ignore_eos",
+    )
+    overrides = dict(map(override, given.config))
+    return Settings(
+        prompt=read_prompt(given.prompt),
+        model=given.model,
+        images=tuple(given.image),
+        videos=tuple(given.video),
+        options={name: getattr(given, name) for name in names},
+        load={
+            "device": given.device,
+            "dtype": given.dtype,
+            "context": given.context,
+            "config": overrides,
+        },
+        kernels=given.kernels,
+        threads=given.threads,
+        output="json" if given.json else "jsonl" if given.jsonl else "text",
+        stream=not given.no_stream,
+        show_prompt=given.show_prompt,
+        trace=given.trace,
+        quiet=given.quiet,
+        verbose=given.verbose,
+    )
+
+
+def refuse(message: str) -> None:
+    raise UsageError(f"cannot understand the command: {message}. See --help.")
+
+
+def override(text: str) -> tuple[str, object]:
+    """KEY=VALUE, the value as JSON where it is JSON, otherwise as text."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ParameterError(f"cannot override: --config: expected KEY=VALUE, found {text!r}.")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def read_prompt(text: str | None) -> str | None:
+    """The prompt as text: from the argument, @file or stdin; PromptError where it is empty, too
+    long or not UTF-8.
+    """
+    if text is None:
+        return None
+    name = "prompt"
+    if text == "-":
+        name, data = "stdin", sys.stdin.buffer.read(PROMPT_BYTES + 1)
+    elif text.startswith("@"):
+        name = text[1:]
+        if not Path(name).is_file():
+            raise PromptError(f"cannot read the prompt: {name}: expected a file, found none.")
+        with open(name, "rb") as file:
+            data = file.read(PROMPT_BYTES + 1)
+    else:
+        data = text.encode("utf-8", "surrogateescape")
+    if len(data) > PROMPT_BYTES:
+        raise PromptError(
+            f"cannot read the prompt: {name}: expected at most {PROMPT_BYTES} bytes, found more."
+        )
+    try:
+        decoded = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"cannot read the prompt: {name}: expected UTF-8, found the byte "
+            f"0x{data[error.start]:02x} "
+            f"at {error.start}."
+        ) from None
+    if not decoded.strip():
+        raise PromptError(f"cannot ask: {name}: expected a question, found an empty text.")
+    return decoded.rstrip("\n") if name != "prompt" else decoded

@@ -1,0 +1,110 @@
+"""Token arithmetic from sizes alone: what a prompt will cost before a pixel is decoded.
+
+in:  sizes of pictures, frames of clips, ids of text      out: Plan(segments, tokens, context)
+Read before: tokenizer.py. Read next: model.py.
+Agrees with: the rows that projector.py makes, for every size (tested), and transformers'
+processors.
+"""
+
+import math
+from dataclasses import dataclass
+
+from .anyres import best_grid, capped, unpadded
+from .config import LlavaConfig
+from .errors import PromptError
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of token ids."""
+
+    ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture of `size` (width, height); `grid` (rows, columns) is None where it is one tile."""
+
+    size: tuple[int, int]
+    grid: tuple[int, int] | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """A clip of frames at `times`, in seconds."""
+
+    times: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prompt as segments in order, its length in tokens, and the longest sequence that the model
+    knows.
+    """
+
+    segments: tuple[Text | Image | Video, ...]
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment.tokens for segment in self.segments)
+
+    def check_fits(self, max_tokens: int) -> None:
+        """PromptError with the arithmetic where prompt and answer exceed the context."""
+        if self.tokens + max_tokens <= self.context:
+            return
+        kinds = (("text", Text), ("pictures", Image), ("video", Video))
+        parts = [
+            (name, sum(s.tokens for s in self.segments if isinstance(s, kind)))
+            for name, kind in kinds
+        ]
+        sum_of = " + ".join(f"{tokens:,} {name}" for name, tokens in parts if tokens)
+        raise PromptError(
+            f"the prompt is too long: context: expected at most {self.context:,} tokens, found "
+            f"{sum_of} "
+            f"+ {max_tokens:,} for the answer = {self.tokens + max_tokens:,}. Use fewer "
+            "--frames, a lower "
+            "--max-tiles or --max-tokens, or a larger --context."
+        )
+
+
+def image_tokens(size: tuple[int, int], grid: tuple[int, int] | None, config: LlavaConfig) -> int:
+    """Rows that a picture becomes.
+
+    >>> image_tokens((640, 480), best_grid((640, 480), onevision.grids, 384), onevision)
+    2929
+    """
+    side = config.vision.side
+    if grid is None:
+        return side * side + config.newline
+    patches = (grid[0] * side, grid[1] * side)
+    rows, columns = unpadded(size, patches, rounded=config.unpad_rounded)
+    kept = (rows.stop - rows.start, columns.stop - columns.start)
+    height, width = capped(kept, side * side, config.max_tiles)
+    return side * side + height * (width + 1)
+
+
+def video_tokens(frames: int, config: LlavaConfig) -> int:
+    """Rows that a clip of `frames` frames becomes."""
+    side = config.vision.side
+    half = math.ceil(side / 2) if config.pool_mode == "bilinear" else side // 2
+    position = config.newline_position
+    per_frame = half * (half + 1) if position == "grid" else half * half + (position == "frame")
+    return frames * per_frame + (position == "one_token")
+
+
+def picture(size: tuple[int, int], several: bool, config: LlavaConfig) -> Image:
+    """The segment of a picture: one padded tile, or the best grid."""
+    grid = None if several else best_grid(size, config.grids, config.tile)
+    return Image(size, grid, image_tokens(size, grid, config))
+
+
+def clip(times: list[float], config: LlavaConfig) -> Video:
+    """The segment of a clip sampled at `times`."""
+    return Video(tuple(times), video_tokens(len(times), config))

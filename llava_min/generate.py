@@ -1,0 +1,166 @@
+"""The token loop: logits -> id -> text, one event at a time, until something says stop.
+
+in:  the logits of a prefilled prompt, its cache, Options      out: Token events, then one Finished
+Read before: sampling.py. This is the end of the walk.
+Agrees with: GenerationMixin.generate of transformers for greedy decoding.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .cache import Cache
+from .errors import ParameterError
+from .model import Llava
+from .sampling import Sampling, next_id
+from .tokenizer import CharacterStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
+    """How to answer: sampling, when to stop, how prompt and visuals are prepared."""
+
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    frames: int | None = None
+    max_tiles: int | None = None
+    multi_image: str = "auto"
+    system: str | None = None
+    template: str = "auto"
+    raw: bool = False
+    prefill: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_tokens", "frames", "max_tiles"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ParameterError(
+                    f"cannot generate: {name}: expected a number from 1 on, found {value!r}."
+                )
+        if self.multi_image not in ("auto", "pad", "anyres"):
+            raise ParameterError(
+                "cannot generate: multi_image: expected auto, pad or anyres, found "
+                f"{self.multi_image!r}."
+            )
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ParameterError(
+                f"cannot generate: stop: expected texts that are not empty, found {self.stop!r}."
+            )
+
+    @classmethod
+    def of(cls, **given) -> "Options":
+        """Options from keyword arguments; ParameterError names one that does not exist."""
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise ParameterError(
+                    f"cannot generate: {name}: expected one of {', '.join(sorted(known))}."
+                )
+        return cls(**{name: tuple(value) if name == "stop" and not isinstance(value, str) else value
+                      for name, value in given.items()})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Token:
+    """One more token, and the text that it completes (perhaps none)."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: why ("stop", "length", "interrupted"), the last text, when the first token stood,
+    when the last.
+    """
+
+    reason: str
+    text: str
+    first: float
+    last: float
+
+
+class StopTexts:
+    """Text as it streams, held back while it may be the beginning of a stop text.
+
+    >>> stop = StopTexts(("END",))
+    >>> stop.feed("an E"), stop.feed("nd EN"), stop.feed("D of it"), stop.found
+    ('an ', 'End ', '', True)
+    """
+
+    def __init__(self, stops: tuple[str, ...]):
+        self.stops, self.held, self.found = stops, "", False
+
+    def feed(self, text: str) -> str:
+        """What can be shown now."""
+        if self.found:
+            return ""
+        self.held += text
+        at = min((self.held.find(stop) for stop in self.stops if stop in self.held), default=-1)
+        if at >= 0:
+            self.found = True
+            return self.held[:at]
+        keep = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])),
+            default=0,
+        )
+        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return shown
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop text."""
+        return "" if self.found else self.held
+
+
+def generate(
+    model: Llava,
+    tokenizer: Tokenizer | None,
+    logits: Tensor,
+    cache: Cache,
+    ids: list[int],
+    options: Options,
+) -> Iterator[Token | Finished]:
+    """Tokens after a prefilled prompt. logits [V] of its last token; `ids` are the prompt's, for
+    the penalty.
+
+    Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.
+    """
+    stream = CharacterStream(tokenizer) if tokenizer else None
+    stops, reason = StopTexts(options.stop), "length"
+    known = min(len(logits), len(tokenizer)) if tokenizer else len(logits)
+    eos = () if options.ignore_eos else model.config.text.eos_ids
+    ids, first = list(ids), 0.0
+    try:
+        for count in range(options.max_tokens):
+            token = next_id(logits, ids, int(cache.seen[0]), options, known)
+            first = first or time.perf_counter()
+            ids.append(token)
+            if token in eos:
+                reason = "stop"
+                yield Token(token, "")
+                break
+            yield Token(token, stops.feed(stream.feed(token)) if stream else "")
+            if stops.found:
+                reason = "stop"
+                break
+            if count + 1 < options.max_tokens:
+                logits = model.decode(torch.tensor([token], device=model.device), cache)[0]
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    rest = stops.feed(stream.finish()) + stops.finish() if stream else ""
+    yield Finished(reason, rest, first, time.perf_counter())
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .__main__ import main
+
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Where pictures and clips come from: path, file://, data:, http(s)://, stdin, bytes, PIL image,
+array.
+
+in:  what a user names as a picture or video      out: a PIL image in RGB, or the path or bytes of a
+video Limits are checked from headers, before pixels exist. A URL is fetched by one function, http
+and https only, into memory, with limits on size, time and redirects; FFmpeg never sees a URL.
+Read next: image.py, video.py.
+"""
+
+import base64
+import binascii
+import io
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from . import limits
+from .errors import MediaError, shown
+from .files import regular
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def name_of(source) -> str:
+    """How messages name a source: a path or URL as given, anything else by its kind."""
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        return (
+            "the data: URI" if text.startswith("data:") else "stdin" if text == "-" else shown(text)
+        )
+    return f"the {type(source).__name__}"
+
+
+def read_bytes(source, limit: int) -> bytes:
+    """The bytes behind a path, URL, data: URI, "-" (stdin), or bytes; MediaError where there are
+    none.
+    """
+    if isinstance(source, (bytes, bytearray)):
+        return bytes(source)
+    text = str(source)
+    if text == "-":
+        return within(sys.stdin.buffer.read(limit + 1), limit, source)
+    if text.startswith("data:"):
+        return decode_data(text, limit)
+    if text.startswith(("http://", "https://")):
+        return fetch(text, limit)
+    path = local_path(source)
+    if path.stat().st_size > limit:
+        raise MediaError(
+            f"cannot read the file: {name_of(source)}: expected at most {limit} bytes, "
+            f"found {path.stat().st_size}."
+        )
+    return path.read_bytes()
+
+
+def within(data: bytes, limit: int, source) -> bytes:
+    if len(data) > limit:
+        raise MediaError(
+            f"cannot read the file: {name_of(source)}: expected at most {limit} bytes, found more."
+        )
+    return data
+
+
+def local_path(source) -> Path:
+    """The plain file that a path or file:// URL names."""
+    text = str(source)
+    if text.startswith("file://"):
+        parsed = urllib.parse.urlsplit(text)
+        if parsed.netloc not in ("", "localhost"):
+            raise MediaError(
+                f"cannot read the file: {shown(text)}: expected a local file, found the host "
+                f"{shown(parsed.netloc)}."
+            )
+        text = urllib.parse.unquote(parsed.path)
+    elif "://" in text:
+        raise MediaError(
+            f"cannot read the file: {shown(text)}: expected a path, http(s)://, file:// or "
+            "data:, found "
+            f"{shown(text.split('://')[0])}://."
+        )
+    path = Path(text)
+    if not regular(path):
+        found = "none" if not path.exists() else "a folder" if path.is_dir() else "something else"
+        raise MediaError(
+            f"cannot read the file: {shown(text)}: expected a plain file, found {found}."
+        )
+    return path
+
+
+def decode_data(uri: str, limit: int) -> bytes:
+    """The bytes of a data: URI."""
+    header, comma, body = uri.partition(",")
+    if not comma:
+        raise MediaError(
+            "cannot read the data: URI: the data: URI: expected a comma before the data, found "
+            "none."
+        )
+    if len(body) > 2 * limit:
+        raise MediaError(
+            f"cannot read the data: URI: the data: URI: expected at most {limit} bytes, found more."
+        )
+    if not header.endswith(";base64"):
+        return within(urllib.parse.unquote_to_bytes(body), limit, uri)
+    try:
+        return within(
+            base64.b64decode(urllib.parse.unquote_to_bytes(body), validate=True), limit, uri
+        )
+    except binascii.Error:
+        raise MediaError(
+            "cannot read the data: URI: the data: URI: expected base64, found something else."
+        ) from None
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """A few redirects, and only from web to web."""
+
+    max_redirections = limits.REDIRECTS
+
+    def redirect_request(self, request, body, code, message, headers, target):
+        if not target.startswith(("http://", "https://")):
+            raise MediaError(
+                f"cannot fetch: {shown(request.full_url)}: expected a redirect to http(s)://, "
+                "found "
+                f"{shown(target)}."
+            )
+        return super().redirect_request(request, body, code, message, headers, target)
+
+
+def fetch(url: str, limit: int) -> bytes:
+    """The body behind an http(s) URL, into memory: the package's one network access besides the
+    hub.
+    """
+    web = urllib.request
+    opener = web.OpenerDirector()
+    for kind in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPErrorProcessor,
+                 web.HTTPDefaultErrorHandler, Redirects):  # fmt: skip
+        opener.add_handler(kind())
+    deadline = time.monotonic() + limits.FETCH_SECONDS
+    try:
+        with opener.open(
+            urllib.request.Request(url, headers={"User-Agent": "llava_min"}), timeout=10
+        ) as response:
+            body = bytearray()
+            while block := response.read1(1 << 16):
+                body += block
+                if len(body) > limit or time.monotonic() > deadline:
+                    what = (
+                        f"{limit} bytes" if len(body) > limit else f"{limits.FETCH_SECONDS} seconds"
+                    )
+                    raise MediaError(
+                        f"cannot fetch: {shown(url)}: expected at most {what}, found more."
+                    )
+            length = response.headers.get("Content-Length", "")
+            if length.isdigit() and int(length) != len(body):
+                raise MediaError(
+                    f"cannot fetch: {shown(url)}: expected {length} bytes, found {len(body)}."
+                )
+            return bytes(body)
+    except urllib.error.HTTPError as error:
+        raise MediaError(
+            f"cannot fetch: {shown(url)}: expected a file, found HTTP status {error.code}."
+        ) from None
+    except (OSError, ValueError):
+        raise MediaError(
+            f"cannot fetch: {shown(url)}: expected an answer, found none that can be read."
+        ) from None
+
+
+def open_picture(source, notice=lambda line: None) -> Image.Image:
+    """The picture behind any source, upright, on white, in RGB; MediaError names what is wrong."""
+    if isinstance(source, np.ndarray):
+        return from_array(source)
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    name, data = name_of(source), read_bytes(source, limits.IMAGE_BYTES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            limits.check_pixels(name, picture.size)
+            if getattr(picture, "n_frames", 1) > 1:
+                notice(
+                    f"{name}: an animation of {picture.n_frames} frames; only the first one is "
+                    "looked at"
+                )
+            picture.load()
+        except UnidentifiedImageError:
+            hint = (
+                " HEIC is not supported: convert it to JPEG first."
+                if b"ftyphei" in data[:32]
+                else ""
+            )
+            raise MediaError(
+                f"cannot read the picture: {name}: expected one of {', '.join(FORMATS)}, found "
+                f"{kind_of(data)}.{hint}"
+            ) from None
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+            raise MediaError(
+                f"cannot read the picture: {name}: expected a whole file, found one that ends "
+                "early or is "
+                "damaged."
+            ) from None
+        return to_rgb(picture)
+
+
+def kind_of(data: bytes) -> str:
+    """A word for bytes that are no picture."""
+    return "nothing" if not data else f"a file that begins with {shown(data[:12])}"
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Upright by its EXIF orientation; 16 bits scaled to 8; transparency on white; then RGB."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535.0 if picture.mode != "F" else 255.0
+        picture = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def from_array(array: np.ndarray) -> Image.Image:
+    """A picture from uint8 [H W 3]."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise MediaError(
+            "cannot read the picture: the ndarray: expected uint8 [height, width, 3], found "
+            f"{array.dtype} "
+            f"{list(array.shape)}."
+        )
+    return Image.fromarray(array)

@@ -1,0 +1,98 @@
+"""Events -> what a person or a program reads: streamed text, a line of statistics, JSON.
+
+The answer goes to stdout and nothing else does; everything about the answer goes to stderr.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+
+from .arguments import Settings
+
+
+class Reporter:
+    """Takes the events of one answer as they come."""
+
+    def __init__(self, settings: Settings, name: str, embedded: bool):
+        self.settings, self.name, self.embedded = settings, name, embedded
+
+    def line(self, text: str) -> None:
+        """One line on stderr, unless --quiet."""
+        if not self.settings.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def piece(self, text: str) -> None:
+        """Text of the answer, as soon as it is whole."""
+        if text and self.settings.output == "text" and self.settings.stream:
+            print(text, end="", flush=True)
+
+    def event(self, name: str, **values) -> None:
+        """One line of --jsonl."""
+        if self.settings.output == "jsonl":
+            print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
+
+    def finish(self, answer) -> None:
+        """The whole answer, and what it took."""
+        if self.settings.output == "text":
+            print("" if self.settings.stream else answer.text, flush=True)
+        else:
+            self.object(answer)
+        if answer.finish_reason == "length":
+            self.line(
+                f"llava_min: the answer was cut after {len(answer.token_ids)} tokens (--max-tokens)"
+            )
+        if answer.finish_reason == "interrupted":
+            self.line("llava_min: interrupted")
+        usage, timings = answer.usage, answer.timings
+        visual = f" ({usage['image_tokens']} visual)" if usage["image_tokens"] else ""
+        self.line(
+            f"[{usage['prompt_tokens']} prompt tokens{visual}, {usage['completion_tokens']} "
+            "generated, "
+            f"first after {timings['ttft_s'] + timings['load_s']:.2f} s with loading, "
+            f"{timings['tokens_per_s']:.0f} tokens/s, {answer.memory['peak_bytes'] / 2**20:.0f} "
+            "MiB]"
+        )
+        if self.embedded:
+            self.line(
+                "[the embedded checkpoint is a toy that knows drawn shapes only; for photos use "
+                "-m FOLDER]"
+            )
+
+    def object(self, answer) -> None:
+        from . import __version__
+
+        whole = {
+            "model": self.name,
+            **asdict(answer),
+            "settings": self.settings.options,
+            "version": __version__,
+        }
+        if self.settings.output == "jsonl":
+            self.event("answer", **whole)
+        else:
+            print(json.dumps(whole, ensure_ascii=False, indent=2), flush=True)
+
+
+class Progress:
+    """A bar on a terminal for work that takes longer than a moment; silent elsewhere."""
+
+    def __init__(self, what: str, quiet: bool):
+        self.what, self.quiet = what, quiet or not sys.stderr.isatty()
+        self.start = None
+
+    def __call__(self, done: int, total: int) -> None:
+        import time
+
+        now = time.monotonic()
+        self.start = self.start or now
+        if self.quiet or now - self.start < 0.5:
+            return
+        left = (now - self.start) / done * (total - done)
+        filled = 24 * done // total
+        end = "\r\033[K" if done == total else ""
+        print(
+            f"\r{self.what} [{'=' * filled:24}] {done}/{total}, {left:.0f} s left {end}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )

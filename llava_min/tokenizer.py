@@ -1,0 +1,202 @@
+"""Text <-> ids: pieces of a prompt -> token ids, and ids -> whole characters while they stream.
+
+in:  pieces (special tokens, text runs, visuals)      out: ids, with VISUAL where a picture or clip
+goes A special token comes only from a `Special` piece. Every added token is marked special when the
+tokenizer is loaded, and special tokens in text are off, so that "<|im_end|>" typed by a user stays
+nine ordinary characters.
+Read before: prompt.py. Read next: cache.py. Agrees with: the tokenizers library on the same files.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import tokenizers
+
+from .errors import CheckpointError, shown
+from .files import read_json
+from .prompt import Special, Visual
+
+VISUAL = -200  # stands for one picture or clip in a list of ids, as in the original code
+REPLACEMENT = "\ufffd"  # how the library shows bytes that are not yet a character
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer, in which text can never become a special token."""
+
+    def __init__(self, description: dict):
+        for token in description.get("added_tokens", []):
+            token["special"] = True
+        try:
+            self.inner = tokenizers.Tokenizer.from_str(json.dumps(description))
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises the bare base class
+                raise
+            raise CheckpointError(
+                "cannot read the tokenizer: tokenizer.json: expected a description that the "
+                f"tokenizers library reads, found {shown(str(error))}."
+            ) from None
+        self.inner.encode_special_tokens = True
+        self.special = {
+            token["content"]: token["id"] for token in description.get("added_tokens", [])
+        }
+
+    def __len__(self) -> int:
+        """One more than the largest id that stands for something."""
+        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text run; no special token, whatever it spells."""
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def encode(self, pieces) -> list[int]:
+        """Ids of a rendered prompt, VISUAL for each picture or clip. Neighbouring texts are encoded
+        in one go.
+        """
+        ids, run = [], ""
+        for piece in [*pieces, None]:
+            if isinstance(piece, str):
+                run += piece
+                continue
+            if run:
+                ids += self.encode_text(run)
+                run = ""
+            if isinstance(piece, Visual):
+                ids.append(VISUAL)
+            elif isinstance(piece, Special):
+                ids.append(self.special_id(piece.token))
+        return ids
+
+    def special_id(self, token: str) -> int:
+        if token not in self.special:
+            raise CheckpointError(
+                f"cannot render the prompt: tokenizer.json: expected the special token {token!r}, "
+                "found none. Does the template fit this checkpoint? See --template."
+            )
+        return self.special[token]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.inner.decode(ids, skip_special_tokens=True)
+
+
+class CharacterStream:
+    """Ids one by one -> text in whole characters; a character may need several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.start = self.shown = (
+            0  # ids[start:shown] are out; decoding begins a little before what is new
+        )
+
+    def feed(self, token_id: int) -> str:
+        """The text that this id completes, perhaps none."""
+        self.ids.append(token_id)
+        return self._new(final=False)
+
+    def finish(self) -> str:
+        """What is left at the end: at most one replacement character for a character that never got
+        whole.
+        """
+        return self._new(final=True)
+
+    def _new(self, final: bool) -> str:
+        before = self.tokenizer.decode(self.ids[self.start : self.shown])
+        now = self.tokenizer.decode(self.ids[self.start :])
+        if now.endswith(REPLACEMENT):
+            if not final:
+                return ""
+            now = now.rstrip(REPLACEMENT) + REPLACEMENT
+        self.start, self.shown = self.shown, len(self.ids)
+        return now[len(before) :]
+
+
+def split_specials(text: str, tokenizer: Tokenizer) -> list:
+    """A prompt that is already complete (--raw): its special tokens become Special pieces, the rest
+    text.
+    """
+    longest_first = sorted(tokenizer.special, key=len, reverse=True)
+    parts = (
+        re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        if longest_first
+        else [text]
+    )
+    return [Special(part) if part in tokenizer.special else part for part in parts if part]
+
+
+def read(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer, from tokenizer.json or from vocab.json and merges.txt; None where it
+    has neither.
+    """
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer(read_json(folder / "tokenizer.json", "tokenizer"))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return Tokenizer(from_slow_files(folder))
+    return None
+
+
+def from_slow_files(folder: Path) -> dict:
+    """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json."""
+    merges = [line.split(" ") for line in (folder / "merges.txt").read_text("utf-8").split("\n")
+              if line and not line.startswith("#version")]  # fmt: skip
+    added = (
+        read_json(folder / "added_tokens.json", "added tokens")
+        if (folder / "added_tokens.json").exists()
+        else {}
+    )
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": id, "content": token, **flags}
+            for token, id in sorted(added.items(), key=lambda item: item[1])
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": QWEN2_SPLIT},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": False,
+                    "use_regex": False,
+                },
+            ],
+        },
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": read_json(folder / "vocab.json", "vocabulary"),
+            "merges": merges,
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+        },
+    }

@@ -1,0 +1,53 @@
+"""Install llava_min. The folders kernels/ and weights/ are linked into the package; each is listed
+by name.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "llava_min/__init__.py").read_text())[1]
+
+setup(
+    name="llava_min",
+    version=VERSION,
+    description="The LLaVA family in plain PyTorch with Triton kernels, to read and to run",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "llava_min",
+        "llava_min.kernels",
+        "llava_min.weights",
+        "llava_min.weights.tiny",
+        "llava_min.weights.tiny.samples",
+    ],
+    package_dir={
+        "llava_min": "llava_min",
+        "llava_min.kernels": "kernels",
+        "llava_min.weights": "weights",
+        "llava_min.weights.tiny": "weights/tiny",
+        "llava_min.weights.tiny.samples": "weights/tiny/samples",
+    },
+    package_data={
+        "llava_min.weights.tiny": ["*.json", "*.safetensors"],
+        "llava_min.weights.tiny.samples": ["*"],
+    },
+    install_requires=[
+        "torch>=2.10",
+        "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "safetensors>=0.8",
+        "tokenizers>=0.21",
+        "numpy>=1.26",
+        "pillow>=11.3",
+        "av>=14",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.17", "jinja2>=3.1"],
+        "dev": ["ruff"],
+    },
+    entry_points={"console_scripts": ["llava-min = llava_min.__main__:run"]},
+)

@@ -1,0 +1,158 @@
+"""A checkpoint folder -> named tensors and parsed JSON files, opened carefully and read lazily.
+
+in:  a folder with config.json and safetensors (one file, or shards with an index)
+out: Checkpoint: json(name), names, shape(name), tensor(name)
+Tensors are read with safetensors' pread backend: a file that is cut short while it is read becomes
+an error, where a memory map would kill the process. Nothing in a folder is ever executed; .bin
+files stay unopened.
+Read next: names.py. Agrees with: the safetensors format, version 0.4 to 0.8.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError, shown
+from ..files import read_json, regular
+
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what a weight may be stored as, and its bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose tensors are known by name, and read one at a time."""
+
+    folder: Path
+    shards: dict[str, Path]  # tensor name -> its file
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """List the folder's tensors; CheckpointError where none can be read safely."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"cannot open the checkpoint: {shown(str(folder))}: expected a folder, found none."
+            )
+        read_json(folder / "config.json", "configuration")
+        return cls(folder, index(folder))
+
+    def json(self, name: str, what: str) -> dict:
+        return read_json(self.folder / name, what)
+
+    def has(self, name: str) -> bool:
+        return regular(self.folder / name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.shards)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        with open_shard(self.shards[name]) as shard:
+            return shard.get_tensor(name)
+
+    def tensors(self):
+        """(name, tensor) of all, shard after shard, one tensor in memory at a time."""
+        for path in dict.fromkeys(self.shards.values()):
+            with open_shard(path) as shard:
+                for name in (name for name, where in self.shards.items() if where == path):
+                    yield name, read(shard, name, path)
+
+
+def read(shard, name: str, path: Path) -> Tensor:
+    """One tensor of an open shard, after a look at the dtype that it is stored in."""
+    dtype = shard.get_slice(name).get_dtype()
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"cannot load {shown(name)}: {path.name}: expected one of {', '.join(DTYPES)}, "
+            f"found {shown(dtype)}."
+        )
+    try:
+        return shard.get_tensor(name)
+    except (SafetensorError, OSError):
+        raise CheckpointError(
+            f"cannot read {shown(name)}: {path.name}: expected the whole tensor, found the file "
+            "cut short. Fetch it again."
+        ) from None
+
+
+def open_shard(path: Path):
+    """An open safetensors file."""
+    try:
+        return safe_open(path, framework="pt", backend="pread")
+    except (SafetensorError, OSError):
+        raise CheckpointError(
+            f"cannot read the weights: {path.name}: expected a whole safetensors file, found "
+            f"{path.stat().st_size} bytes that are none. Fetch it again."
+        ) from None
+
+
+def index(folder: Path) -> dict[str, Path]:
+    """{tensor name: file} from model.safetensors, or from the shards that the index names."""
+    single, listing = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if listing.exists():
+        if single.exists():
+            raise CheckpointError(
+                "cannot choose the weights: model.safetensors: expected either one file or an "
+                "index "
+                "with shards, found both. Move one of them away."
+            )
+        return sharded(folder, read_json(listing, "index of the weights"))
+    if not regular(single):
+        raise CheckpointError(no_weights(folder))
+    with open_shard(single) as shard:
+        return dict.fromkeys(shard.keys(), single)
+
+
+def no_weights(folder: Path) -> str:
+    """The message for a folder without safetensors."""
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        return (
+            f"cannot load the weights: {folder}: expected safetensors, found pickled files only, "
+            "which can run "
+            "code when they are opened. Convert them first."
+        )
+    return (f"cannot load the weights: {folder}: expected model.safetensors, found none. "
+            "Is the folder complete?")  # fmt: skip
+
+
+def sharded(folder: Path, listing: dict) -> dict[str, Path]:
+    """{tensor name: file} of an index, each shard inside the folder and holding just what the index
+    says.
+    """
+    weight_map = listing.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            "cannot read the index of the weights: model.safetensors.index.json: expected a "
+            "weight_map, found none."
+        )
+    for name in weight_map.values():
+        if (
+            not isinstance(name, str)
+            or not name
+            or set(name) & set("/\\\0:")
+            or name.startswith(".")
+        ):
+            raise CheckpointError(
+                "cannot read the index of the weights: model.safetensors.index.json: weight_map "
+                f"must be a plain file name, found {shown(name)}."
+            )
+    for name in dict.fromkeys(weight_map.values()):
+        if not regular(folder / name):
+            raise CheckpointError(
+                f"cannot load the weights: {shown(name)}: expected a shard in the folder, found "
+                "none."
+            )
+        listed = {tensor for tensor, shard in weight_map.items() if shard == name}
+        with open_shard(folder / name) as shard:
+            held = set(shard.keys())
+        if held != listed:
+            odd = sorted(held ^ listed)[0]
+            raise CheckpointError(
+                f"cannot load the weights: {shown(name)}: expected the tensors that the index "
+                "lists, "
+                f"found a difference at {shown(odd)}."
+            )
+    return {tensor: folder / shard for tensor, shard in weight_map.items()}

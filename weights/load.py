@@ -1,0 +1,118 @@
+"""A model on the meta device -> the same model filled from a checkpoint, exact both ways.
+
+Every tensor of the checkpoint is used once or dropped by a named rule; every parameter of the model
+is filled once, whole, with its own shape. Anything else is an error: nothing is ever left at
+random. Peak memory is the model and one tensor.
+Read before: names.py. Read next: tiny/scenes.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LlavaConfig
+from ..errors import CheckpointError, NumericsError, shown
+from . import names
+from .checkpoint import Checkpoint
+
+
+def fill(
+    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None
+) -> None:
+    """Fill the meta model from the checkpoint, cast to `dtype`, on `device`; progress(done, total)
+    a tensor.
+    """
+    config = model.config
+    wanted = pieces(model, config)
+    filled: dict[tuple[str, str | None], str] = {}
+    total = len(checkpoint.shards)
+    for done, (name, tensor) in enumerate(checkpoint.tensors(), start=1):
+        own, piece = names.ours(name)
+        if tied_head(own, config) or names.dropped(own, config.vision.num_layers):
+            continue
+        shape = wanted.get((own, piece))
+        if shape is None:
+            raise CheckpointError(
+                f"cannot load the weights: {shown(name)}: expected no such tensor in a "
+                f"{config.family} checkpoint, found {list(tensor.shape)}."
+            )
+        if (own, piece) in filled:
+            raise CheckpointError(
+                f"cannot load the weights: {shown(name)}: expected once, found again beside "
+                f"{shown(filled[own, piece])}."
+            )
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"cannot load the weights: {shown(name)}: expected shape {list(shape)}, "
+                f"found {list(tensor.shape)}."
+            )
+        check_finite(name, tensor)
+        place(model, config, own, piece, tensor, dtype, device)
+        filled[own, piece] = name
+        if progress is not None:
+            progress(done, total)
+    missing = [names.theirs(own, "hf") for own, piece in wanted if (own, piece) not in filled]
+    if missing:
+        first = ", ".join(name for name, _ in missing[0])
+        raise CheckpointError(
+            f"cannot load the weights: {first}: expected in the checkpoint, found none "
+            f"({len(missing)} missing in all)."
+        )
+    check_tied(model, config, checkpoint)
+
+
+def pieces(model: nn.Module, config: LlavaConfig) -> dict[tuple[str, str | None], tuple[int, ...]]:
+    """{(our name, slice or None): the shape that fills it} of every parameter."""
+    wanted = {}
+    for own, parameter in model.named_parameters():
+        stored = [piece for _, piece in names.theirs(own, "hf")]
+        for piece in stored:
+            shape = list(parameter.shape)
+            if piece is not None:
+                rows = names.slices(own, config)[piece]
+                shape[0] = rows.stop - rows.start
+            wanted[own, piece] = tuple(shape)
+    return wanted
+
+
+def place(
+    model: nn.Module, config, own: str, piece: str | None, tensor: Tensor, dtype, device
+) -> None:
+    """Put the tensor where it belongs; the parameter is allocated when its first piece arrives."""
+    module_name, _, parameter_name = own.rpartition(".")
+    module = model.get_submodule(module_name)
+    parameter = getattr(module, parameter_name)
+    if parameter.is_meta:
+        parameter = nn.Parameter(
+            torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False
+        )
+        setattr(module, parameter_name, parameter)
+    target = parameter if piece is None else parameter[names.slices(own, config)[piece]]
+    target.copy_(tensor)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    low, high = tensor.aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        where = int(torch.nonzero(~torch.isfinite(tensor.flatten()))[0])
+        raise NumericsError(
+            f"cannot use the weights: {shown(name)}: expected finite numbers, found "
+            f"{tensor.flatten()[where].item()} at index {where}."
+        )
+
+
+def tied_head(own: str, config: LlavaConfig) -> bool:
+    return own == "decoder.head.weight" and config.text.tied
+
+
+def check_tied(model, config: LlavaConfig, checkpoint: Checkpoint) -> None:
+    """A head stored beside a tied embedding must be that embedding."""
+    for name in checkpoint.names:
+        if tied_head(names.ours(name)[0], config):
+            embedding = model.decoder.embedding.weight
+            stored = checkpoint.tensor(name).to(embedding)
+            if stored.shape != embedding.shape or not torch.equal(stored, embedding):
+                raise CheckpointError(
+                    f"cannot load the weights: {shown(name)}: expected the embedding itself, "
+                    "since "
+                    "tie_word_embeddings is true, found other numbers."
+                )
