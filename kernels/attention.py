@@ -1,9 +1,12 @@
-"""Attention over many queries: every new row looks at all rows before it; patches look at each other.
+"""Attention over many queries: each new row looks at all rows before it; patches look at each other.
 
 in:  query [B T H E], a cache layer with keys and values [B K S E] (or plain key, value [B N H E])
 out: mixed values [B T H E]
     softmax(query key^T / sqrt(E)) value, where G = H/K query heads share one key/value head
 Causal means aligned to the lower right: with S rows seen before, query t sees keys 0 .. S+t.
+The formula writes and reads back T*S scores for each head; the tiled loop keeps a tile of them at a time and
+never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each key once per 128: its
+limit is arithmetic (matrix products, then exp2), not memory.
 Read next: decode_attention.py. Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
 
 B batch, T new tokens, S tokens seen before, N patches, H query heads, K key/value heads, E head dimension.
@@ -13,11 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .choose import part, triton_for
+from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
+
+# Queries and keys of a block, warps, stages of the pipeline of loads, for heads of up to 64, 80 and 128 numbers.
+# A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in bfloat16, so two stages fill a
+# 163 KB part and 32 keys a 99 KB one. tests/test_aot.py compiles each row and checks registers and memory.
+BLOCKS = {
+    "163 KB": {64: (128, 64, 8, 3), 80: (64, 64, 4, 3), 128: (128, 64, 8, 3)},
+    "99 KB": {64: (128, 64, 8, 2), 80: (64, 32, 4, 2), 128: (128, 32, 8, 2)},
+    "interpreter": {64: (16, 16, 4, 1), 80: (16, 16, 4, 1), 128: (16, 16, 4, 1)},
+}
 
 
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The formula. query [B T H E], key and value [B K S E], mask [T S] bool; a fully masked row is zero."""
+    """The formula. query [B T H E], key and value [B K S E], mask [T S] bool; a masked row is zero."""
     groups = query.shape[2] // key.shape[1]
     key, value = (wide(x).repeat_interleave(groups, dim=1) for x in (key, value))
     scores = torch.einsum("bthe,bhse->bhts", wide(query), key) / query.shape[-1] ** 0.5
@@ -37,10 +51,174 @@ def causal_mask(new: int, seen: int, device=None) -> Tensor:
     return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril(seen)
 
 
+class OnlineSoftmax:
+    """softmax(scores) @ values of one query, seen tile by tile: only three numbers and a row are kept.
+
+    The running sum and row are relative to the running maximum; when it rises, both shrink by 2^(old - new).
+    Scores are in units of log2, because the hardware's exponential is 2^x.
+
+    >>> whole = (torch.softmax(torch.tensor([1.0, 3.0, 2.0, 5.0]), 0) @ torch.eye(4)).tolist()
+    >>> softmax = OnlineSoftmax()
+    >>> softmax.see(torch.tensor([1.0, 3.0]) * LOG2_E, torch.eye(4)[:2])
+    >>> [round(x, 4) for x in (softmax.mixed / softmax.total).tolist()]
+    [0.1192, 0.8808, 0.0, 0.0]
+    >>> softmax.see(torch.tensor([2.0, 5.0]) * LOG2_E, torch.eye(4)[2:])
+    >>> torch.allclose(softmax.mixed / softmax.total, torch.tensor(whole))
+    True
+    """
+
+    def __init__(self):
+        self.maximum, self.total, self.mixed = torch.tensor(LOWEST), 0.0, 0.0
+
+    def see(self, scores: Tensor, values: Tensor) -> None:
+        """scores [... S] and values [S E] of one tile of keys."""
+        maximum = torch.maximum(self.maximum, scores.amax(-1))
+        shrink, weights = torch.exp2(self.maximum - maximum), torch.exp2(scores - maximum[..., None])
+        self.total = self.total * shrink + weights.sum(-1)
+        self.mixed = self.mixed * shrink[..., None] + weights @ values
+        self.maximum = maximum
+
+
+LOG2_E = 1.4426950408889634
+LOWEST = -1e30  # finite: a masked score is -inf, and 2^(-inf - (-1e30)) is 0 where 2^(-inf + inf) is NaN
+
+
+def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) -> Tensor:
+    """Causal attention of one head, query [T E], key and value [S E], S >= T, as the kernel computes it."""
+    new, total = len(query), len(key)
+    mixed = torch.empty_like(query)
+    for first in range(0, new, block):
+        rows = query[first : first + block] * (LOG2_E / query.shape[1] ** 0.5)
+        last = total - new + torch.arange(first, first + len(rows))  # the last key that each row sees
+        softmax = OnlineSoftmax()
+        for start in range(0, int(last[-1]) + 1, block):
+            keys = torch.arange(start, min(start + block, total))
+            scores = (rows @ key[keys].T).masked_fill(keys > last[:, None], -torch.inf)
+            softmax.see(scores, value[keys])
+        mixed[first : first + block] = softmax.mixed / softmax.total[:, None]
+    return mixed
+
+
+@triton.jit
+def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.constexpr,
+              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero behind `count` rows and HEAD_DIM columns."""
+    row, column = tl.arange(0, BLOCK)[:, None], FROM + tl.arange(0, WIDTH)[None, :]
+    tile = pointer + tl.cast(first, tl.int64) * stride + row * stride + column
+    if MASKED:
+        return tl.load(tile, mask=(first + row < count) & (column < HEAD_DIM), other=0.0)
+    if FROM + WIDTH > HEAD_DIM:
+        return tl.load(tile, mask=column < HEAD_DIM, other=0.0)
+    return tl.load(tile)
+
+
+@triton.jit
+def see_block(query_low, query_high, key, value, start, stop, stride, last, maximum, total, low, high,
+              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """OnlineSoftmax.see for a tile: BLOCK keys from `start`; with MASKED each row sees keys up to `last`.
+
+    A head of 72 numbers is 64 and 8, the second part padded to 16: both halves of a product are added.
+    """
+    LOW: tl.constexpr = query_low.shape[1]
+    HIGH: tl.constexpr = query_high.shape[1]
+    tile = load_rows(key, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)
+    scores = tl.dot(query_low, tile.T, out_dtype=tl.float32, input_precision="ieee")
+    if HEAD_DIM > LOW:
+        tile = load_rows(key, start, stop, stride, LOW, HIGH, HEAD_DIM, BLOCK, MASKED)
+        scores = tl.dot(query_high, tile.T, scores, out_dtype=tl.float32, input_precision="ieee")
+    scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
+    if MASKED:
+        scores = tl.where(start + tl.arange(0, BLOCK)[None, :] <= last[:, None], scores, -float("inf"))
+    raised = tl.maximum(maximum, tl.max(scores, axis=1))
+    shrink = tl.exp2(maximum - raised)
+    weights = tl.exp2(scores - raised[:, None])
+    total = total * shrink + tl.sum(weights, axis=1)
+    weights = weights.to(query_low.dtype)
+    tile = load_rows(value, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)
+    low = tl.dot(weights, tile, low * shrink[:, None], out_dtype=tl.float32, input_precision="ieee")
+    if HEAD_DIM > LOW:
+        tile = load_rows(value, start, stop, stride, LOW, HIGH, HEAD_DIM, BLOCK, MASKED)
+        high = tl.dot(weights, tile, high * shrink[:, None], out_dtype=tl.float32, input_precision="ieee")
+    return raised, total, low, high
+
+
+@triton.jit
+def attention_kernel(query, key, value, mixed, lengths, new, query_row, query_token, key_row, key_head, key_token,
+                     KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
+                     BLOCK_QUERY: tl.constexpr, BLOCK_KEY: tl.constexpr):  # fmt: skip
+    """One program: BLOCK_QUERY queries of one head over all keys that they see. Causal where there are `lengths`.
+
+    The heads of a group are neighbours in the grid, so that their keys are still in the L2 cache, and
+    the last queries, which have most keys to see, start first.
+    """
+    group, groups = tl.program_id(0), tl.num_programs(0)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_QUERY
+    batch, kv_head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
+    head = kv_head * groups + group
+    query += tl.cast(batch, tl.int64) * query_row + head * HEAD_DIM
+    key += tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
+    value += tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
+    rows = tl.arange(0, BLOCK_QUERY)
+    if lengths is not None:
+        seen = tl.load(lengths + batch)
+        stop = seen + tl.minimum(first + BLOCK_QUERY, new)
+        last = seen + first + rows
+        whole = tl.maximum(seen + first + 1, 0) // BLOCK_KEY * BLOCK_KEY  # every row sees all keys before
+    else:
+        stop = new
+        last = new - 1 + 0 * rows
+        whole = new // BLOCK_KEY * BLOCK_KEY
+    last = tl.minimum(last, stop - 1)
+    query_low = load_rows(query, first, new, query_token, 0, LOW, HEAD_DIM, BLOCK_QUERY, True)
+    query_high = load_rows(query, first, new, query_token, LOW, 16, HEAD_DIM, BLOCK_QUERY, True)
+    maximum, total = tl.full([BLOCK_QUERY], -1e30, tl.float32), tl.zeros([BLOCK_QUERY], tl.float32)
+    low, high = tl.zeros([BLOCK_QUERY, LOW], tl.float32), tl.zeros([BLOCK_QUERY, 16], tl.float32)
+    for start in range(0, whole, BLOCK_KEY):
+        maximum, total, low, high = see_block(query_low, query_high, key, value, start, stop, key_token, last,
+                                              maximum, total, low, high, HEAD_DIM, BLOCK_KEY, False)  # fmt: skip
+    for start in range(whole, stop, BLOCK_KEY):
+        maximum, total, low, high = see_block(query_low, query_high, key, value, start, stop, key_token, last,
+                                              maximum, total, low, high, HEAD_DIM, BLOCK_KEY, True)  # fmt: skip
+    scale = 1.0 / tl.where(total > 0.0, total, 1.0)  # a row that saw no key is zero
+    width = KV_HEADS * groups * HEAD_DIM
+    mixed += (tl.cast(batch, tl.int64) * new + first) * width + head * HEAD_DIM
+    inside, column = (first + rows < new)[:, None], tl.arange(0, LOW)[None, :]
+    tile = mixed + rows[:, None] * width
+    tl.store(tile + column, (low * scale[:, None]).to(mixed.dtype.element_ty), mask=inside)
+    if HEAD_DIM > LOW:
+        column = LOW + tl.arange(0, 16)[None, :]
+        inside = inside & (column < HEAD_DIM)
+        tl.store(tile + column, (high * scale[:, None]).to(mixed.dtype.element_ty), mask=inside)
+
+
+def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None,
+                     block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
+    """query [B T H E], key and value [B K S E]; causal behind `lengths` [B], or every key seen by every query."""
+    batch, new, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
+    low = head_dim if head_dim == power_of_two(head_dim) else power_of_two(head_dim) // 2
+    assert head_dim <= 128 and 0 <= head_dim - low <= 16, f"head size {head_dim}: 2^n or 2^n + up to 16"
+    assert query.stride()[2:] == (head_dim, 1) and key.stride() == value.stride() and key.stride(3) == 1
+    assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype, value.dtype)
+    assert not (INTERPRETED and query.dtype == torch.bfloat16), "the interpreter multiplies bit patterns"
+    sizes = BLOCKS[part(query)]
+    block = block or sizes[min(size for size in sizes if size >= head_dim)]
+    mixed = query.new_empty(query.shape)
+    if mixed.numel():
+        grid = (heads // kv_heads, blocks(new, block[0]), batch * kv_heads)
+        launch(attention_kernel, grid, query, key, value, mixed, lengths, new,
+               query.stride(0), query.stride(1), *key.stride()[:3], KV_HEADS=kv_heads, LOW=low, HEAD_DIM=head_dim,
+               BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2], num_stages=block[3])  # fmt: skip
+    return mixed
+
+
 def prefill(query: Tensor, layer) -> Tensor:
     """Causal attention of [B T H E] new queries over a cache layer that already holds their keys."""
     new, seen = query.shape[1], layer.seen
     key, value = layer.read(seen + new)
+    if triton_for(query):
+        return attention_triton(query, key, value, layer.lengths)
+    assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"
     groups = query.shape[2] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     mask = causal_mask(new, seen, query.device) if seen else None
@@ -52,5 +230,7 @@ def prefill(query: Tensor, layer) -> Tensor:
 
 def bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention without a mask, for the vision tower: three times [B N H E] -> [B N H E]."""
+    if triton_for(query):
+        return attention_triton(query, key.transpose(1, 2), value.transpose(1, 2))
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

@@ -1,0 +1,179 @@
+"""Every kernel, in every configuration of the tables, compiled for six GPUs on a machine that has none.
+
+The compiler runs in a child process (this file as a script), because TRITON_INTERPRET is set in this one and decides
+how a kernel is made. It prints one JSON line for each kernel and GPU: registers, bytes of stack, shared
+memory, and counts from the machine code. Spills (a stack frame), too much shared memory, scalar loads and
+missing tensor-core instructions are what makes a kernel slow or unlaunchable, and all show without a GPU.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GPUS = {80: "163 KB", 86: "99 KB", 89: "99 KB", 90: "163 KB", 100: "163 KB", 120: "99 KB"}
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB that one block may have
+
+
+@dataclass
+class Case:
+    """A kernel with the types of its arguments: "*bf16" a pointer, "i16" a size divisible by 16, None absent."""
+
+    name: str
+    kernel: object
+    types: list
+    constants: dict
+    warps: int
+    stages: int
+    part: str | None = None  # only GPUs of this part, or all
+    expect: dict = field(default_factory=dict)
+
+
+def attention_cases():
+    from llava_min.kernels import attention
+
+    for part in ("163 KB", "99 KB"):
+        for head_dim, causal in ((64, True), (64, False), (72, False), (128, True)):
+            size = min(size for size in attention.BLOCKS[part] if size >= head_dim)
+            query, key, warps, stages = attention.BLOCKS[part][size]
+            types = ["*bf16"] * 4 + ["*i32" if causal else None, "i32"] + ["i16"] * 5
+            constants = dict(KV_HEADS=4, LOW=64 if head_dim == 72 else head_dim, HEAD_DIM=head_dim,
+                             BLOCK_QUERY=query, BLOCK_KEY=key)  # fmt: skip
+            yield Case(f"attention {head_dim}{' causal' if causal else ''}", attention.attention_kernel, types,
+                       constants, warps, stages, part, dict(wgmma=True, wide=True))  # fmt: skip
+
+
+def pointwise_cases():
+    from llava_min.kernels import activation, norm, rope
+
+    rows = dict(WIDTH=3584, ROWS=1, BLOCK=4096)
+    narrow = dict(WIDTH=896, ROWS=4, BLOCK=1024)
+    bf16, none = "*bf16", None
+    for name, size in (("3584", rows), ("896", narrow)):
+        yield Case(
+            f"rms_norm {name}",
+            norm.rms_norm_kernel,
+            [bf16, none, bf16, none, bf16, "i32", "fp32"],
+            size,
+            8,
+            3,
+        )
+        yield Case(
+            f"add_rms_norm {name}", norm.rms_norm_kernel, [bf16] * 5 + ["i32", "fp32"], size, 8, 3
+        )
+    size = dict(WIDTH=1152, ROWS=2, BLOCK=2048)
+    yield Case("layer_norm", norm.layer_norm_kernel, [bf16] * 4 + ["i32", "fp32"], size, 8, 3)
+    size = dict(WIDTH=18944, BLOCK=1024)
+    yield Case("swiglu", activation.swiglu_kernel, [bf16] * 2, size, 4, 3)
+    for kind in activation.GELUS:
+        size = dict(WIDTH=4304, KIND=kind, BLOCK=1024)
+        yield Case(kind, activation.gelu_kernel, [bf16, none, bf16], size, 4, 3)
+    size = dict(HEADS=28, KV_HEADS=4, HEAD_DIM=128, TOKENS=rope.TOKENS)
+    for name, cache, scales in (("bf16", "*bf16", none), ("8-bit", "*i8", "*fp16")):
+        types = [
+            bf16,
+            "*fp32",
+            "*fp32",
+            "*i32",
+            bf16,
+            cache,
+            cache,
+            scales,
+            scales,
+            "i32",
+            "i16",
+            "i16",
+        ]
+        yield Case(f"rope.write {name}", rope.write_kernel, types, size, 4, 3)
+
+
+def cases():
+    for case in (*attention_cases(), *pointwise_cases()):
+        case.expect.setdefault("wide", True)
+        yield case
+
+
+def compiled(case: Case, gpu: int) -> dict:
+    """One kernel for one GPU: what the driver would be given, and what can be read from it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    names = [parameter.name for parameter in case.kernel.params]
+    given = dict(zip(names, case.types)) | dict.fromkeys(case.constants, "constexpr")
+    signature = {
+        name: {None: "constexpr", "i16": "i32"}.get(kind, kind) for name, kind in given.items()
+    }
+    constants = {name: None for name, kind in given.items() if kind is None} | case.constants
+    attributes = {(names.index(name),): [["tt.divisibility", 16]]
+                  for name, kind in given.items() if kind and (kind[0] == "*" or kind == "i16")}  # fmt: skip
+    source = triton.compiler.ASTSource(case.kernel, signature, constants, attributes)
+    options = dict(num_warps=case.warps, num_stages=case.stages, enable_fp_fusion=True)
+    kernel = triton.compile(source, target=GPUTarget("cuda", gpu, 32), options=options)
+    return {"name": case.name, "gpu": gpu, "shared": kernel.metadata.shared, "expect": case.expect,
+            **machine_code(kernel.asm["cubin"], case), "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+            "tcgen05": kernel.asm["ptx"].count("tcgen05.mma")}  # fmt: skip
+
+
+def machine_code(cubin: bytes, case: Case) -> dict:
+    """Registers, stack bytes, and counts of instructions of interest, from the tools that come with Triton."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (subprocess.run([tools / "cuobjdump", option, file.name], capture_output=True, text=True,
+                                      check=True).stdout for option in ("-res-usage", "-sass"))  # fmt: skip
+    found = {
+        name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)
+    }
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
+    loop = main_loop(code)
+    return found | {
+        "instructions": len(code),
+        "loop": len(loop),
+        "spills": sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in code),
+        "wide_loads": sum(
+            bool(re.search(r"\b(LDG|LDGSTS)\.E.*\.128\b|UBLKCP|UTMALDG", text)) for _, text in code
+        ),
+        "global_loads": sum(bool(re.search(r"\b(LDG|LDGSTS)\b", text)) for _, text in code),
+        "matrix": sum(
+            bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA)\b", text)) for _, text in code
+        ),
+        "shared_stores_in_loop": sum(bool(re.search(r"\bSTS\b", text)) for text in loop),
+    }
+
+
+def main_loop(code: list[tuple[str, str]]) -> list[str]:
+    """The instructions of the longest loop without another inside: from a backward jump's target to the jump."""
+    loops = []
+    for address, text in code:
+        jump = re.search(r"\bBRA(?:\.U)?\b.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < int(address, 16):
+            loops.append((int(jump[1], 16), int(address, 16)))
+    inner = [
+        one
+        for one in loops
+        if not any(one != other and one[0] <= other[0] and other[1] <= one[1] for other in loops)
+    ]
+    first, last = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, -1))
+    return [
+        text for address, text in code if first <= int(address, 16) <= last and "NOP" not in text
+    ]
+
+
+def main(gpus: list[int], only: str) -> None:
+    for case in cases():
+        for gpu in gpus:
+            if only in case.name and case.part in (None, GPUS[gpu]):
+                print(json.dumps(compiled(case, gpu)), flush=True)
+
+
+if __name__ == "__main__":
+    import triton  # noqa: F401  before the kernels, which then are compiled and not interpreted
+
+    main([int(gpu) for gpu in sys.argv[1].split(",")], sys.argv[2] if len(sys.argv) > 2 else "")

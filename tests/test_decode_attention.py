@@ -1,0 +1,176 @@
+"""Decoding over the cache: formula, split loop and Triton kernels against float64, for ragged lengths."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_checks import Layer, layer_of, mutated, no_worse_than_torch, rows_of
+
+from llava_min.kernels import attention, choose, language, rope
+from llava_min.kernels import decode_attention as decode
+
+DTYPES = (torch.float16, torch.float32)
+
+
+def plain(query, key, value, mask):
+    """Plain torch in the dtype of its arguments: what the 2x rule compares with."""
+    groups = query.shape[2] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query.transpose(1, 2) @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    return (torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ value).transpose(1, 2)
+
+
+def eight_bit(layer: Layer, scale_dtype=torch.float16) -> Layer:
+    """The same layer with 8-bit keys and values; unused scales are NaN, unused steps 127."""
+    (keys, key_scales), (values, value_scales) = (
+        rope.quantise(x.nan_to_num(0.0), scale_dtype) for x in (layer.keys, layer.values)
+    )
+    for row in range(len(layer.starts)):
+        unused = layer.keys[row, 0, :, 0].isnan()
+        keys[row, :, unused], values[row, :, unused] = 127, 127
+        key_scales[row, :, unused], value_scales[row, :, unused] = torch.nan, torch.nan
+    return Layer(keys, values, layer.lengths, layer.starts, key_scales, value_scales)
+
+
+def check_decode(
+    decode, starts, new, heads, kv_heads, head_dim, dtype, bits, programs, seed, scale=1.0
+):
+    query = rows_of(seed + 2, (len(starts), new, heads, head_dim), dtype, scale)
+    layer = layer_of(seed, starts, new, kv_heads, head_dim, dtype)
+    if bits == 8:
+        layer = eight_bit(layer)
+    before = [x.clone() for x in (query, layer.keys, layer.values)]
+    mixed = decode.decode_triton(query, layer, (16, 4, 1, programs))
+    exact_layer = layer.double()
+    for row, start in enumerate(starts):
+        key, value = (
+            x[row : row + 1, :, : start + new] for x in (exact_layer.keys, exact_layer.values)
+        )
+        mask, one = attention.causal_mask(new, start), query[row : row + 1]
+        exact = attention.attention_reference(one.double(), key, value, mask)
+        by_torch = plain(one, key.to(dtype), value.to(dtype), mask)
+        no_worse_than_torch(mixed[row : row + 1], by_torch, exact, score=4 * scale)
+    for old, kept in zip(before, (query, layer.keys, layer.values)):
+        assert torch.equal(old.nan_to_num(9), kept.nan_to_num(9))
+
+
+@settings(max_examples=16, deadline=None)
+@given(
+    starts=st.lists(st.integers(0, 90), min_size=1, max_size=2),
+    new=st.integers(1, 8),
+    heads=st.sampled_from([(1, 1), (7, 1), (6, 2)]),
+    head_dim=st.sampled_from([16, 64]),
+    dtype=st.sampled_from(DTYPES),
+    bits=st.sampled_from([8, 16]),
+    programs=st.sampled_from([1, 4, 12, 40]),
+    scale=st.sampled_from([1.0, 20.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_decode(starts, new, heads, head_dim, dtype, bits, programs, scale, seed):
+    """1 to 7 splits of blocks of 16, many of them empty; one to three tiles of query rows; scores of +-80."""
+    check_decode(decode, starts, new, *heads, head_dim, dtype, bits, programs, seed, scale)
+
+
+@pytest.mark.parametrize("length", [0, 14, 15, 16, 31, 32, 33])
+def test_lengths_around_a_block(length):
+    check_decode(decode, [length], 1, 2, 1, 16, torch.float32, 16, 2, 0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(total=st.integers(1, 40), splits=st.integers(1, 50), seed=st.integers(0, 2**31))
+def test_tiled_loop_is_the_formula(total, splits, seed):
+    """In float64, also with more splits than keys."""
+    query, key, value = (
+        rows_of(seed + i, (n, 8)).double() for i, n in enumerate((3, total, total))
+    )
+    exact = attention.attention_reference(
+        query[None, None], key[None, None], value[None, None], None
+    )
+    tiled = decode.decode_tiled(query, key, value, splits)
+    assert (tiled - exact[0, 0]).abs().max() < 1e-10
+
+
+def test_equal_scores_give_the_mean():
+    layer = layer_of(0, [70], 1, 1, 16, torch.float32)
+    mixed = decode.decode_triton(torch.zeros(1, 1, 2, 16), layer, (16, 4, 1, 5))
+    mean = layer.values[0, 0, :71].mean(0)
+    torch.testing.assert_close(mixed[0, 0], mean.expand(2, 16), atol=1e-6, rtol=0)
+
+
+def test_the_same_bits_each_time():
+    layer = layer_of(0, [90, 3], 2, 2, 16, torch.float16)
+    query = rows_of(2, (2, 2, 4, 16), torch.float16)
+    one, two = (decode.decode_triton(query, layer, (16, 4, 1, 24)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_a_row_without_keys_is_zero():
+    """A length of -1 leaves nothing to see: zeros, not NaN from 0/0; the other row does not notice."""
+    check_row_without_keys(decode)
+
+
+def check_row_without_keys(decode):
+    layer = layer_of(0, [0, 40], 1, 1, 16, torch.float32)
+    query = rows_of(2, (2, 1, 2, 16))
+    usual = decode.decode_triton(query, layer, (16, 4, 1, 6))
+    layer.lengths[0] = -1
+    mixed = decode.decode_triton(query, layer, (16, 4, 1, 6))
+    assert torch.equal(mixed[0], torch.zeros(1, 2, 16)) and torch.equal(mixed[1], usual[1])
+
+
+def test_steps_without_the_host():
+    """Rotate, write and attend at lengths that only the device tensor knows: what a CUDA graph replays.
+
+    The grid and all host numbers stay those of the first step; only `lengths` moves.
+    """
+    capacity, head_dim = 40, 16
+    static, moving = (
+        layer_of(0, [0], 0, 1, head_dim, torch.float32, spare=capacity) for _ in range(2)
+    )
+    for step in range(36):
+        qkv = rows_of(step, (1, 1, 4 * head_dim))
+        angles = rope.angles(torch.tensor([[step]]), 10_000.0, head_dim)
+        mixed = decode.decode_triton(rope.write_triton(qkv, angles, static), static, (16, 4, 1, 3))
+        with choose.using("reference"):
+            exact = decode.decode_attention(rope.write(qkv, angles, moving), moving)
+        torch.testing.assert_close(mixed, exact, atol=2e-6, rtol=0)
+        static.lengths += 1
+        moving.lengths += 1
+        moving.starts[0] += 1
+    assert static.starts == [0]
+
+
+def test_public_function_launches_both():
+    layer = layer_of(0, [40, 7], 3, 1, 16, torch.float32)
+    query = rows_of(2, (2, 3, 2, 16))
+    before = language.launches.copy()
+    with choose.using("triton"):
+        mixed = decode.decode_attention(query, layer)
+    assert language.launches - before == {"split_kernel": 1, "combine_kernel": 1}
+    torch.testing.assert_close(mixed, decode.decode_attention(query, layer), atol=2e-6, rtol=0)
+
+
+MUTANTS = {
+    "key mask dropped": ("<= last[:, None], scores", "<= last[:, None] + 1000, scores"),
+    "causal off by one": ("last = seen + row // GROUP", "last = seen + row // GROUP - 1"),
+    "query rows taken as tokens": ("last = seen + row // GROUP", "last = seen + row"),
+    "splits from 16 on dropped": ("for first in range(0, splits, BLOCK)", "for first in range(0, 1, BLOCK)"),
+    "splits added without their maximum": ("tl.exp2(one_maximum - raised), 0.0", "1.0, 0.0"),
+    "earlier splits not shrunk": ("mixed = mixed * shrink + tl.sum(share", "mixed = mixed + tl.sum(share"),
+    "split rounded down": ("tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits)",
+                           "(tl.cdiv(tl.maximum(seen + new, 0), BLOCK) // splits)"),
+    "key scale forgotten": ("scores *= tl.load(key_scales", "scores += 0 * tl.load(key_scales"),
+    "value scale forgotten": ("weights *= tl.load(value_scales", "weights += 0 * tl.load(value_scales"),
+    "empty split divided": ("tl.where(total > 0.0, total, 1.0)", "total"),
+    "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name, tmp_path):
+    mutant = mutated(decode, tmp_path, *MUTANTS[name])
+    with pytest.raises(AssertionError):
+        check_decode(mutant, [61, 30], 3, 4, 2, 16, torch.float32, 16, 12, 0)
+        check_decode(mutant, [61], 1, 4, 2, 16, torch.float32, 8, 8, 0)
+        check_decode(mutant, [400], 1, 1, 1, 16, torch.float32, 16, 26, 0, 8.0)
+        check_row_without_keys(mutant)
