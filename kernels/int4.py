@@ -1,0 +1,228 @@
+"""Linear layers whose weights are four bits each, with one scale for every 128 (or 64, or 32) of them.
+
+in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]      out: [... N]
+    weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15; no offset where symmetric
+Reading 4.25 bits in place of 16 is what makes one token fast: the small-M kernel reads each weight once,
+multiplies the integers as they are, and applies the scale to the float32 sums of a group, which is three orders of
+magnitude more exact than rounding scaled weights to bfloat16. With many rows arithmetic is the limit, and it
+is best to write the weights out once and call the library's product.
+Read next: this is the end of the folder. Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
+
+M rows, N outputs, K inputs, g group size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .choose import part, triton_for
+from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
+from .norm import wide
+
+BLOCK = 128  # inputs whose weights are packed together: 32 words of four
+GROUPS = (128, 64, 32)
+
+# Up to so many rows the small-M kernel, above it dequantise and call the library. Not measured here: published
+# kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100.
+CROSS_OVER = {"163 KB": 64, "99 KB": 64, "interpreter": 16}
+# Outputs of a block, warps, stages, and programs in all (two for each multiprocessor). A stage of 128 outputs is
+# 8 KB of weights; to keep an H200's memory busy 24 KB must be under way for each multiprocessor.
+BLOCKS = {"163 KB": (128, 4, 4, 264), "99 KB": (128, 4, 4, 164), "interpreter": (16, 4, 1, 6)}
+CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in bfloat16
+
+
+def quantise(weight: Tensor, group: int = 128, symmetric: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round weight [N K] to q uint8 [N K]; scales and offsets [K/g N] float32, offsets None if symmetric.
+
+    >>> q, scales, _ = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
+    >>> q[0, :16].tolist(), scales.tolist()
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [[1.0]])
+    """
+    grouped = wide(weight).unflatten(1, (-1, group))  # N K/g g
+    if symmetric:
+        largest = torch.maximum(grouped.amax(-1) / 7, grouped.amin(-1) / -8)
+        scales, offsets = largest.clamp(min=1e-30), None
+        steps = grouped / scales[..., None]
+    else:
+        low, high = grouped.amin(-1), grouped.amax(-1)
+        scales = ((high - low) / 15).clamp(min=1e-30)
+        offsets = low + 8 * scales
+        steps = (grouped - offsets[..., None]) / scales[..., None]
+    q = (torch.floor(steps + 0.5) + 8).clamp(0, 15).to(torch.uint8).flatten(1)
+    return q, scales.T.contiguous(), None if symmetric else offsets.T.contiguous()
+
+
+def pack(q: Tensor, block: int = BLOCK) -> Tensor:
+    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4]: word j holds the inputs j, j + block/4, ...
+
+    So each of the four planes of nibbles is a run of consecutive inputs, and rows load without a gather; and
+    the words of one block of inputs lie together for all outputs, so that a tile is one run of memory.
+
+    >>> [f"{word:04x}" for word in pack(torch.arange(8)[None], block=8).flatten().tolist()]
+    ['6420', '7531']
+    """
+    if q.shape[1] % block:
+        raise ValueError(f"cannot pack weights: inputs: expected a multiple of {block}, found {q.shape[1]}")
+    planes = q.to(torch.int32).unflatten(1, (-1, 4, block // 4))  # N K/block 4 block/4
+    words = sum(planes[:, :, plane] << 4 * plane for plane in range(4))
+    return words.to(torch.int16).transpose(0, 1).contiguous()
+
+
+def unpack(words: Tensor) -> Tensor:
+    """words int16 [K/block N block/4] -> q uint8 [N K].
+
+    >>> unpack(pack(torch.arange(8)[None], block=8)).tolist()
+    [[0, 1, 2, 3, 4, 5, 6, 7]]
+    """
+    planes = [(words.to(torch.int32) >> 4 * plane & 15).to(torch.uint8) for plane in range(4)]
+    return torch.stack(planes, dim=2).permute(1, 0, 2, 3).flatten(1)
+
+
+def dequantise_reference(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype) -> Tensor:
+    """The weights [N K], multiplied out."""
+    q = unpack(words).to(scales.dtype).unflatten(1, (len(scales), -1)) - 8  # N K/g g
+    weight = q * scales.T[..., None]
+    if offsets is not None:
+        weight = weight + offsets.T[..., None]
+    return weight.flatten(1).to(dtype)
+
+
+def linear_reference(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """The formula: rows [... K] times the weights, in float32 at least."""
+    weight = dequantise_reference(words, wide(scales), None if offsets is None else wide(offsets), wide(rows).dtype)
+    return (wide(rows) @ weight.T).to(rows.dtype)
+
+
+def linear_tiled(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """rows [M K] times the weights, plane by plane, as the small-M kernel computes it."""
+    total = rows.new_zeros(words.shape[1], len(rows))  # N M: weights stand on the left
+    group = len(words) * BLOCK // len(scales)
+    for k in range(0, len(words) * BLOCK, group):
+        partial, sums = torch.zeros_like(total), rows[:, k : k + group].sum(-1)
+        for start in range(k, k + group, 32):
+            nibbles = words[start // BLOCK].to(torch.int32) >> start % BLOCK // 32 * 4 & 15  # N 32
+            partial += (nibbles - 8).to(rows.dtype) @ rows[:, start : start + 32].T
+        total += partial * scales[k // group, :, None]
+        if offsets is not None:
+            total += offsets[k // group, :, None] * sums
+    return total.T
+
+
+@triton.jit
+def nibbles(words, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+    """The integers q - 8 of one plane in DTYPE.
+
+    Without a conversion: q in the lowest bits of 1024 (float16) or 128 (bfloat16) reads 1024 + q or 128 + q, exactly.
+    """
+    q = (words >> 4 * PLANE) & 15
+    if DTYPE == tl.float16:
+        return (q | 0x6400).to(tl.float16, bitcast=True) - 1032.0
+    if DTYPE == tl.bfloat16:
+        return (q | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
+    return q.to(DTYPE) - 8.0
+
+
+@triton.jit
+def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, GROUP: tl.constexpr,
+                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """One program: BLOCK_N outputs of all (up to BLOCK_M) rows over its share of the inputs.
+
+    The weights stand on the left of the product: the tensor cores of sm_90 can take that side from registers, so
+    unpacked weights never pass through shared memory. product is [splits M N], one slice for each share.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    m, word = tl.arange(0, BLOCK_M), tl.arange(0, 32)
+    DTYPE: tl.constexpr = rows.dtype.element_ty
+    each: tl.constexpr = K // 128
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for block in range(split * each // splits, (split + 1) * each // splits):
+        tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]
+        packed = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
+        packed = packed.to(tl.uint16, bitcast=True)
+        for group in tl.static_range(128 // GROUP):
+            partial = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            sums = tl.zeros([BLOCK_M], tl.float32)
+            for plane in tl.static_range(group * GROUP // 32, (group + 1) * GROUP // 32):
+                k = block * 128 + plane * 32 + word
+                x = tl.load(rows + m[None, :] * K + k[:, None], mask=(m < M)[None, :], other=0.0)
+                q = nibbles(packed, plane, DTYPE)
+                partial = tl.dot(q, x, partial, out_dtype=tl.float32, input_precision="ieee")
+                if offsets is not None:
+                    sums += tl.sum(x.to(tl.float32), axis=0)
+            place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
+            total += partial * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[:, None]
+            if offsets is not None:
+                offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
+                total += offset[:, None] * sums[None, :]
+    target = product + (split * M + m[None, :]) * N + n[:, None]
+    tl.store(target, total.to(product.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
+
+
+@triton.jit
+def dequantise_kernel(words, scales, offsets, weight, N, first, count, K: tl.constexpr, GROUP: tl.constexpr,
+                      BLOCK_N: tl.constexpr):  # fmt: skip
+    """One program: BLOCK_N of the `count` outputs from `first` on, 128 inputs, written out to [count K]."""
+    row, block = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
+    n, word, inside = first + row, tl.arange(0, 32), row < count
+    tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]
+    packed = tl.load(tile, mask=inside[:, None], other=0).to(tl.uint16, bitcast=True)
+    for plane in tl.static_range(4):
+        place = tl.cast(block * (128 // GROUP) + plane * 32 // GROUP, tl.int64) * N + n
+        values = ((packed >> 4 * plane) & 15).to(tl.float32) - 8.0
+        values *= tl.load(scales + place, mask=inside, other=0.0).to(tl.float32)[:, None]
+        if offsets is not None:
+            values += tl.load(offsets + place, mask=inside, other=0.0).to(tl.float32)[:, None]
+        target = weight + row.to(tl.int64)[:, None] * K + block * 128 + plane * 32 + word[None, :]
+        tl.store(target, values.to(weight.dtype.element_ty), mask=inside[:, None])
+
+
+def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
+                 block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
+    """rows [M K], M small -> [M N]; shares of the inputs are added in a fixed order."""
+    count, inputs, outputs = *rows.shape, words.shape[1]
+    assert not (INTERPRETED and rows.dtype == torch.bfloat16), "the interpreter multiplies bit patterns"
+    size, warps, stages, programs = block or BLOCKS[part(rows)]
+    splits = max(1, min(programs // blocks(outputs, size), len(words)))
+    product = rows.new_empty(splits, count, outputs, dtype=rows.dtype if splits == 1 else torch.float32)
+    launch(linear_kernel, (blocks(outputs, size), splits), rows.contiguous(), words, scales, offsets, product,
+           count, outputs, K=inputs, GROUP=inputs // len(scales), BLOCK_M=max(16, power_of_two(count)),
+           BLOCK_N=size, num_warps=warps, num_stages=stages)  # fmt: skip
+    return product[0] if splits == 1 else product.sum(0).to(rows.dtype)
+
+
+def dequantise(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, first: int, last: int) -> Tensor:
+    """The weights [last - first, K] of outputs first .. last, multiplied out."""
+    if not triton_for(scales):
+        offsets = None if offsets is None else offsets[:, first:last]
+        return dequantise_reference(words[:, first:last], scales[:, first:last], offsets, dtype)
+    inputs, outputs = len(words) * BLOCK, words.shape[1]
+    weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
+    size = 16 if INTERPRETED else 64
+    launch(dequantise_kernel, (blocks(last - first, size), len(words)), words, scales, offsets, weight,
+           outputs, first, last - first, K=inputs, GROUP=inputs // len(scales), BLOCK_N=size)  # fmt: skip
+    return weight
+
+
+def linear_large(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
+                 chunk: int = CHUNK) -> Tensor:  # fmt: skip
+    """rows [M K], M large -> [M N]: some outputs' weights are written out at a time."""
+    inputs, outputs = len(words) * BLOCK, words.shape[1]
+    product = rows.new_empty(len(rows), outputs)
+    step = max(1, chunk // inputs)
+    for first in range(0, outputs, step):
+        last = min(first + step, outputs)
+        weight = dequantise(words, scales, offsets, rows.dtype, first, last)
+        product[:, first:last] = F.linear(rows, weight)
+    return product
+
+
+def linear(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
+           bias: Tensor | None = None) -> Tensor:  # fmt: skip
+    """rows [... K] times packed weights (+ bias) -> [... N]. On a CPU always by dequantising."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    small = triton_for(rows) and len(flat) <= CROSS_OVER[part(rows)]
+    product = (linear_small if small else linear_large)(flat, words, scales, offsets)
+    if bias is not None:
+        product += bias
+    return product.view(*rows.shape[:-1], words.shape[1])
