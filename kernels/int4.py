@@ -109,17 +109,25 @@ def linear_tiled(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
 
 
 @triton.jit
-def nibbles(words, PLANE: tl.constexpr, DTYPE: tl.constexpr):
-    """The integers q - 8 of one plane in DTYPE.
+def halves(pairs):
+    """uint32 [N 16] -> uint16 [N 32]: a pair of 16-bit numbers is one register, so this costs nothing."""
+    low, high = (pairs & 0xFFFF).to(tl.uint16), (pairs >> 16).to(tl.uint16)
+    return tl.reshape(tl.join(low, high), [pairs.shape[0], 32])
 
-    Without a conversion: q in the lowest bits of 1024 (float16) or 128 (bfloat16) reads 1024 + q or 128 + q, exactly.
+
+@triton.jit
+def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+    """Pairs of words, uint32 [N 16] -> the integers q - 8 of one plane, [N 32] in DTYPE.
+
+    Two weights at a time and without a conversion: q in the lowest bits of 1024 (float16) or of 128 (bfloat16) reads
+    1024 + q or 128 + q, exactly.
     """
-    q = (words >> 4 * PLANE) & 15
+    pairs = (pairs >> 4 * PLANE) & 0x000F000F
     if DTYPE == tl.float16:
-        return (q | 0x6400).to(tl.float16, bitcast=True) - 1032.0
+        return halves(pairs | 0x64006400).to(DTYPE, bitcast=True) - 1032.0
     if DTYPE == tl.bfloat16:
-        return (q | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
-    return q.to(DTYPE) - 8.0
+        return halves(pairs | 0x43004300).to(DTYPE, bitcast=True) - 136.0
+    return halves(pairs).to(DTYPE) - 8.0
 
 
 @triton.jit
@@ -136,25 +144,26 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
     DTYPE: tl.constexpr = rows.dtype.element_ty
     each: tl.constexpr = K // 128
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    ones = tl.full([BLOCK_N, 32], 1.0, DTYPE)  # the tensor cores add up rows faster than lanes do
     for block in range(split * each // splits, (split + 1) * each // splits):
-        tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]
-        packed = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
-        packed = packed.to(tl.uint16, bitcast=True)
+        tile = words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + tl.arange(0, 16)[None, :]
+        pairs = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
+        pairs = pairs.to(tl.uint32, bitcast=True)
         for group in tl.static_range(128 // GROUP):
             partial = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            sums = tl.zeros([BLOCK_M], tl.float32)
+            sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for plane in tl.static_range(group * GROUP // 32, (group + 1) * GROUP // 32):
                 k = block * 128 + plane * 32 + word
                 x = tl.load(rows + m[None, :] * K + k[:, None], mask=(m < M)[None, :], other=0.0)
-                q = nibbles(packed, plane, DTYPE)
+                q = nibbles(pairs, plane, DTYPE)
                 partial = tl.dot(q, x, partial, out_dtype=tl.float32, input_precision="ieee")
                 if offsets is not None:
-                    sums += tl.sum(x.to(tl.float32), axis=0)
+                    sums = tl.dot(ones, x, sums, out_dtype=tl.float32, input_precision="ieee")
             place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
             total += partial * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[:, None]
             if offsets is not None:
                 offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
-                total += offset[:, None] * sums[None, :]
+                total += offset[:, None] * sums
     target = product + (split * M + m[None, :]) * N + n[:, None]
     tl.store(target, total.to(product.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
 
@@ -185,8 +194,10 @@ def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
     size, warps, stages, programs = block or BLOCKS[part(rows)]
     splits = max(1, min(programs // blocks(outputs, size), len(words)))
     product = rows.new_empty(splits, count, outputs, dtype=rows.dtype if splits == 1 else torch.float32)
-    launch(linear_kernel, (blocks(outputs, size), splits), rows.contiguous(), words, scales, offsets, product,
-           count, outputs, K=inputs, GROUP=inputs // len(scales), BLOCK_M=max(16, power_of_two(count)),
+    block_m = max(16, power_of_two(count))
+    warps = warps if block_m < 64 else 2 * warps  # the sums of 64 rows fill the registers of four warps
+    launch(linear_kernel, (blocks(outputs, size), splits), rows.contiguous(), words.view(torch.int32), scales,
+           offsets, product, count, outputs, K=inputs, GROUP=inputs // len(scales), BLOCK_M=block_m,
            BLOCK_N=size, num_warps=warps, num_stages=stages)  # fmt: skip
     return product[0] if splits == 1 else product.sum(0).to(rows.dtype)
 

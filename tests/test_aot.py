@@ -47,6 +47,38 @@ def attention_cases():
                        constants, warps, stages, part, dict(wgmma=True, wide=True))  # fmt: skip
 
 
+def decode_cases():
+    from llava_min.kernels import decode_attention as decode
+
+    for part in ("163 KB", "99 KB"):
+        keys, warps, stages, _ = decode.BLOCKS[part]
+        for head_dim in (64, 128):
+            sizes = dict(GROUP=7, HEAD_DIM=head_dim, ROWS=16)
+            for bits, cache, scales in (("", "*bf16", None), (" 8-bit", "*i8", "*fp16")):
+                types = ["*bf16", cache, cache, scales, scales, "*i32", "*fp32", "*fp32", "i32", "i16", "i16"]
+                yield Case(f"decode {head_dim}{bits}", decode.split_kernel, types, sizes | dict(BLOCK=keys),
+                           warps, stages, part, dict(matrix=True))  # fmt: skip
+            types = ["*fp32", "*fp32", "*bf16", "i32", "i32"]
+            yield Case(f"decode combine {head_dim}", decode.combine_kernel, types,
+                       sizes | dict(BLOCK=decode.COMBINED), 4, 3, part)  # fmt: skip
+
+
+def int4_cases():
+    from llava_min.kernels import int4
+
+    for part in ("163 KB", "99 KB"):
+        outputs, warps, stages, _ = int4.BLOCKS[part]
+        for name, group, offsets, rows in (("128 M=1", 128, None, 16), ("128 M=64", 128, None, 64),
+                                           ("128 offset M=1", 128, "*bf16", 16), ("32 M=1", 32, None, 16)):  # fmt: skip
+            types = ["*bf16", "*i32", "*bf16", offsets, "*bf16", "i32", "i16"]
+            sizes = dict(K=3584, GROUP=group, BLOCK_M=rows, BLOCK_N=outputs)
+            few = {"per_weight": 4.0} if name == "128 M=1" else {}
+            yield Case(f"int4 {name}", int4.linear_kernel, types, sizes, warps * (1 + (rows > 32)), stages, part,
+                       dict(wgmma=True, matrix=True, **few))  # fmt: skip
+    types = ["*i16", "*bf16", None, "*bf16", "i16", "i16", "i32"]
+    yield Case("int4 dequantise", int4.dequantise_kernel, types, dict(K=3584, GROUP=128, BLOCK_N=64), 4, 3)
+
+
 def pointwise_cases():
     from llava_min.kernels import activation, norm, rope
 
@@ -92,7 +124,7 @@ def pointwise_cases():
 
 
 def cases():
-    for case in (*attention_cases(), *pointwise_cases()):
+    for case in (*attention_cases(), *decode_cases(), *int4_cases(), *pointwise_cases()):
         case.expect.setdefault("wide", True)
         yield case
 

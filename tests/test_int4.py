@@ -144,12 +144,13 @@ def test_public_function():
 
 
 MUTANTS = {
-    "nibbles swapped": ("q = (words >> 4 * PLANE) & 15", "q = (words >> 4 * (PLANE ^ 1)) & 15"),
-    "sign of the top nibble": ("q = (words >> 4 * PLANE) & 15", "q = (words >> 4 * PLANE) & 7"),
+    "nibbles swapped": ("pairs = (pairs >> 4 * PLANE)", "pairs = (pairs >> 4 * (PLANE ^ 1))"),
+    "words of a pair swapped": ("tl.join(low, high)", "tl.join(high, low)"),
+    "top bit lost": ("& 0x000F000F", "& 0x00070007"),
     "scale forgotten": ("total += partial * tl.load(scales", "total += partial + 0 * tl.load(scales"),
     "scale of the first group for all": ("block * (128 // GROUP) + group, tl.int64)", "0, tl.int64)"),
     "offset forgotten": ("total += offset[:, None] * sums", "total += 0 * offset[:, None] * sums"),
-    "sums of one plane": ("sums += tl.sum(x", "sums = tl.sum(x"),
+    "sums of one plane": ("tl.dot(ones, x, sums,", "tl.dot(ones, x, 0 * sums,"),
     "last block of a share dropped": ("(split + 1) * each // splits)", "(split + 1) * each // splits - 1)"),
     "shares overlap": ("range(split * each // splits,", "range(0 * split,"),
     "wrong middle": ("- 1032.0", "- 1031.0"),
