@@ -1,5 +1,6 @@
 """The command: python -m llava_min, python -m llava_min.generate, or the script llava-min."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -53,7 +54,7 @@ def answer(settings: arguments.Settings) -> int:
     if question is None and not images and not videos:
         question, images = loaded.EXAMPLE_QUESTION, (str(loaded.EXAMPLE_PICTURE),)
         reporter.line(f"[{question} {os.path.relpath(images[0])}]")
-    with trace.tracing(sys.stderr) if settings.trace else trace.silence():
+    with trace.tracing(sys.stderr) if settings.trace else contextlib.nullcontext():
         for event in model.events(question, images=images, videos=videos, **settings.options):
             if isinstance(event, loaded.Prepared):
                 if settings.show_prompt:
@@ -67,5 +68,10 @@ def answer(settings: arguments.Settings) -> int:
     return 130 if event.finish_reason == "interrupted" else 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

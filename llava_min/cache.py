@@ -98,7 +98,7 @@ class Cache:
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(*old.shape[:3], capacity, old.shape[4])
-            new[:, :, :, : self.capacity] = old
+            new[:, :, :, : old.shape[3]] = old
             setattr(self, name, new)
 
     def tensors(self) -> dict[str, Tensor]:

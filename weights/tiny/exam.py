@@ -1,49 +1,130 @@
 """How often the checkpoint is right on scenes that nobody has seen.
 
-An answer counts when every token of it, the end token included, is the most likely one: exactly the
-cases in which greedy decoding prints the right answer.
+An answer counts when every token of it, the end token included, is the most likely one: exactly
+the cases in which greedy decoding prints the right answer and nothing else. Beside it stand the
+same questions with a blank picture and with another sample's picture, and how often the task's most
+frequent answer would be right: what can be had without looking.
 Read before: train.py.
 """
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from . import scenes
+from . import lessons, scenes
 
-KINDS_OF_EXAM = {
-    "picture": scenes.ONE_PICTURE,
-    "large": scenes.ONE_PICTURE,
-    "pair": scenes.TWO_PICTURES,
-    "clip": scenes.CLIPS,
+PASS = {"one picture": (scenes.ONE_PICTURE, 95), "two pictures": (scenes.TWO_PICTURES, 90),
+        "clip": (scenes.CLIPS, 90)}  # fmt: skip  # the lower end of the interval must reach this
+KINDS = {
+    "one picture": ("picture", "picture", "large"),
+    "two pictures": ("pair",),
+    "clip": ("clip",),
 }
+BATCH = 20
+
+
+@dataclass
+class Marks:
+    """The verdicts on one task: with the picture, with a blank one, with another sample's."""
+
+    right: list[bool] = field(default_factory=list)
+    blank: list[bool] = field(default_factory=list)
+    other: list[bool] = field(default_factory=list)
+    answers: Counter = field(default_factory=Counter)
+
+    @property
+    def most_common(self) -> float:
+        """How often the most frequent answer is right."""
+        return max(self.answers.values()) / sum(self.answers.values())
+
+
+def interval(right: list[bool]) -> tuple[float, float]:
+    """Wilson's 95% interval of a share.
+
+    >>> [round(end, 3) for end in interval([True] * 970 + [False] * 30)]
+    [0.957, 0.979]
+    """
+    n, share, z = len(right), sum(right) / len(right), 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def blanked(batch: lessons.Batch) -> lessons.Batch:
+    """The batch with white pictures."""
+    white = [
+        [replace(t, pixels=np.full_like(t.pixels, 255)) for t in visuals]
+        for visuals in batch.visuals
+    ]
+    return replace(batch, visuals=white)
+
+
+def exchanged(batch: lessons.Batch) -> lessons.Batch:
+    """The batch with each sample's pictures given to its neighbour."""
+    return replace(batch, visuals=batch.visuals[1:] + batch.visuals[:1])
+
+
+def verdicts(batch: lessons.Batch, logits: torch.Tensor, targets: torch.Tensor) -> list[bool]:
+    """For each question of the batch in order: is every token of the answer the most likely one?"""
+    right = (logits.argmax(-1) == targets).numpy()
+    rows, columns = np.nonzero(batch.targets != lessons.IGNORED)
+    segments = batch.segments[rows, columns]
+    return [bool(right[(rows == row) & (segments == number)].all())
+            for row, tasks in enumerate(batch.tasks) for number in range(len(tasks))]  # fmt: skip
 
 
 @torch.no_grad()
-def take(model, teacher, answer_logits, samples: int, seed: int) -> dict[str, list[bool]]:
-    """{task: right or wrong for each of its questions} over `samples` pictures, pairs and clips."""
-    results: dict[str, list[bool]] = {}
-    for kind in ("picture", "pair", "clip"):
-        rng = np.random.default_rng([seed, len(kind), 77])
-        for _ in range(max(1, samples // 10)):
-            batch = teacher.draw(rng, kind, min(10, samples), exam=True)
-            logits, targets = answer_logits(model, batch)
-            mark(batch, (logits.argmax(-1) == targets).numpy(), results)
-    return results
+def take(model, teacher: lessons.Teacher, answer_logits, samples: int, seed: int, controls: bool = True,
+         progress=None) -> dict[str, Marks]:  # fmt: skip
+    """{task: Marks}, at least `samples` questions of each task."""
+    marks: dict[str, Marks] = {}
+    for group, (tasks, _) in PASS.items():
+        rng, drawn = np.random.default_rng([seed, len(group), 20261121]), 0
+        while min((len(marks[t].right) if t in marks else 0) for t in tasks) < samples:
+            batch = teacher.draw(rng, KINDS[group][drawn % len(KINDS[group])], BATCH, exam=True)
+            drawn += 1
+            columns = {"right": batch}
+            if controls:
+                columns |= {"blank": blanked(batch), "other": exchanged(batch)}
+            for name, seen in columns.items():
+                found = iter(verdicts(batch, *answer_logits(model, seen)))
+                for lesson in batch.tasks:
+                    for task in lesson:
+                        getattr(marks.setdefault(task, Marks()), name).append(next(found))
+            for lesson, answers in zip(batch.tasks, batch.answers):
+                for task, answer in zip(lesson, answers):
+                    marks[task].answers[answer] += 1
+            if progress is not None:
+                progress(min(len(marks[t].right) for t in tasks), samples)
+    return {task: marks[task] for tasks, _ in PASS.values() for task in tasks}
 
 
-def mark(batch, right: np.ndarray, results: dict[str, list[bool]]) -> None:
-    """Sort the token verdicts of a batch into verdicts on its answers."""
-    answers = batch.targets != -100
-    rows, columns = np.nonzero(answers)
-    segments = batch.segments[rows, columns]
-    for row, tasks in enumerate(batch.tasks):
-        for number, task in enumerate(tasks):
-            results.setdefault(task, []).append(
-                bool(right[(rows == row) & (segments == number)].all())
+def line(marks: dict[str, Marks]) -> str:
+    """One line for the training log."""
+    return "held out: " + "  ".join(f"{t} {100 * np.mean(m.right):.0f}" for t, m in marks.items())
+
+
+def table(marks: dict[str, Marks]) -> str:
+    """The printed result, a row for each task, as Markdown."""
+    rows = [
+        "| task | example | accuracy | 95% interval | blank picture | other picture | most "
+        "common answer | n |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for group, (tasks, _) in PASS.items():
+        for task in tasks:
+            m = marks[task]
+            low, high = interval(m.right)
+            example = scenes.QUESTIONS[task][0].format(
+                kind="star", place=scenes.PLACES[0], nth="first"
             )
-
-
-def line(results: dict[str, list[bool]]) -> str:
-    return "held out: " + "  ".join(
-        f"{task} {100 * np.mean(right):.0f}" for task, right in results.items()
-    )
+            rows.append(
+                f"| {group}: {task.replace('_', ' ')} | {example} | "
+                f"{100 * np.mean(m.right):.1f}% | "
+                f"{100 * low:.1f} to {100 * high:.1f} | {100 * np.mean(m.blank):.1f}% | "
+                f"{100 * np.mean(m.other):.1f}% | {100 * m.most_common:.1f}% | {len(m.right)} |"
+            )
+    return "\n".join(rows)

@@ -36,6 +36,7 @@ class Batch:
     offsets: np.ndarray
     targets: np.ndarray
     tasks: list[list[str]]
+    answers: list[list[str]]
     conversation: bool
 
 
@@ -131,17 +132,10 @@ class Teacher:
         def padded(index: int, value: int) -> np.ndarray:
             return np.array([row[index] + [value] * (longest - len(row[index])) for row in rows])
 
-        return Batch(
-            kind,
-            self.encode(prefix),
-            visuals,
-            padded(0, 0),
-            padded(1, -1),
-            padded(2, 0),
-            padded(3, IGNORED),
-            [[task for task, *_ in lesson] for lesson in lessons],
-            conversation,
-        )
+        tasks = [[task for task, _, _ in lesson] for lesson in lessons]
+        answers = [[answer for _, _, answer in lesson] for lesson in lessons]
+        arrays = (padded(0, 0), padded(1, -1), padded(2, 0), padded(3, IGNORED))
+        return Batch(kind, self.encode(prefix), visuals, *arrays, tasks, answers, conversation)
 
 
 def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:

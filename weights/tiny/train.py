@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from ... import config as configuration
 from ...kernels import activation, rope
+from ...loaded import load
 from ...model import Llava
+from ...report import Progress
 from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
@@ -198,7 +200,11 @@ def work(worker: int, options, rendezvous: str) -> None:
                     if done % 400 == 0 or done == steps:
                         with bfloat16():
                             print(
-                                exam.line(exam.take(model, teacher, answer_logits, 60, seed=1)),
+                                exam.line(
+                                    exam.take(
+                                        model, teacher, answer_logits, 100, seed=1, controls=False
+                                    )
+                                ),
                                 flush=True,
                             )
         begin[stage] = steps
@@ -217,6 +223,23 @@ def export(model: Llava, folder: Path) -> None:
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.part", metadata={"format": "pt"})
     os.replace(folder / "model.part", folder / "model.safetensors")
+
+
+def evaluate(options) -> None:
+    """Print the accuracy of the checkpoint beside this file on fresh scenes, with an unused seed."""
+    model = load(FOLDER)
+    torch.set_num_threads(options.workers * options.threads)
+    teacher = lessons.Teacher(model.config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
+    progress = Progress("examining", quiet=False)
+    marks = exam.take(
+        model.network,
+        teacher,
+        answer_logits,
+        options.samples,
+        10**6 + options.seed,
+        progress=progress,
+    )
+    print(exam.table(marks))
 
 
 def main() -> None:
@@ -255,7 +278,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.evaluate:
-        raise SystemExit("not yet")
+        return evaluate(options)
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options, str(Path(folder) / "rendezvous"))
         if options.workers == 1:

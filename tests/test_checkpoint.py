@@ -1,0 +1,213 @@
+"""Loading is exact both ways: nothing missing, nothing extra, nothing misshapen, nothing at random."""
+
+import json
+
+import pytest
+import small
+import torch
+from safetensors.torch import load_file, save_file
+
+import llava_min
+from llava_min import config as configuration
+from llava_min.errors import CheckpointError, NumericsError
+from llava_min.weights import names
+from llava_min.weights.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return small.small(tmp_path / "model", tied=False)
+
+
+def edit(folder, change) -> None:
+    """Apply `change` to the dictionary of tensors in the file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in values.items():
+        section, _, name = key.rpartition("__")
+        (config[section] if section else config)[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_every_parameter_gets_its_numbers(folder):
+    """The filled model is the model that was written, fused tensors included."""
+    written = small.random_model(small.hf_config(tied=False))
+    loaded = llava_min.load(folder).network
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_original_layout_answers_identically(tmp_path, tied):
+    """The same weights in both layouts: equal rows, logits and answers, with the same chat template."""
+    hf = llava_min.load(small.small(tmp_path / "hf", "hf", tied=tied))
+    original = llava_min.load(small.small(tmp_path / "original", "original", tied=tied))
+    assert original.config.family == "llava_qwen" and original.config.grids == hf.config.grids
+    pictures, clip = [small.picture(130, 90)], small.frames(3)
+    for media in ({"images": pictures}, {"videos": [clip]}, {"images": pictures * 2}):
+        assert torch.equal(hf.logits("What?", **media), original.logits("What?", **media))
+        answers = [model.generate("What?", max_tokens=8, **media).token_ids for model in (hf, original)]
+        assert answers[0] == answers[1]
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    whole = llava_min.load(small.small(tmp_path / "whole"))
+    for shards in (2, 7):
+        parts = llava_min.load(small.small(tmp_path / str(shards), shards=shards))
+        assert torch.equal(whole.logits("What?"), parts.logits("What?"))
+
+
+@pytest.mark.parametrize("name", ["image_newline", "language_model.model.layers.1.self_attn.k_proj.bias",
+                                  "vision_tower.vision_model.embeddings.position_embedding.weight",
+                                  "language_model.lm_head.weight"])  # fmt: skip
+def test_a_missing_tensor_is_named(folder, name):
+    edit(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as error:
+        llava_min.load(folder)
+    assert error.value.exit_code == 3
+
+
+def test_an_extra_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.update({"language_model.model.surprise": torch.ones(2)}))
+    with pytest.raises(CheckpointError, match="surprise"):
+        llava_min.load(folder)
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(folder):
+    edit(folder, lambda tensors: tensors.update({"image_newline": torch.ones(47)}))
+    with pytest.raises(CheckpointError, match=r"image_newline.*expected shape \[48\], found \[47\]"):
+        llava_min.load(folder)
+
+
+def test_a_tensor_under_two_names_is_refused(folder):
+    edit(folder, lambda tensors: tensors.update({"model.image_newline": torch.ones(48)}))
+    with pytest.raises(CheckpointError, match="found again"):
+        llava_min.load(folder)
+
+
+def test_unused_parts_of_the_tower_are_dropped_by_name(folder):
+    prefix = "vision_tower.vision_model."
+    edit(folder, lambda tensors: tensors.update({
+        prefix + "head.probe": torch.ones(1, 1, 32), prefix + "embeddings.position_ids": torch.ones(1, 16),
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}))  # fmt: skip
+    llava_min.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_found_at_load(folder, value):
+    edit(folder, lambda tensors: tensors["multi_modal_projector.linear_1.weight"].view(-1).__setitem__(5, value))
+    with pytest.raises(NumericsError, match=r"linear_1\.weight.*index 5") as error:
+        llava_min.load(folder)
+    assert error.value.exit_code == 7
+
+
+def test_integer_weights_are_refused(folder):
+    edit(folder, lambda tensors: tensors.update({"image_newline": torch.ones(48, dtype=torch.int8)}))
+    with pytest.raises(CheckpointError, match="I8"):
+        llava_min.load(folder)
+
+
+def test_a_tied_head_must_be_the_embedding(tmp_path):
+    folder = small.small(tmp_path, tied=True)
+    embedding = "language_model.model.embed_tokens.weight"
+    edit(folder, lambda tensors: tensors.update({"language_model.lm_head.weight": tensors[embedding].clone()}))
+    llava_min.load(folder)
+    edit(folder, lambda tensors: tensors["language_model.lm_head.weight"].add_(1))
+    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+        llava_min.load(folder)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"vision_aspect_ratio": "anyres_min_3"}, "vision_aspect_ratio"),
+    ({"vision_feature_layer": -2}, "vision_feature_layer"),
+    ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
+    ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+    ({"model_type": "llava_phi"}, "llava_phi"),
+    ({"text_config__use_sliding_window": True}, "use_sliding_window"),
+    ({"text_config__hidden_act": "gelu"}, "hidden_act"),
+    ({"text_config__num_attention_heads": 5}, "num_attention_heads"),
+    ({"text_config__hidden_size": -48}, "hidden_size"),
+    ({"text_config__hidden_size": "48"}, "hidden_size"),
+    ({"text_config__rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+    ({"text_config": []}, "text_config"),
+    ({"vision_config__model_type": "dinov2"}, "dinov2"),
+    ({"image_grid_pinpoints": [[56, 57]]}, "image_grid_pinpoints"),
+])  # fmt: skip
+def test_values_that_are_not_understood_are_refused_by_name(folder, change, named):
+    edit_config(folder, **change)
+    with pytest.raises(CheckpointError, match=named):
+        llava_min.load(folder)
+
+
+def test_unknown_keys_are_listed_and_do_not_matter(folder):
+    edit_config(folder, my_key=1, text_config__another=2)
+    model = llava_min.load(folder)
+    assert {"config.json: my_key", "config.json: text_config: another"} <= set(model.details)
+
+
+def test_overrides_come_before_the_strict_parse(folder):
+    assert llava_min.load(folder, config={"vision_aspect_ratio": "anyres_max_4"}).config.max_tiles == 4
+    with pytest.raises(CheckpointError, match="vision_aspect_ratio"):
+        llava_min.load(folder, config={"vision_aspect_ratio": "square"})
+
+
+@pytest.mark.parametrize("prepare, found", [
+    (lambda f: (f / "config.json").unlink(), "config.json"),
+    (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+    (lambda f: (f / "config.json").write_text("[" * 100_000), "expected JSON"),
+    (lambda f: (f / "config.json").write_text("[]"), "JSON object"),
+    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    (lambda f: (f / "model.safetensors").write_bytes(b""), "safetensors file"),
+    (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1]), "safetensors file"),
+    (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "found both"),
+])  # fmt: skip
+def test_broken_folders_are_refused(folder, prepare, found):
+    prepare(folder)
+    with pytest.raises(CheckpointError, match=found):
+        llava_min.load(folder)
+
+
+def test_pickles_stay_unopened(folder, tmp_path):
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CheckpointError, match="pickled"):
+        llava_min.load(folder)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/abs.safetensors", "a\\b", "", "x\0y", 5, None, ".."])
+def test_shards_must_lie_in_the_folder(tmp_path, shard):
+    folder = small.small(tmp_path / "model", shards=2)
+    index = folder / "model.safetensors.index.json"
+    listing = json.loads(index.read_text())
+    listing["weight_map"][next(iter(listing["weight_map"]))] = shard
+    index.write_text(json.dumps(listing))
+    with pytest.raises(CheckpointError, match="plain file name"):
+        llava_min.load(folder)
+
+
+def test_names_are_exact_inverses():
+    """Every parameter of the model, written in a layout and read back, fills itself, whole."""
+    model = small.random_model(small.hf_config(tied=False))
+    for layout in names.LAYOUTS:
+        for own in model.state_dict():
+            for name, piece in names.theirs(own, layout):
+                assert names.ours(name) == (own, piece)
+
+
+def test_the_embedded_checkpoint_is_whole_and_small():
+    checkpoint = Checkpoint.open(small.TINY)
+    size = (small.TINY / "model.safetensors").stat().st_size
+    assert size <= 8 << 20 and len(checkpoint.names) > 100
+    assert configuration.read(small.TINY).ignored == ()

@@ -1,0 +1,102 @@
+"""Where visuals go, and what the renderers write."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_min import prompt
+from llava_min.errors import PromptError
+from llava_min.prompt import Special, Turn, Visual
+
+
+def written(pieces) -> str:
+    """The rendered prompt as text, visuals as <kind index>."""
+    shown = []
+    for piece in pieces:
+        if isinstance(piece, Visual):
+            shown.append(f"<{piece.kind} {piece.index}>")
+        else:
+            shown.append(piece.token if isinstance(piece, Special) else piece)
+    return "".join(shown)
+
+
+def test_onevision_is_the_published_text():
+    turn = prompt.user_turn("What is it?", images=1, videos=0)
+    expected = "<|im_start|>user <image 0>\nWhat is it?<|im_end|><|im_start|>assistant\n"
+    assert written(prompt.onevision([turn])) == expected
+
+
+def test_qwen_is_the_published_text():
+    turn = prompt.user_turn("What is it?", images=1, videos=0)
+    expected = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image 0>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert written(prompt.qwen([turn])) == expected
+
+
+def test_several_turns_keep_their_order():
+    turns = [Turn("user", (Visual("image", 0), ("A",))), Turn("assistant", (("B",),)), Turn("user", (("C",),))]
+    assert written(prompt.onevision(turns)) == (
+        "<|im_start|>user <image 0>\nA<|im_end|><|im_start|>assistant \nB<|im_end|>"
+        "<|im_start|>user \nC<|im_end|><|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text, images, videos, expected",
+    [
+        ("Q", 2, 1, "<image 0><image 1><video 0>\nQ"),
+        ("<image>\nQ", 1, 0, "<image 0>\nQ"),
+        ("<image> <image>\n\nQ", 2, 0, "<image 0><image 1>\nQ"),
+        ("Is <image> like <image>?", 2, 0, "\nIs <image 0> like <image 1>?"),
+        ("<video><image> Q", 1, 1, "<video 0><image 0>\nQ"),
+        ("<image>", 1, 0, "<image 0>"),
+        ("<image>Q <image>", 2, 0, "<image 0>\nQ <image 1>"),
+        ("Q <Image>", 1, 0, "<image 0>\nQ <Image>"),
+    ],
+)
+def test_placeholders_place_the_visuals(text, images, videos, expected):
+    rendered = written(prompt.onevision([prompt.user_turn(text, images, videos)]))
+    assert rendered.removeprefix("<|im_start|>user ").split("<|im_end|>")[0] == expected
+
+
+@pytest.mark.parametrize("text, images, videos", [("<image>", 0, 0), ("<image>", 2, 0), ("<image>", 1, 1),
+                                                  ("<image><image>", 1, 0), ("<video>", 1, 0)])  # fmt: skip
+def test_a_wrong_number_of_placeholders_is_an_error(text, images, videos):
+    with pytest.raises(PromptError, match="expected as many"):
+        prompt.user_turn(text, images, videos)
+
+
+@given(st.text(max_size=50), st.integers(0, 3), st.integers(0, 3))
+def test_every_visual_appears_once_in_order(text, images, videos):
+    text = text.replace("<", "")
+    for name in prompt.TEMPLATES:
+        pieces = list(prompt.TEMPLATES[name]([prompt.user_turn(text, images, videos)]))
+        visuals = [piece for piece in pieces if isinstance(piece, Visual)]
+        expected = [Visual("image", i) for i in range(images)] + [Visual("video", i) for i in range(videos)]
+        assert visuals == expected
+        assert text in written(pieces)
+
+
+def test_messages_keep_the_order_of_their_parts():
+    turns, images, videos = prompt.from_messages([
+        {"role": "user", "content": [
+            {"type": "text", "text": "First <image>"},
+            {"type": "image_url", "image_url": {"url": "a.png"}},
+            {"type": "image"},
+            {"type": "video", "video": "b.mp4"},
+            {"type": "text", "text": "last"}]},
+        {"role": "assistant", "content": "ok"}])  # fmt: skip
+    assert images == ["a.png", None] and videos == ["b.mp4"]
+    assert written(prompt.onevision(turns)) == (
+        "<|im_start|>user \nFirst <image><image 0><image 1><video 0>\nlast<|im_end|>"
+        "<|im_start|>assistant \nok<|im_end|><|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("messages", [[{"role": "robot", "content": "x"}], ["hi"], [{"content": "x"}],
+                                      [{"role": "user", "content": [{"type": "audio"}]}]])  # fmt: skip
+def test_messages_that_cannot_be_read(messages):
+    with pytest.raises(PromptError, match="cannot read the messages"):
+        prompt.from_messages(messages)

@@ -1,0 +1,179 @@
+"""What must hold of any decoder with a cache, in float64 at 1e-10: logic, with no rounding to hide behind."""
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_min import budget, model
+from llava_min.cache import Cache
+from llava_min.image import Tiles
+
+EXACT = 1e-10
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return small.random_model(small.hf_config(tied=False), dtype=torch.float64)
+
+
+def plan_of(llava, seed: int, pictures: int, frames: int):
+    """A random plan of text runs, pictures and a clip, and the tiles of its visuals."""
+    rng = np.random.default_rng(seed)
+    config = llava.config
+    segments, tiles = [], []
+    for _ in range(pictures):
+        size = tuple(int(x) for x in rng.integers(20, 150, 2))
+        segment = budget.picture(size, False, config)
+        segments.append(segment)
+        count = 1 + segment.grid[0] * segment.grid[1]
+        tiles.append(Tiles(rng.integers(0, 256, (count, 56, 56, 3), dtype=np.uint8), size, segment.grid))
+        segments.append(budget.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
+    if frames:
+        segments.append(budget.clip([float(i) for i in range(frames)], config))
+        tiles.append(Tiles(rng.integers(0, 256, (frames, 56, 56, 3), dtype=np.uint8), (9, 9), None))
+    segments.append(budget.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
+    return budget.Plan(tuple(segments), config.text.context), tiles
+
+
+def run(llava, plan, tiles, chunk=4096, keep="all", k=8):
+    cache = Cache.empty(llava.config.text, 1, plan.tokens + 8, torch.float64)
+    visuals = [llava.encode(t, video=t.grid is None, k=k) for t in tiles]
+    return llava.prefill(plan, visuals, cache, chunk=chunk, keep=keep), cache
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(0, 2), st.integers(0, 5), st.integers(1, 90), st.integers(1, 7))
+def test_chunked_prefill_is_whole_prefill(llava, seed, pictures, frames, chunk, k):
+    """Any chunk size, splits inside a picture included, and any number of tiles encoded at once."""
+    plan, tiles = plan_of(llava, seed, pictures, frames)
+    whole, _ = run(llava, plan, tiles)
+    parts, cache = run(llava, plan, tiles, chunk=chunk, k=k)
+    assert whole.shape == (plan.tokens, 512)
+    assert (whole - parts).abs().max() < EXACT
+    last, _ = run(llava, plan, tiles, chunk=chunk, keep="last")
+    assert (whole[-1:] - last).abs().max() < EXACT
+    assert cache.seen.tolist() == [plan.tokens] == cache.lengths.tolist()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 7))
+def test_cached_decode_is_full_forward(llava, seed, steps):
+    rng = np.random.default_rng(seed)
+    plan, tiles = plan_of(llava, seed, 1, 0)
+    more = rng.integers(0, 500, steps).tolist()
+    _, cache = run(llava, plan, tiles)
+    for count in range(1, steps + 1):
+        stepped = llava.decode(torch.tensor([more[count - 1]]), cache)
+        longer = budget.Plan((*plan.segments, budget.Text(tuple(more[:count]))), plan.context)
+        whole, _ = run(llava, longer, tiles)
+        assert (stepped[0] - whole[-1]).abs().max() < EXACT
+
+
+def test_a_batch_decodes_as_its_rows_alone(llava):
+    """Rows of different lengths in one cache; each prefilled through row(b), all decoded together."""
+    config = llava.config.text
+    prompts = [plan_of(llava, seed, seed % 2, 0) for seed in range(3)]
+    longest = max(plan.tokens for plan, _ in prompts) + 4
+    cache = Cache.empty(config, 3, longest, torch.float64)
+    cache.keys.fill_(torch.nan)  # what no row has written must never be read
+    cache.values.fill_(torch.nan)
+    singles = []
+    for index, (plan, tiles) in enumerate(prompts):
+        visuals = [llava.encode(t, video=False) for t in tiles]
+        llava.prefill(plan, visuals, cache.row(index), chunk=7)
+        singles.append(run(llava, plan, tiles)[1])
+    assert cache.seen.tolist() == [plan.tokens for plan, _ in prompts]
+    for ids in ([5, 6, 7], [8, 9, 10], [100, 200, 300]):
+        together = llava.decode(torch.tensor(ids), cache)
+        alone = [llava.decode(torch.tensor([i]), single)[0] for i, single in zip(ids, singles)]
+        assert (together - torch.stack(alone)).abs().max() < EXACT
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 5))
+def test_the_future_never_changes_the_past(llava, seed, changed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 500, (2, 12)).tolist()
+    second[: 12 - changed] = first[: 12 - changed]
+    logits = [run(llava, budget.Plan((budget.Text(tuple(ids)),), 99), [])[0] for ids in (first, second)]
+    assert (logits[0][: 12 - changed] - logits[1][: 12 - changed]).abs().max() == 0
+
+
+def test_rewinding_forgets(llava):
+    """Two questions behind one prefix: the second answer is as if the first was never asked."""
+    plan, tiles = plan_of(llava, 3, 1, 2)
+    _, cache = run(llava, plan, tiles)
+    fresh = llava.decode(torch.tensor([4]), cache).clone()
+    cache.rewind(1)
+    for token in (7, 8, 9):
+        llava.decode(torch.tensor([token]), cache)
+    cache.rewind(3)
+    assert (llava.decode(torch.tensor([4]), cache) - fresh).abs().max() == 0
+
+
+def test_growing_keeps_what_was_seen(llava):
+    plan, tiles = plan_of(llava, 4, 1, 0)
+    _, small_cache = run(llava, plan, tiles)
+    _, grown = run(llava, plan, tiles)
+    grown.grow(500)
+    assert grown.capacity == 500
+    assert grown.tensors().keys() == {"keys", "values", "lengths"}
+    ids = torch.tensor([11])
+    assert (llava.decode(ids, grown) - llava.decode(ids, small_cache)).abs().max() == 0
+
+
+def test_pictures_are_encoded_apart(llava):
+    """A picture's rows do not depend on its neighbours: swapping two pictures swaps their rows."""
+    plan, tiles = plan_of(llava, 5, 2, 0)
+    one, two = (torch.cat(list(llava.encode(t, video=False))) for t in tiles)
+    rows = torch.cat(list(llava.rows(plan, [llava.encode(t, video=False) for t in tiles])))
+    assert torch.equal(rows[: len(one)], one)
+    start = len(one) + plan.segments[1].tokens
+    assert torch.equal(rows[start : start + len(two)], two)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 6))
+def test_plans_count_what_encode_makes(llava, width, height, frames):
+    """The token arithmetic without pixels equals the rows that come out."""
+    config = llava.config
+    segment = budget.picture((width, height), False, config)
+    count = 1 + segment.grid[0] * segment.grid[1]
+    tiles = Tiles(np.zeros((count, 56, 56, 3), np.uint8), (width, height), segment.grid)
+    assert sum(map(len, llava.encode(tiles, video=False))) == segment.tokens
+    clip = Tiles(np.zeros((frames, 56, 56, 3), np.uint8), (9, 9), None)
+    assert sum(map(len, llava.encode(clip, video=True, k=2))) == budget.video_tokens(frames, config)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
+def test_chunks_cut_without_loss(lengths, size):
+    pieces = [torch.arange(n, dtype=torch.float32)[:, None] for n in lengths]
+    cut = list(model.chunks(iter(pieces), size))
+    assert all(len(chunk) == size for chunk in cut[:-1]) and all(0 < len(chunk) <= size for chunk in cut[-1:])
+    joined = torch.cat(pieces) if pieces else torch.empty(0, 1)
+    assert torch.equal(torch.cat(cut) if cut else torch.empty(0, 1), joined)
+
+
+def test_named_mutants_break_a_property(llava, monkeypatch):
+    """Each slip is one that has been made before; the properties above must see it."""
+    from llava_min.kernels import attention, rope
+
+    plan, tiles = plan_of(llava, 1, 1, 3)
+    whole, _ = run(llava, plan, tiles)
+    angles = rope.angles
+
+    def upper_left(new, seen, device=None):
+        return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril(0)
+
+    def chunk_relative(positions, *rest, **named):
+        return angles(positions - positions.min(), *rest, **named)
+
+    for module, name, mutant in ((attention, "causal_mask", upper_left), (rope, "angles", chunk_relative)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, mutant)
+            parts, _ = run(llava, plan, tiles, chunk=13)
+        assert (whole - parts).abs().max() > EXACT, name
