@@ -58,27 +58,128 @@ def number(kind, low, high, open_low=False):
 
 
 COUNT = number(int, 1, 2**31 - 1)
+DAILY = (
+    # flags, what --help says, how argparse takes it
+    (
+        "-m --model",
+        "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
+        dict(metavar="FOLDER"),
+    ),
+    (
+        "--image",
+        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
+        dict(metavar="SRC", action="append", default=[]),
+    ),
+    (
+        "--video",
+        "a video: path, URL or data:; repeatable",
+        dict(metavar="SRC", action="append", default=[]),
+    ),
+    (
+        "--frames",
+        "frames to sample from a video (default: the checkpoint's)",
+        dict(type=COUNT, metavar="N"),
+    ),
+    (
+        "--max-tokens",
+        "the longest answer (%(default)s)",
+        dict(type=COUNT, default=512, metavar="N"),
+    ),
+    (
+        "--temperature",
+        "0 is greedy (%(default)s)",
+        dict(type=number(float, 0, 100), default=0.0, metavar="T"),
+    ),
+    (
+        "--seed",
+        "of the random numbers (%(default)s)",
+        dict(type=number(int, 0, 2**63 - 1), default=0, metavar="N"),
+    ),
+    ("--json", "print one JSON object instead of text", dict(action="store_true")),
+    ("--show-prompt", "print the rendered prompt to stderr", dict(action="store_true")),
+    ("--trace", "print every stage from pixels to words to stderr", dict(action="store_true")),
+    ("-q --quiet", "only the answer and errors", dict(action="store_true")),
+    ("-v --verbose", "more on stderr, and tracebacks", dict(action="store_true")),
+    ("--version", "print the version and exit", dict(action="store_true")),
+    ("--help-all", "every option", dict(action="store_true")),
+)
 DETAILS = (
-    "--template",
-    "--raw",
-    "--prefill",
-    "--top-p",
-    "--top-k",
-    "--min-p",
-    "--repetition-penalty",
-    "--stop",
-    "--ignore-eos",
-    "--max-tiles",
-    "--multi-image",
-    "--system",
-    "--device",
-    "--dtype",
-    "--kernels",
-    "--threads",
-    "--context",
-    "--config",
-    "--jsonl",
-    "--no-stream",
+    ("--max-tiles", "grids of at most N tiles a picture", dict(type=COUNT, metavar="N")),
+    (
+        "--multi-image",
+        "several pictures: auto, pad (one tile each) or anyres",
+        dict(choices=("auto", "pad", "anyres"), default="auto"),
+    ),
+    ("--system", "a system turn", dict(metavar="TEXT")),
+    (
+        "--template",
+        "how turns are written: auto, onevision, qwen",
+        dict(default="auto", metavar="NAME"),
+    ),
+    (
+        "--raw",
+        "the prompt is complete: its special tokens are parsed, no template is applied",
+        dict(action="store_true"),
+    ),
+    ("--prefill", "the beginning of the answer", dict(metavar="TEXT", default="")),
+    (
+        "--top-p",
+        "the smallest set of tokens with this much probability",
+        dict(type=number(float, 0, 1, open_low=True), default=1.0, metavar="P"),
+    ),
+    (
+        "--top-k",
+        "the K most likely tokens; 0 is all",
+        dict(type=number(int, 0, 2**31 - 1), default=0, metavar="K"),
+    ),
+    (
+        "--min-p",
+        "tokens at least this probable, relative to the best",
+        dict(type=number(float, 0, 1), default=0.0, metavar="P"),
+    ),
+    (
+        "--repetition-penalty",
+        "above 1 discourages tokens that have occurred",
+        dict(type=number(float, 0.01, 100), default=1.0, metavar="R"),
+    ),
+    (
+        "--stop",
+        "end the answer before this text; repeatable",
+        dict(action="append", default=[], metavar="TEXT"),
+    ),
+    ("--ignore-eos", "do not stop at the end token", dict(action="store_true")),
+    (
+        "--device",
+        "auto, cpu, cuda, mps (mps: untested)",
+        dict(choices=("auto", "cpu", "cuda", "mps"), default="auto"),
+    ),
+    (
+        "--dtype",
+        "auto, bfloat16, float16, float32",
+        dict(choices=("auto", "bfloat16", "float16", "float32"), default="auto"),
+    ),
+    (
+        "--kernels",
+        "auto, reference, triton",
+        dict(choices=("auto", "reference", "triton"), default="auto"),
+    ),
+    ("--threads", "threads on a CPU", dict(type=number(int, 1, 1024), metavar="N")),
+    (
+        "--context",
+        "the longest sequence, instead of the checkpoint's",
+        dict(type=COUNT, metavar="N"),
+    ),
+    (
+        "--config",
+        "override a key of config.json; repeatable",
+        dict(action="append", default=[], metavar="KEY=VALUE"),
+    ),
+    (
+        "--jsonl",
+        "print one JSON object a line: the events, then the answer",
+        dict(action="store_true"),
+    ),
+    ("--no-stream", "print the answer at once", dict(action="store_true")),
 )
 
 
@@ -91,11 +192,6 @@ def parser(everything: bool) -> argparse.ArgumentParser:
         epilog=None if everything else "--help-all shows every option.",
         allow_abbrev=False,
     )
-
-    def option(name: str, help: str, **settings) -> None:
-        hidden = not everything and name in DETAILS
-        root.add_argument(*name.split(" "), help=argparse.SUPPRESS if hidden else help, **settings)
-
     root.add_argument(
         "prompt",
         nargs="?",
@@ -104,137 +200,10 @@ def parser(everything: bool) -> argparse.ArgumentParser:
         "place "
         "the visuals, otherwise they come first in the order given",
     )
-    option(
-        "-m --model",
-        "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
-        metavar="FOLDER",
-    )
-    option(
-        "--image",
-        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
-        metavar="SRC",
-        action="append",
-        default=[],
-    )
-    option(
-        "--video", "a video: path or URL; repeatable", metavar="SRC", action="append", default=[]
-    )
-    option(
-        "--frames",
-        "frames to sample from a video (default: what the checkpoint was trained for)",
-        type=COUNT,
-        metavar="N",
-    )
-    option("--max-tiles", "grids of at most N tiles a picture", type=COUNT, metavar="N")
-    option(
-        "--multi-image",
-        "several pictures: auto, pad (one tile each) or anyres",
-        choices=("auto", "pad", "anyres"),
-        default="auto",
-    )
-    option("--system", "a system turn", metavar="TEXT")
-    option(
-        "--template", "how turns are written: auto, onevision, qwen", default="auto", metavar="NAME"
-    )
-    option(
-        "--raw",
-        "the prompt is complete: its special tokens are parsed, no template is applied",
-        action="store_true",
-    )
-    option("--prefill", "the beginning of the answer", metavar="TEXT", default="")
-    option("--max-tokens", "the longest answer (%(default)s)", type=COUNT, default=512, metavar="N")
-    option(
-        "--temperature",
-        "0 is greedy (%(default)s)",
-        type=number(float, 0, 100),
-        default=0.0,
-        metavar="T",
-    )
-    option(
-        "--top-p",
-        "smallest set of tokens with this much probability",
-        type=number(float, 0, 1, open_low=True),
-        default=1.0,
-        metavar="P",
-    )
-    option(
-        "--top-k",
-        "the k most likely tokens; 0 is all",
-        type=number(int, 0, 2**31 - 1),
-        default=0,
-        metavar="K",
-    )
-    option(
-        "--min-p",
-        "tokens at least this probable, relative to the best",
-        type=number(float, 0, 1),
-        default=0.0,
-        metavar="P",
-    )
-    option(
-        "--repetition-penalty",
-        "above 1 discourages tokens that have occurred",
-        type=number(float, 0.01, 100),
-        default=1.0,
-        metavar="R",
-    )
-    option(
-        "--stop",
-        "end the answer before this text; repeatable",
-        action="append",
-        default=[],
-        metavar="TEXT",
-    )
-    option(
-        "--seed",
-        "of the random numbers (%(default)s)",
-        type=number(int, 0, 2**63 - 1),
-        default=0,
-        metavar="N",
-    )
-    option("--ignore-eos", "do not stop at the end token", action="store_true")
-    option(
-        "--device",
-        "auto, cpu, cuda, mps (mps: untested)",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-    )
-    option(
-        "--dtype",
-        "auto, bfloat16, float16, float32",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        default="auto",
-    )
-    option(
-        "--kernels",
-        "auto, reference, triton",
-        choices=("auto", "reference", "triton"),
-        default="auto",
-    )
-    option("--threads", "threads on a CPU", type=number(int, 1, 1024), metavar="N")
-    option("--context", "longest sequence, instead of the checkpoint's", type=COUNT, metavar="N")
-    option(
-        "--config",
-        "override a key of config.json; repeatable",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-    )
-    option("--json", "print one JSON object instead of text", action="store_true")
-    option(
-        "--jsonl", "print one JSON object a line: the events, then the answer", action="store_true"
-    )
-    option("--show-prompt", "print the rendered prompt to stderr", action="store_true")
-    option(
-        "--trace",
-        "print every stage of the journey from pixels to words to stderr",
-        action="store_true",
-    )
-    option("-q --quiet", "only the answer and errors", action="store_true")
-    option("-v --verbose", "more on stderr, and tracebacks", action="store_true")
-    option("--no-stream", "print the answer at once", action="store_true")
-    root.add_argument("--version", action="store_true", help="print the version and exit")
-    root.add_argument("--help-all", action="store_true", help="every option")
+    for flags, text, settings in DAILY:
+        root.add_argument(*flags.split(" "), help=text, **settings)
+    for flags, text, settings in DETAILS:
+        root.add_argument(flags, help=text if everything else argparse.SUPPRESS, **settings)
     return root
 
 

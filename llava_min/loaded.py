@@ -437,14 +437,13 @@ def load(
     settings = replace(settings, template=template_of(checkpoint) or settings.template)
     device = pick_device(device)
     torch_dtype = pick_dtype(dtype, device)
-    with torch.device("meta"):
-        network = Llava(settings)
+    network = weights.on_meta(settings)
     weights.fill(network, checkpoint, torch_dtype, device, progress)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     return LoadedModel(
         name,
         settings,
-        network.eval(),
+        network,
         tokenizer,
         time.perf_counter() - start,
         list(settings.ignored),

@@ -119,18 +119,9 @@ def decode_data(uri: str, limit: int) -> bytes:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """A few redirects, and only from web to web."""
+    """A few redirects, and only to http, https or ftp, of which the last has no handler here."""
 
     max_redirections = limits.REDIRECTS
-
-    def redirect_request(self, request, body, code, message, headers, target):
-        if not target.startswith(("http://", "https://")):
-            raise MediaError(
-                f"cannot fetch: {shown(request.full_url)}: expected a redirect to http(s)://, "
-                "found "
-                f"{shown(target)}."
-            )
-        return super().redirect_request(request, body, code, message, headers, target)
 
 
 def fetch(url: str, limit: int) -> bytes:
@@ -164,9 +155,10 @@ def fetch(url: str, limit: int) -> bytes:
                 )
             return bytes(body)
     except urllib.error.HTTPError as error:
-        raise MediaError(
-            f"cannot fetch: {shown(url)}: expected a file, found HTTP status {error.code}."
-        ) from None
+        found = (
+            "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
+        )
+        raise MediaError(f"cannot fetch: {shown(url)}: expected a file, found {found}.") from None
     except (OSError, ValueError):
         raise MediaError(
             f"cannot fetch: {shown(url)}: expected an answer, found none that can be read."
@@ -191,6 +183,11 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
                     "looked at"
                 )
             picture.load()
+        except Image.DecompressionBombError:
+            raise MediaError(
+                f"cannot read the picture: {name}: expected at most {limits.PIXELS:,} pixels, "
+                "found more than twice that."
+            ) from None
         except UnidentifiedImageError:
             hint = (
                 " HEIC is not supported: convert it to JPEG first."
@@ -201,7 +198,7 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
                 f"cannot read the picture: {name}: expected one of {', '.join(FORMATS)}, found "
                 f"{kind_of(data)}.{hint}"
             ) from None
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, EOFError):
             raise MediaError(
                 f"cannot read the picture: {name}: expected a whole file, found one that ends "
                 "early or is "

@@ -71,35 +71,39 @@ def read(source, frames: int) -> Clip:
 
 
 def decode(av, opened, name: str, frames: int) -> Clip:
-    """Decode the sampled frames. Two passes: presentation times from packets, then the pictures."""
+    """Decode the sampled frames: first the packets are counted, then the pictures decoded."""
+    total, timed = survey(av, opened, name)
+    wanted = set(sample_indices(total, frames))
+    pictures, times, start = [], [], None
+    with av.open(opened, options=OPTIONS) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = float(stream.average_rate or 1)
+        for index, frame in enumerate(container.decode(stream)):
+            time = frame.time if timed and frame.time is not None else index / rate
+            start = time if start is None else start
+            if index in wanted:
+                pictures.append(upright(frame))
+                times.append(round(time - start, 6))
+    if not pictures:
+        raise MediaError(f"cannot read the video: {name}: expected frames, found none.")
+    return Clip(np.stack(pictures), tuple(times))
+
+
+def survey(av, opened, name: str) -> tuple[int, bool]:
+    """(how many frames a video holds, whether each says when it is shown), without decoding any."""
     with av.open(opened, options=OPTIONS) as container:
         if not container.streams.video:
             raise MediaError(
                 f"cannot read the video: {name}: expected a video stream, found none (audio only?)."
             )
         stream = container.streams.video[0]
-        limits.check_pixels(
-            name, (stream.codec_context.width, stream.codec_context.height), limits.FRAME_PIXELS
-        )
-        total = sum(1 for packet in container.demux(stream) if packet.size)
-    wanted = set(sample_indices(total, frames))
-    pictures, times = [], []
+        size = (stream.codec_context.width, stream.codec_context.height)
+        limits.check_pixels(name, size, limits.FRAME_PIXELS)
+        shown = [packet.pts is not None for packet in container.demux(stream) if packet.size]
     if hasattr(opened, "seek"):
         opened.seek(0)
-    with av.open(opened, options=OPTIONS) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        start = None
-        for index, frame in enumerate(container.decode(stream)):
-            start = frame.time if start is None else start
-            if index in wanted:
-                pictures.append(upright(frame))
-                times.append(
-                    round(frame.time - start, 6) if frame.time is not None else float(index)
-                )
-    if not pictures:
-        raise MediaError(f"cannot read the video: {name}: expected frames, found none.")
-    return Clip(np.stack(pictures), tuple(times))
+    return len(shown), all(shown)
 
 
 def upright(frame) -> np.ndarray:

@@ -14,8 +14,14 @@ from llava_min.model import Llava
 from llava_min.weights import names
 
 TINY = Path(configuration.__file__).parent / "weights" / "tiny"
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.json", "generation_config.json",
-              "preprocessor_config.json", "processor_config.json")  # fmt: skip
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def hf_config(tied: bool = True, **text) -> dict:
@@ -46,7 +52,9 @@ def hf_config(tied: bool = True, **text) -> dict:
 
 
 def original_config(hf: dict) -> dict:
-    """The same model in the original layout: flat, with a vision_config block, grids as (width, height)."""
+    """The same model in the original layout: flat, with a vision_config block, grids as (width,
+    height).
+    """
     text = {key: value for key, value in hf["text_config"].items() if key != "model_type"}
     grids = [[columns, rows] for rows, columns in hf["image_grid_pinpoints"]]
     return {
@@ -81,14 +89,19 @@ def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Llava:
 
 def tensors_of(model: Llava, layout: str) -> dict[str, torch.Tensor]:
     """What a file of the layout holds, the unused final norm of the tower included."""
-    prefix = {"hf": "vision_tower.vision_model", "original": "model.vision_tower.vision_tower.vision_model"}[layout]
+    prefix = {
+        "hf": "vision_tower.vision_model",
+        "original": "model.vision_tower.vision_tower.vision_model",
+    }[layout]
     width = model.config.vision.hidden_size
     unused = {f"{prefix}.post_layernorm.{part}": torch.randn(width) for part in ("weight", "bias")}
-    return {name: t.contiguous().clone() for name, t in names.published(model, layout).items()} | unused
+    return {
+        name: t.contiguous().clone() for name, t in names.published(model, layout).items()
+    } | unused
 
 
 def write(folder: Path, config: dict, tensors: dict, shards: int = 1) -> Path:
-    """A checkpoint folder with the embedded tokenizer; with several shards, an index beside them."""
+    """A checkpoint folder with the embedded tokenizer; several shards get an index."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in TEXT_FILES:
         shutil.copy(TINY / name, folder / name)
@@ -106,7 +119,9 @@ def write(folder: Path, config: dict, tensors: dict, shards: int = 1) -> Path:
     return folder
 
 
-def small(folder: Path, layout: str = "hf", seed: int = 0, tied: bool = True, shards: int = 1) -> Path:
+def small(
+    folder: Path, layout: str = "hf", seed: int = 0, tied: bool = True, shards: int = 1
+) -> Path:
     """A small random checkpoint; the same seed gives the same numbers in every layout."""
     config = hf_config(tied)
     tensors = tensors_of(random_model(config, seed), layout)
@@ -116,11 +131,15 @@ def small(folder: Path, layout: str = "hf", seed: int = 0, tied: bool = True, sh
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     """A picture of noise with soft parts, so that resizing has something to do."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height))
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(
+        (width, height)
+    )
     noise = rng.integers(-40, 41, (height, width, 3))
     return Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8))
 
 
 def frames(count: int, width: int = 60, height: int = 48, seed: int = 0) -> np.ndarray:
     """A clip of noise, uint8 [F H W 3]."""
-    return np.stack([np.asarray(picture(width, height, 100 * seed + index)) for index in range(count)])
+    return np.stack(
+        [np.asarray(picture(width, height, 100 * seed + index)) for index in range(count)]
+    )

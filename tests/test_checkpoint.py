@@ -1,4 +1,4 @@
-"""Loading is exact both ways: nothing missing, nothing extra, nothing misshapen, nothing at random."""
+"""Loading is exact both ways: nothing missing, extra, misshapen or at random."""
 
 import json
 
@@ -44,14 +44,18 @@ def test_every_parameter_gets_its_numbers(folder):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_original_layout_answers_identically(tmp_path, tied):
-    """The same weights in both layouts: equal rows, logits and answers, with the same chat template."""
+    """The same weights in both layouts: equal rows, logits and answers, with the same chat
+    template.
+    """
     hf = llava_min.load(small.small(tmp_path / "hf", "hf", tied=tied))
     original = llava_min.load(small.small(tmp_path / "original", "original", tied=tied))
     assert original.config.family == "llava_qwen" and original.config.grids == hf.config.grids
     pictures, clip = [small.picture(130, 90)], small.frames(3)
     for media in ({"images": pictures}, {"videos": [clip]}, {"images": pictures * 2}):
         assert torch.equal(hf.logits("What?", **media), original.logits("What?", **media))
-        answers = [model.generate("What?", max_tokens=8, **media).token_ids for model in (hf, original)]
+        answers = [
+            model.generate("What?", max_tokens=8, **media).token_ids for model in (hf, original)
+        ]
         assert answers[0] == answers[1]
 
 
@@ -62,9 +66,15 @@ def test_shards_are_one_checkpoint(tmp_path):
         assert torch.equal(whole.logits("What?"), parts.logits("What?"))
 
 
-@pytest.mark.parametrize("name", ["image_newline", "language_model.model.layers.1.self_attn.k_proj.bias",
-                                  "vision_tower.vision_model.embeddings.position_embedding.weight",
-                                  "language_model.lm_head.weight"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_newline",
+        "language_model.model.layers.1.self_attn.k_proj.bias",
+        "vision_tower.vision_model.embeddings.position_embedding.weight",
+        "language_model.lm_head.weight",
+    ],
+)
 def test_a_missing_tensor_is_named(folder, name):
     edit(folder, lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as error:
@@ -80,7 +90,9 @@ def test_an_extra_tensor_is_named(folder):
 
 def test_a_wrong_shape_is_named_with_both_shapes(folder):
     edit(folder, lambda tensors: tensors.update({"image_newline": torch.ones(47)}))
-    with pytest.raises(CheckpointError, match=r"image_newline.*expected shape \[48\], found \[47\]"):
+    with pytest.raises(
+        CheckpointError, match=r"image_newline.*expected shape \[48\], found \[47\]"
+    ):
         llava_min.load(folder)
 
 
@@ -92,22 +104,36 @@ def test_a_tensor_under_two_names_is_refused(folder):
 
 def test_unused_parts_of_the_tower_are_dropped_by_name(folder):
     prefix = "vision_tower.vision_model."
-    edit(folder, lambda tensors: tensors.update({
-        prefix + "head.probe": torch.ones(1, 1, 32), prefix + "embeddings.position_ids": torch.ones(1, 16),
-        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}))  # fmt: skip
+    edit(
+        folder,
+        lambda tensors: tensors.update(
+            {
+                prefix + "head.probe": torch.ones(1, 1, 32),
+                prefix + "embeddings.position_ids": torch.ones(1, 16),
+                "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
+            }
+        ),
+    )
     llava_min.load(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_found_at_load(folder, value):
-    edit(folder, lambda tensors: tensors["multi_modal_projector.linear_1.weight"].view(-1).__setitem__(5, value))
+    edit(
+        folder,
+        lambda tensors: (
+            tensors["multi_modal_projector.linear_1.weight"].view(-1).__setitem__(5, value)
+        ),
+    )
     with pytest.raises(NumericsError, match=r"linear_1\.weight.*index 5") as error:
         llava_min.load(folder)
     assert error.value.exit_code == 7
 
 
 def test_integer_weights_are_refused(folder):
-    edit(folder, lambda tensors: tensors.update({"image_newline": torch.ones(48, dtype=torch.int8)}))
+    edit(
+        folder, lambda tensors: tensors.update({"image_newline": torch.ones(48, dtype=torch.int8)})
+    )
     with pytest.raises(CheckpointError, match="I8"):
         llava_min.load(folder)
 
@@ -115,7 +141,12 @@ def test_integer_weights_are_refused(folder):
 def test_a_tied_head_must_be_the_embedding(tmp_path):
     folder = small.small(tmp_path, tied=True)
     embedding = "language_model.model.embed_tokens.weight"
-    edit(folder, lambda tensors: tensors.update({"language_model.lm_head.weight": tensors[embedding].clone()}))
+    edit(
+        folder,
+        lambda tensors: tensors.update(
+            {"language_model.lm_head.weight": tensors[embedding].clone()}
+        ),
+    )
     llava_min.load(folder)
     edit(folder, lambda tensors: tensors["language_model.lm_head.weight"].add_(1))
     with pytest.raises(CheckpointError, match="tie_word_embeddings"):
@@ -151,21 +182,31 @@ def test_unknown_keys_are_listed_and_do_not_matter(folder):
 
 
 def test_overrides_come_before_the_strict_parse(folder):
-    assert llava_min.load(folder, config={"vision_aspect_ratio": "anyres_max_4"}).config.max_tiles == 4
+    assert (
+        llava_min.load(folder, config={"vision_aspect_ratio": "anyres_max_4"}).config.max_tiles == 4
+    )
     with pytest.raises(CheckpointError, match="vision_aspect_ratio"):
         llava_min.load(folder, config={"vision_aspect_ratio": "square"})
 
 
-@pytest.mark.parametrize("prepare, found", [
-    (lambda f: (f / "config.json").unlink(), "config.json"),
-    (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
-    (lambda f: (f / "config.json").write_text("[" * 100_000), "expected JSON"),
-    (lambda f: (f / "config.json").write_text("[]"), "JSON object"),
-    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
-    (lambda f: (f / "model.safetensors").write_bytes(b""), "safetensors file"),
-    (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1]), "safetensors file"),
-    (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "found both"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prepare, found",
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "expected JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "JSON object"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-1]
+            ),
+            "safetensors file",
+        ),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "found both"),
+    ],
+)
 def test_broken_folders_are_refused(folder, prepare, found):
     prepare(folder)
     with pytest.raises(CheckpointError, match=found):
@@ -186,7 +227,9 @@ def test_pickles_stay_unopened(folder, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-@pytest.mark.parametrize("shard", ["../outside.safetensors", "/abs.safetensors", "a\\b", "", "x\0y", 5, None, ".."])
+@pytest.mark.parametrize(
+    "shard", ["../outside.safetensors", "/abs.safetensors", "a\\b", "", "x\0y", 5, None, ".."]
+)
 def test_shards_must_lie_in_the_folder(tmp_path, shard):
     folder = small.small(tmp_path / "model", shards=2)
     index = folder / "model.safetensors.index.json"

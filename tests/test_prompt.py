@@ -36,7 +36,11 @@ def test_qwen_is_the_published_text():
 
 
 def test_several_turns_keep_their_order():
-    turns = [Turn("user", (Visual("image", 0), ("A",))), Turn("assistant", (("B",),)), Turn("user", (("C",),))]
+    turns = [
+        Turn("user", (Visual("image", 0), ("A",))),
+        Turn("assistant", (("B",),)),
+        Turn("user", (("C",),)),
+    ]
     assert written(prompt.onevision(turns)) == (
         "<|im_start|>user <image 0>\nA<|im_end|><|im_start|>assistant \nB<|im_end|>"
         "<|im_start|>user \nC<|im_end|><|im_start|>assistant\n"
@@ -61,8 +65,16 @@ def test_placeholders_place_the_visuals(text, images, videos, expected):
     assert rendered.removeprefix("<|im_start|>user ").split("<|im_end|>")[0] == expected
 
 
-@pytest.mark.parametrize("text, images, videos", [("<image>", 0, 0), ("<image>", 2, 0), ("<image>", 1, 1),
-                                                  ("<image><image>", 1, 0), ("<video>", 1, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, images, videos",
+    [
+        ("<image>", 0, 0),
+        ("<image>", 2, 0),
+        ("<image>", 1, 1),
+        ("<image><image>", 1, 0),
+        ("<video>", 1, 0),
+    ],
+)
 def test_a_wrong_number_of_placeholders_is_an_error(text, images, videos):
     with pytest.raises(PromptError, match="expected as many"):
         prompt.user_turn(text, images, videos)
@@ -74,7 +86,9 @@ def test_every_visual_appears_once_in_order(text, images, videos):
     for name in prompt.TEMPLATES:
         pieces = list(prompt.TEMPLATES[name]([prompt.user_turn(text, images, videos)]))
         visuals = [piece for piece in pieces if isinstance(piece, Visual)]
-        expected = [Visual("image", i) for i in range(images)] + [Visual("video", i) for i in range(videos)]
+        expected = [Visual("image", i) for i in range(images)] + [
+            Visual("video", i) for i in range(videos)
+        ]
         assert visuals == expected
         assert text in written(pieces)
 
@@ -95,8 +109,15 @@ def test_messages_keep_the_order_of_their_parts():
     )
 
 
-@pytest.mark.parametrize("messages", [[{"role": "robot", "content": "x"}], ["hi"], [{"content": "x"}],
-                                      [{"role": "user", "content": [{"type": "audio"}]}]])  # fmt: skip
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "robot", "content": "x"}],
+        ["hi"],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"type": "audio"}]}],
+    ],
+)
 def test_messages_that_cannot_be_read(messages):
     with pytest.raises(PromptError, match="cannot read the messages"):
         prompt.from_messages(messages)

@@ -1,4 +1,6 @@
-"""What must hold of any decoder with a cache, in float64 at 1e-10: logic, with no rounding to hide behind."""
+"""What must hold of any decoder with a cache, in float64 at 1e-10: logic, with no rounding to hide
+behind.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +31,9 @@ def plan_of(llava, seed: int, pictures: int, frames: int):
         segment = budget.picture(size, False, config)
         segments.append(segment)
         count = 1 + segment.grid[0] * segment.grid[1]
-        tiles.append(Tiles(rng.integers(0, 256, (count, 56, 56, 3), dtype=np.uint8), size, segment.grid))
+        tiles.append(
+            Tiles(rng.integers(0, 256, (count, 56, 56, 3), dtype=np.uint8), size, segment.grid)
+        )
         segments.append(budget.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
     if frames:
         segments.append(budget.clip([float(i) for i in range(frames)], config))
@@ -45,7 +49,9 @@ def run(llava, plan, tiles, chunk=4096, keep="all", k=8):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 999), st.integers(0, 2), st.integers(0, 5), st.integers(1, 90), st.integers(1, 7))
+@given(
+    st.integers(0, 999), st.integers(0, 2), st.integers(0, 5), st.integers(1, 90), st.integers(1, 7)
+)
 def test_chunked_prefill_is_whole_prefill(llava, seed, pictures, frames, chunk, k):
     """Any chunk size, splits inside a picture included, and any number of tiles encoded at once."""
     plan, tiles = plan_of(llava, seed, pictures, frames)
@@ -73,7 +79,7 @@ def test_cached_decode_is_full_forward(llava, seed, steps):
 
 
 def test_a_batch_decodes_as_its_rows_alone(llava):
-    """Rows of different lengths in one cache; each prefilled through row(b), all decoded together."""
+    """Rows of different lengths in one cache, prefilled through row(b), decoded together."""
     config = llava.config.text
     prompts = [plan_of(llava, seed, seed % 2, 0) for seed in range(3)]
     longest = max(plan.tokens for plan, _ in prompts) + 4
@@ -98,7 +104,9 @@ def test_the_future_never_changes_the_past(llava, seed, changed):
     rng = np.random.default_rng(seed)
     first, second = rng.integers(0, 500, (2, 12)).tolist()
     second[: 12 - changed] = first[: 12 - changed]
-    logits = [run(llava, budget.Plan((budget.Text(tuple(ids)),), 99), [])[0] for ids in (first, second)]
+    logits = [
+        run(llava, budget.Plan((budget.Text(tuple(ids)),), 99), [])[0] for ids in (first, second)
+    ]
     assert (logits[0][: 12 - changed] - logits[1][: 12 - changed]).abs().max() == 0
 
 
@@ -153,7 +161,9 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
 def test_chunks_cut_without_loss(lengths, size):
     pieces = [torch.arange(n, dtype=torch.float32)[:, None] for n in lengths]
     cut = list(model.chunks(iter(pieces), size))
-    assert all(len(chunk) == size for chunk in cut[:-1]) and all(0 < len(chunk) <= size for chunk in cut[-1:])
+    assert all(len(chunk) == size for chunk in cut[:-1]) and all(
+        0 < len(chunk) <= size for chunk in cut[-1:]
+    )
     joined = torch.cat(pieces) if pieces else torch.empty(0, 1)
     assert torch.equal(torch.cat(cut) if cut else torch.empty(0, 1), joined)
 
@@ -172,7 +182,10 @@ def test_named_mutants_break_a_property(llava, monkeypatch):
     def chunk_relative(positions, *rest, **named):
         return angles(positions - positions.min(), *rest, **named)
 
-    for module, name, mutant in ((attention, "causal_mask", upper_left), (rope, "angles", chunk_relative)):
+    for module, name, mutant in (
+        (attention, "causal_mask", upper_left),
+        (rope, "angles", chunk_relative),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, mutant)
             parts, _ = run(llava, plan, tiles, chunk=13)

@@ -1,4 +1,6 @@
-"""The choice of the next token: the definitions of the filters, and draws that depend on (seed, position) alone."""
+"""The choice of the next token: the definitions of the filters, and draws that depend on (seed,
+position) alone.
+"""
 
 import math
 
@@ -16,13 +18,17 @@ logits_of = st.lists(st.floats(-20, 20), min_size=1, max_size=30).map(lambda x: 
 
 @given(logits_of)
 def test_greedy_is_the_first_of_the_largest(logits):
-    assert next_id(logits, [], 0, Sampling(), len(logits)) == logits.tolist().index(max(logits.tolist()))
+    assert next_id(logits, [], 0, Sampling(), len(logits)) == logits.tolist().index(
+        max(logits.tolist())
+    )
 
 
 @settings(max_examples=200, deadline=None)
 @given(logits_of, st.floats(0.1, 5), st.integers(0, 8), st.floats(0.05, 1), st.floats(0, 0.9))
 def test_filters_keep_what_their_definitions_keep(logits, temperature, top_k, top_p, min_p):
-    """By definition, spelt out in numpy: k largest, smallest set with p, at least min_p of the best."""
+    """By definition, spelt out in numpy: k largest, smallest set with p, at least min_p of the
+    best.
+    """
     ids, weights = candidates(logits, Sampling(temperature, top_k, top_p, min_p))
     scaled = logits.double().numpy() / temperature
     probability = np.exp(scaled - scaled.max())
@@ -38,8 +44,12 @@ def test_filters_keep_what_their_definitions_keep(logits, temperature, top_k, to
         if p >= min_p * share[0] - 1e-12:
             kept.append(index)
         total += p
-    slack = min(abs(np.cumsum(share) - top_p).min(), abs(share - min_p * share[0])[1:].min(initial=1))
-    if slack > 1e-9 and len(set(np.round(probability, 12))) == len(probability):  # no ties at a border
+    slack = min(
+        abs(np.cumsum(share) - top_p).min(), abs(share - min_p * share[0])[1:].min(initial=1)
+    )
+    if slack > 1e-9 and len(set(np.round(probability, 12))) == len(
+        probability
+    ):  # no ties at a border
         assert ids.tolist() == kept
     assert math.isclose(weights.sum().item(), 1, rel_tol=1e-9)
 
@@ -61,12 +71,16 @@ def test_the_filters_agree_with_transformers():
 def test_repetition_penalty_agrees_with_transformers():
     transformers = pytest.importorskip("transformers")
     logits, ids = torch.randn(30), [3, 3, 7, 29, -200]
-    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[3, 3, 7, 29]]), logits[None].clone())
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.tensor([[3, 3, 7, 29]]), logits[None].clone()
+    )
     assert torch.equal(penalised(logits, ids, 1.3), theirs[0])
 
 
 def test_draws_follow_the_probabilities():
-    """Chi-squared over 4000 positions: 3 degrees of freedom exceed 16.3 once in a thousand; the seed is fixed."""
+    """Chi-squared over 4000 positions: 3 degrees of freedom exceed 16.3 once in a thousand; the
+    seed is fixed.
+    """
     weights = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     counts = np.bincount([draw(weights, 11, position) for position in range(4000)], minlength=4)
     expected = 4000 * weights.numpy()
@@ -87,7 +101,10 @@ def test_a_draw_depends_on_seed_and_position_alone(seed, position):
 def test_ids_that_stand_for_nothing_are_never_chosen():
     logits = torch.tensor([1.0, 2.0, 50.0])
     assert next_id(logits, [], 0, Sampling(), known=2) == 1
-    assert {next_id(logits, [], p, Sampling(temperature=50.0), known=2) for p in range(40)} == {0, 1}
+    assert {next_id(logits, [], p, Sampling(temperature=50.0), known=2) for p in range(40)} == {
+        0,
+        1,
+    }
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -103,11 +120,28 @@ def test_tiny_temperature_is_greedy():
     assert {next_id(logits, [], p, Sampling(temperature=1e-8), 3) for p in range(20)} == {1}
 
 
-@pytest.mark.parametrize("name, value", [
-    ("temperature", -1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "hot"),
-    ("temperature", True), ("top_p", 0), ("top_p", 1.5), ("top_p", math.nan), ("top_k", -1), ("top_k", 2.5),
-    ("min_p", 2), ("min_p", -0.1), ("repetition_penalty", 0), ("repetition_penalty", math.inf), ("seed", -1),
-    ("seed", 2**63), ("seed", "abc")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("temperature", -1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", "hot"),
+        ("temperature", True),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_p", math.nan),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("min_p", 2),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", math.inf),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", "abc"),
+    ],
+)
 def test_parameters_out_of_range_are_named(name, value):
     with pytest.raises(ParameterError, match=name):
         Sampling(**{name: value})

@@ -8,11 +8,34 @@ Read before: names.py. Read next: tiny/scenes.py.
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..config import LlavaConfig
 from ..errors import CheckpointError, NumericsError, shown
+from ..model import Llava
 from . import names
 from .checkpoint import Checkpoint
+
+
+class Uninitialised(TorchFunctionMode):
+    """Parameters on the meta device, and no drawing of random numbers for them.
+
+    Drawing on meta would change nothing, but it imports a second's worth of torch's compiler.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if function is torch.empty:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def on_meta(config: LlavaConfig) -> Llava:
+    """The model without memory: shapes only."""
+    with Uninitialised():
+        return Llava(config).eval().requires_grad_(False)
 
 
 def fill(

@@ -77,8 +77,15 @@ def verdicts(batch: lessons.Batch, logits: torch.Tensor, targets: torch.Tensor) 
 
 
 @torch.no_grad()
-def take(model, teacher: lessons.Teacher, answer_logits, samples: int, seed: int, controls: bool = True,
-         progress=None) -> dict[str, Marks]:  # fmt: skip
+def take(
+    model,
+    teacher: lessons.Teacher,
+    answer_logits,
+    samples: int,
+    seed: int,
+    controls: bool = True,
+    progress=None,
+) -> dict[str, Marks]:
     """{task: Marks}, at least `samples` questions of each task."""
     marks: dict[str, Marks] = {}
     for group, (tasks, _) in PASS.items():

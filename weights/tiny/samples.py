@@ -31,11 +31,11 @@ def pictures() -> dict[str, scenes.Scene]:
     )
     return {
         "shapes.png": scenes.Scene(
-            SIZE, (star, circle, triangle), number, background=8, smooth=True
+            SIZE, (star, circle, triangle), number, background=12, smooth=True
         ),
-        "before.png": scenes.Scene(SIZE, (star, circle), None, background=8, smooth=True),
+        "before.png": scenes.Scene(SIZE, (star, circle), None, background=12, smooth=True),
         "after.png": scenes.Scene(
-            SIZE, (star, shape("circle", "green", (0.5, 0.52), 34)), None, background=8, smooth=True
+            SIZE, (star, shape("circle", "green", (0.5, 0.52), 34)), None, background=12, smooth=True
         ),
     }
 
@@ -48,7 +48,7 @@ def clip() -> list[scenes.Scene]:
         color = "red" if along < 0.5 else "purple"
         ball = shape("circle", color, (0.15 + 0.7 * along, 0.3), 36)
         number = shape("7", "black", (0.35, 0.7), 62) if 0.8 <= along < 0.88 else None
-        frames.append(scenes.Scene(SIZE, (ball,), number, background=8, smooth=True))
+        frames.append(scenes.Scene(SIZE, (ball,), number, background=12, smooth=True))
     return frames
 
 

@@ -34,12 +34,8 @@ from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
 
-PLAN = (
-    ("picture", 20),
-    ("pair", 8),
-    ("clip", 8),
-    ("large", 2),
-)  # samples a worker takes in each step
+PLAN = (("picture", 20), ("pair", 8), ("clip", 8), ("large", 2))  # a worker's samples in each step
+SAVE_EVERY, EXAMINE_EVERY = 200, 400
 
 
 def fresh(config) -> Llava:
@@ -128,86 +124,99 @@ def bfloat16():
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def work(worker: int, options, rendezvous: str) -> None:
-    """One worker's training: stage 1 (sight) and stage 2 (answers), from the saved state on."""
-    torch.set_num_threads(options.threads)
-    if options.workers > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=worker, world_size=options.workers
-        )
-    config = configuration.read(FOLDER)
-    teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
-    model = fresh(config)
-    reader = sight.Reader(config.vision.hidden_size)
-    run = torch.compile(lesson_block, dynamic=True) if options.compile else lesson_block
-    begin = {"sight": 0, "answers": 0}
-    state = torch.load(options.state) if options.state.exists() else None
-    if state:
-        model.load_state_dict(state["model"])
-        begin = state["steps"]
-    for stage, steps in (("sight", options.sight_steps), ("answers", options.steps)):
-        if begin[stage] >= steps:
-            continue
-        trained = nn.ModuleList([model.vision, reader]) if stage == "sight" else model
+class Training:
+    """One worker's share: model, reader, data, and how many steps of each stage are done."""
+
+    def __init__(self, worker: int, options: argparse.Namespace):
+        self.worker, self.options = worker, options
+        config = configuration.read(FOLDER)
+        self.teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
+        self.model, self.reader = fresh(config), sight.Reader(config.vision.hidden_size)
+        self.run = torch.compile(lesson_block, dynamic=True) if options.compile else lesson_block
+        self.done = {"sight": 0, "answers": 0}
+        self.saved = torch.load(options.state) if options.state.exists() else None
+        if self.saved:
+            self.model.load_state_dict(self.saved["model"])
+            self.done = self.saved["steps"]
+
+    def sight(self, rng: np.random.Generator) -> dict[str, float]:
+        """Gradients of one step of the first stage; the losses by name."""
+        with bfloat16():
+            loss = sight.loss(self.model.vision, self.reader, rng, 64)
+        loss.backward()
+        return {"patch": loss.item()}
+
+    def answers(self, rng: np.random.Generator) -> dict[str, float]:
+        """Gradients of one step of the second stage; the losses by kind of sample."""
+        losses, total = {}, sum(count for _, count in PLAN)
+        for kind, count in PLAN:
+            batch = self.teacher.draw(rng, kind, count)
+            with bfloat16():
+                logits, targets = answer_logits(self.model, batch, self.run)
+                loss = F.cross_entropy(logits.float(), targets)
+            (loss * count / total).backward()
+            losses[kind] = loss.item()
+        return losses
+
+    def stage(self, name: str, steps: int) -> None:
+        """Train one stage ("sight" or "answers") to its last step, saving as it goes."""
+        first = self.done[name]
+        trained = nn.ModuleList([self.model.vision, self.reader]) if name == "sight" else self.model
         tools = optimizers(trained)
-        if state and state["stage"] == stage:
-            reader.load_state_dict(state["reader"])
-            for tool, saved in zip(tools, state["optimizers"]):
-                tool.load_state_dict(saved)
         full = [tool.param_groups[0]["lr"] for tool in tools]
-        first, clock, losses = begin[stage], time.time(), {}
+        if self.saved and self.saved["stage"] == name:
+            self.reader.load_state_dict(self.saved["reader"])
+            for tool, state in zip(tools, self.saved["optimizers"]):
+                tool.load_state_dict(state)
+        clock, recent = time.time(), []
         for step in range(first, steps):
-            rng = np.random.default_rng([options.seed, stage == "sight", step, worker])
             for tool, lr in zip(tools, full):
                 tool.param_groups[0]["lr"] = lr * rate(step, steps)
                 tool.zero_grad()
-            if stage == "sight":
-                with bfloat16():
-                    loss = sight.loss(model.vision, reader, rng, 64)
-                loss.backward()
-                losses.setdefault("patch", []).append(loss.item())
-            else:
-                for kind, count in PLAN:
-                    with bfloat16():
-                        logits, targets = answer_logits(model, teacher.draw(rng, kind, count), run)
-                        loss = F.cross_entropy(logits.float(), targets)
-                    (loss * count / sum(n for _, n in PLAN)).backward()
-                    losses.setdefault(kind, []).append(loss.item())
+            rng = np.random.default_rng([self.options.seed, name == "sight", step, self.worker])
+            recent = [*recent[-24:], getattr(self, name)(rng)]
             average_gradients(trained)
-            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             for tool in tools:
                 tool.step()
-            done = step + 1
-            if worker == 0 and done % 25 == 0:
-                shown = "  ".join(
-                    f"{kind} {np.mean(values[-25:]):.4f}" for kind, values in losses.items()
+            self.done[name] = step + 1
+            if self.worker == 0:
+                left = (time.time() - clock) / (step + 1 - first) * (steps - step - 1)
+                self.record(name, steps, recent, left, tools)
+
+    def record(self, name: str, steps: int, recent: list[dict], left: float, tools) -> None:
+        """Print, save and examine, each at its own pace."""
+        done = self.done[name]
+        if done % 25 == 0:
+            losses = {kind: np.mean([loss[kind] for loss in recent]) for kind in recent[-1]}
+            shown = "  ".join(f"{kind} {loss:.4f}" for kind, loss in losses.items())
+            print(f"{name} {done}/{steps}  {shown}  {left / 60:.0f} min left", flush=True)
+        if done % SAVE_EVERY == 0 or done == steps:
+            state = {"stage": name, "steps": self.done, "model": self.model.state_dict(),
+                     "reader": self.reader.state_dict(),
+                     "optimizers": [tool.state_dict() for tool in tools]}  # fmt: skip
+            part = self.options.state.with_suffix(".part")
+            torch.save(state, part)
+            os.replace(part, self.options.state)
+            if name == "answers":
+                export(self.model, FOLDER)
+        if name == "answers" and (done % EXAMINE_EVERY == 0 or done == steps):
+            with bfloat16():
+                marks = exam.take(
+                    self.model, self.teacher, answer_logits, 100, seed=1, controls=False
                 )
-                left = (time.time() - clock) / (done - first) * (steps - done)
-                print(f"{stage} {done}/{steps}  {shown}  {left / 60:.0f} min left", flush=True)
-            if worker == 0 and (done % 200 == 0 or done == steps):
-                begin[stage] = done
-                saved = {
-                    "stage": stage,
-                    "steps": begin,
-                    "model": model.state_dict(),
-                    "reader": reader.state_dict(),
-                    "optimizers": [tool.state_dict() for tool in tools],
-                }
-                torch.save(saved, options.state.with_suffix(".part"))
-                os.replace(options.state.with_suffix(".part"), options.state)
-                if stage == "answers":
-                    export(model, FOLDER)
-                    if done % 400 == 0 or done == steps:
-                        with bfloat16():
-                            print(
-                                exam.line(
-                                    exam.take(
-                                        model, teacher, answer_logits, 100, seed=1, controls=False
-                                    )
-                                ),
-                                flush=True,
-                            )
-        begin[stage] = steps
+            print(exam.line(marks), flush=True)
+
+
+def work(worker: int, options: argparse.Namespace, rendezvous: str) -> None:
+    """One worker's training, from the saved state on: sight, then answers."""
+    torch.set_num_threads(options.threads)
+    if options.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=worker,
+                                world_size=options.workers)  # fmt: skip
+    training = Training(worker, options)
+    training.stage("sight", options.sight_steps)
+    training.stage("answers", options.steps)
 
 
 def export(model: Llava, folder: Path) -> None:
@@ -226,7 +235,7 @@ def export(model: Llava, folder: Path) -> None:
 
 
 def evaluate(options) -> None:
-    """Print the accuracy of the checkpoint beside this file on fresh scenes, with an unused seed."""
+    """Print the accuracy of the checkpoint on fresh scenes, drawn with an unused seed."""
     model = load(FOLDER)
     torch.set_num_threads(options.workers * options.threads)
     teacher = lessons.Teacher(model.config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
@@ -242,41 +251,32 @@ def evaluate(options) -> None:
     print(exam.table(marks))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options of the training."""
+    root = argparse.ArgumentParser(
         prog="python -m llava_min.weights.tiny.train", description=__doc__.split("\n")[0]
     )
-    parser.add_argument(
-        "--steps", type=int, default=4000, help="steps of the second stage (%(default)s)"
+    number = {"type": int, "metavar": "N"}
+    root.add_argument("--steps", default=2000, help="of the second stage (%(default)s)", **number)
+    root.add_argument("--sight-steps", default=1600, help="of the first (%(default)s)", **number)
+    root.add_argument(
+        "--workers", default=2, help="processes that share a step (%(default)s)", **number
     )
-    parser.add_argument(
-        "--sight-steps", type=int, default=1500, help="steps of the first stage (%(default)s)"
+    root.add_argument("--threads", default=1, help="threads of each worker (%(default)s)", **number)
+    root.add_argument("--compile", action="store_true",
+                      help="compile the decoder's blocks; needs a C++ compiler")  # fmt: skip
+    root.add_argument("--seed", default=0, help="of the scenes (%(default)s)", **number)
+    root.add_argument("--state", type=Path, default=FOLDER / "state.pt", metavar="FILE",
+                      help="where to resume from (%(default)s)")  # fmt: skip
+    root.add_argument("--evaluate", action="store_true", help="examine instead of training")
+    root.add_argument(
+        "--samples", default=1000, help="a task, with --evaluate (%(default)s)", **number
     )
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that share a step (%(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="threads of each worker (%(default)s)"
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the decoder's blocks: a third faster, needs a C++ compiler",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (%(default)s)")
-    parser.add_argument(
-        "--state", type=Path, default=FOLDER / "state.pt", help="where to resume from (%(default)s)"
-    )
-    parser.add_argument(
-        "--evaluate", action="store_true", help="examine the checkpoint instead of training it"
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=1000,
-        help="fresh samples a task, with --evaluate (%(default)s)",
-    )
-    options = parser.parse_args()
+    return root
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.evaluate:
         return evaluate(options)
     with tempfile.TemporaryDirectory() as folder:

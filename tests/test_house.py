@@ -1,0 +1,238 @@
+"""The rules of the house: imports one way, nothing heavy on import, budgets, names, the order of
+reading.
+"""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WALK = [
+    "image",
+    "vision",
+    "projector",
+    "prompt",
+    "tokenizer",
+    "cache",
+    "decoder",
+    "model",
+    "sampling",
+]
+SOURCES = [
+    path
+    for folder in ("llava_min", "kernels", "weights")
+    for path in sorted((ROOT / folder).glob("*.py"))
+]
+EVERYTHING = SOURCES + sorted((ROOT / "weights" / "tiny").glob("*.py"))
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no blanks, no comments, no docstrings."""
+    source = path.read_text()
+    lines: set[int] = set()
+    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+               tokenize.ENDMARKER, tokenize.ENCODING)  # fmt: skip
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in ignored:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_budgets():
+    """A reader's afternoon, counted."""
+    assert sum(code_lines(ROOT / "llava_min" / f"{name}.py") for name in WALK) <= 1300
+    assert sum(code_lines(path) for path in (ROOT / "kernels").glob("*.py")) <= 1200
+    assert sum(code_lines(path) for path in SOURCES) <= 3800
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of llava_min that a file imports at its top."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}".strip(".") for alias in node.names} | {module}
+    return found
+
+
+ORDER = [
+    "errors",
+    "limits",
+    "files",
+    "config",
+    "anyres",
+    "image",
+    "media",
+    "video",
+    "trace",
+    "vision",
+    "projector",
+    "prompt",
+    "tokenizer",
+    "cache",
+    "decoder",
+    "budget",
+    "model",
+    "sampling",
+    "generate",
+    "loaded",
+]
+
+
+def test_imports_go_one_way():
+    """A file imports only files that come before it on the walk; kernels import kernels only."""
+    for place, name in enumerate(ORDER):
+        path = ROOT / "llava_min" / f"{name}.py"
+        for module in imports(path):
+            first = module.split(".")[0]
+            if first in ORDER:
+                assert ORDER.index(first) < place, f"{name} imports {first}"
+    kernels = {path.stem for path in (ROOT / "kernels").glob("*.py")}
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (
+                    node.level == 1 and (node.module or node.names[0].name).split(".")[0] in kernels
+                ), path
+
+
+def test_nothing_imports_the_bare_names():
+    """A PyPI package is called kernels; ours is llava_min.kernels, and the folders are no packages
+    of their own.
+    """
+    for folder in ("kernels", "weights"):
+        assert not (ROOT / folder / "__init__.py").exists()
+    for path in [*EVERYTHING, *(ROOT / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not {a.name.split(".")[0] for a in node.names} & {"kernels", "weights"}, path
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module.split(".")[0] not in ("kernels", "weights"), path
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "('torch', 'numpy', 'PIL', 'av', 'triton')"
+    code = f"import sys, llava_min; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "[]\n"
+    )
+
+
+def test_on_a_cpu_neither_triton_nor_av_is_imported():
+    """A picture on a CPU needs neither; their import would cost a second of every start."""
+    code = (
+        "import sys, llava_min; m = llava_min.load(device='cpu'); m.generate('Where is the "
+        "star?', max_tokens=1)\n"
+        "print([n for n in ('triton', 'av', 'transformers', 'huggingface_hub', 'torch._dynamo') "
+        "if n in "
+        "sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=without_interpreter()
+    )
+    assert run.stdout == "[]\n", run.stderr
+
+
+def without_interpreter() -> dict:
+    import os
+
+    return {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+
+
+def test_only_the_allowed_packages():
+    """torch, triton, safetensors, tokenizers, numpy, pillow, av, and huggingface_hub, which comes
+    with tokenizers.
+    """
+    allowed = {
+        "torch",
+        "triton",
+        "safetensors",
+        "tokenizers",
+        "numpy",
+        "PIL",
+        "av",
+        "huggingface_hub",
+    }
+    for path in EVERYTHING:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                package = name.split(".")[0]
+                assert package in allowed or package in sys.stdlib_module_names, (
+                    f"{path}: {package}"
+                )
+
+
+FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "ctypes"}
+
+
+def test_nothing_dangerous_in_the_package():
+    """No pickle, eval, exec, subprocess; the network in one function; no handler that swallows
+    everything.
+    """
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN, path
+                if any(a.name.split(".")[0] in ("urllib", "socket", "http") for a in node.names):
+                    assert path.name == "media.py"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile", "__import__"), path
+            if isinstance(node, ast.ExceptHandler):
+                names = ast.unparse(node.type) if node.type else ""
+                assert names and not re.search(r"\bBaseException\b", names), path
+                if re.search(
+                    r"\bException\b", names
+                ):  # the tokenizers library raises the bare class
+                    assert "is not Exception" in ast.unparse(node), path
+
+
+def chain() -> list[str]:
+    """The files of the walk by their own "Read next", from config.py on."""
+    order, name = [], "config"
+    while name:
+        order.append(name)
+        header = ast.get_docstring(ast.parse((ROOT / "llava_min" / f"{name}.py").read_text()))
+        found = re.search(r"Read next: (\w+)\.py", header)
+        name = found[1] if found else None
+    return order
+
+
+def test_the_chain_of_read_next_is_the_walk():
+    order = chain()
+    assert [name for name in order if name in WALK] == WALK
+    assert order[0] == "config" and order[-1] == "generate"
+
+
+def test_the_package_states_the_reading_order():
+    import llava_min
+
+    stated = re.search(r"Reading order: (.+?)\.\n", llava_min.__doc__ + "\n", re.S)[1]
+    assert re.split(r",\s+", stated) == chain()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_every_file_opens_with_a_sentence_and_functions_stay_short(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), path
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 90, f"{path.name}: {node.name} has {length} lines"
+            assert len(node.args.args) + len(node.args.kwonlyargs) <= 24

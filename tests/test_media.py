@@ -1,0 +1,237 @@
+"""Pictures from everywhere come out upright, on white, in RGB; what is no picture is refused from
+its header.
+"""
+
+import base64
+import http.server
+import io
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from llava_min import limits, media
+from llava_min.errors import MediaError
+
+
+def saved(picture: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_lossless_formats_are_the_picture(format):
+    picture = small.picture(20, 12).quantize(64).convert("RGB")
+    options = {"lossless": True} if format == "WEBP" else {}
+    source = picture.quantize(64) if format == "GIF" else picture
+    opened = media.open_picture(saved(source, format, **options))
+    assert opened.mode == "RGB" and np.array_equal(
+        np.asarray(opened), np.asarray(source.convert("RGB"))
+    )
+
+
+def test_eight_orientations_are_one_picture():
+    """EXIF says how a phone was held; all eight must come out the same."""
+    upright = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3)
+    Op = Image.Transpose
+    stored = {
+        1: None,
+        2: Op.FLIP_LEFT_RIGHT,
+        3: Op.ROTATE_180,
+        4: Op.FLIP_TOP_BOTTOM,
+        5: Op.TRANSPOSE,
+        6: Op.ROTATE_90,
+        7: Op.TRANSVERSE,
+        8: Op.ROTATE_270,
+    }
+    for orientation, operation in stored.items():
+        picture = upright if operation is None else upright.transpose(operation)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        opened = media.open_picture(saved(picture, "PNG", exif=exif))
+        assert np.array_equal(np.asarray(opened), np.asarray(upright)), orientation
+
+
+def test_transparent_is_white_in_every_mode():
+    """The colour that hides under full transparency must never be seen."""
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    sources = [
+        saved(clear, "PNG"),
+        saved(Image.new("LA", (4, 4), (10, 0)), "PNG"),
+        saved(palette, "PNG", transparency=1),
+        saved(Image.new("RGB", (4, 4), (255, 0, 0)), "PNG", transparency=(255, 0, 0)),
+        saved(Image.new("L", (4, 4), 9), "PNG", transparency=9),
+    ]
+    for data in sources:
+        assert (np.asarray(media.open_picture(data)) == 255).all()
+    half = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
+    assert abs(int(np.asarray(media.open_picture(half))[0, 0, 0]) - 127) <= 1
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    """40000 of 65535 is 156, where a plain conversion gives 255."""
+    values = np.array([[0, 40000, 65535]], dtype=np.uint16)
+    opened = media.open_picture(saved(Image.fromarray(values), "PNG"))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 156, 255]
+
+
+def test_an_animation_gives_its_first_frame_and_a_notice():
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    notices = []
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    opened = media.open_picture(data, notices.append)
+    assert np.asarray(opened)[0, 0].tolist() == [255, 0, 0] and "3 frames" in notices[0]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with hardly any data behind it."""
+    chunk = lambda kind, body: (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    )
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (13_000, 13_000), (70_000, 1)])
+def test_too_many_pixels_are_refused_from_the_header(size):
+    with pytest.raises(MediaError, match=r"expected (1 to|at most) 89,478,485 pixels"):
+        media.open_picture(png_header(*size))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"<html>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"%PDF-1.7",
+        b"\0" * 100,
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+)
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(MediaError, match="expected one of PNG"):
+        media.open_picture(data)
+
+
+def test_heic_is_named_with_a_way_out():
+    with pytest.raises(MediaError, match="HEIC is not supported: convert"):
+        media.open_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_picture_cut_short_is_refused_or_whole(format):
+    """Never another exception, and never half a picture taken for a whole one without its data."""
+    data = saved(small.picture(40, 40), format)
+    refused = 0
+    for end in range(0, len(data), max(1, len(data) // 20)):
+        try:
+            media.open_picture(data[:end])
+        except MediaError:
+            refused += 1
+    assert refused >= 18
+    assert media.open_picture(data).size == (40, 40)
+
+
+def test_arrays_must_be_pictures():
+    array = np.asarray(small.picture(5, 6))
+    assert np.array_equal(np.asarray(media.open_picture(array)), array)
+    for wrong in (array.astype(float), array[..., 0], array[:0], np.zeros((2, 2, 4), np.uint8)):
+        with pytest.raises(MediaError, match="ndarray"):
+            media.open_picture(wrong)
+
+
+def test_data_uris(monkeypatch):
+    picture = small.picture(6, 6)
+    uri = "data:image/png;base64," + base64.b64encode(saved(picture, "PNG")).decode()
+    assert np.array_equal(np.asarray(media.open_picture(uri)), np.asarray(picture))
+    monkeypatch.setattr(limits, "IMAGE_BYTES", 20)
+    for wrong in ("data:image/png;base64,@@@@", "data:nothing", uri):
+        with pytest.raises(MediaError, match="the data: URI"):
+            media.open_picture(wrong)
+
+
+# The one network access --------------------------------------------------------------------------
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    picture = saved(small.picture(10, 10), "PNG")
+    requests: list[str] = []
+
+    def do_GET(self):
+        Hostile.requests.append(self.path)
+        if self.path == "/picture":
+            self.reply(200, self.picture)
+        elif self.path == "/redirect":
+            self.reply(302, b"", Location="/picture")
+        elif self.path == "/loop":
+            self.reply(302, b"", Location="/loop")
+        elif self.path == "/to-file":
+            self.reply(302, b"", Location="file:///etc/passwd")
+        elif self.path == "/lies":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(self.picture)
+        elif self.path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in range(1000):
+                    self.wfile.write(b"x" * 65536)
+            except OSError:
+                pass
+        else:
+            self.reply(404, b"nothing")
+
+    def reply(self, code, body, **headers):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_url_is_fetched_through_redirects(server):
+    expected = np.asarray(small.picture(10, 10))
+    for path in ("/picture", "/redirect"):
+        assert np.array_equal(np.asarray(media.open_picture(server + path)), expected)
+
+
+@pytest.mark.parametrize("path, found", [("/loop", "redirect"), ("/to-file", "redirect"),
+                                         ("/lies", "expected"), ("/endless", "at most 1000000 "
+                                                                             "bytes"),
+                                         ("/missing", "404")])  # fmt: skip
+def test_hostile_answers_are_refused(server, path, found, monkeypatch):
+    monkeypatch.setattr(limits, "IMAGE_BYTES", 1_000_000)
+    with pytest.raises(MediaError, match=found):
+        media.open_picture(server + path)
+
+
+def test_a_host_that_is_not_there():
+    with pytest.raises(MediaError, match="cannot fetch"):
+        media.open_picture("http://127.0.0.1:9/picture.png")
