@@ -3,7 +3,8 @@
 in:  rows [... D] (for SwiGLU [... 2I], gate beside up)      out: [... D] (for SwiGLU [... I])
 Three GELUs are not a mistake: CLIP was trained with the quick one, SigLIP with the tanh one, the
 projector with the exact one; exchanging them moves logits by 2e-3 to 0.15.
-A kernel reads each number once and writes once: 6 bytes per output of a bfloat16 SwiGLU, 4 of a GELU.
+A kernel reads each number once and writes once: 6 bytes per output of a bfloat16 SwiGLU, 4 of a
+GELU.
 Read next: rope.py. Agrees with: ACT2FN of transformers.
 
 D width, I width of the gate and of the result.

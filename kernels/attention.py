@@ -1,15 +1,16 @@
-"""Attention over many queries: each new row looks at all rows before it; patches look at each other.
+"""Attention over many queries: new rows look at all rows before them, patches at each other.
 
 in:  query [B T H E], a cache layer with keys and values [B K S E] (or plain key, value [B N H E])
 out: mixed values [B T H E]
     softmax(query key^T / sqrt(E)) value, where G = H/K query heads share one key/value head
 Causal means aligned to the lower right: with S rows seen before, query t sees keys 0 .. S+t.
-The formula writes and reads back T*S scores for each head; the tiled loop keeps a tile of them at a time and
-never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each key once per 128: its
-limit is arithmetic (matrix products, then exp2), not memory.
+The formula writes and reads back T*S scores for each head; the tiled loop keeps a tile of them at a
+time and never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each
+key once per 128: its limit is arithmetic (matrix products, then exp2), not memory.
 Read next: decode_attention.py. Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
 
-B batch, T new tokens, S tokens seen before, N patches, H query heads, K key/value heads, E head dimension.
+B batch, T new tokens, S tokens seen before, N patches, H query heads, K key/value heads, E head
+dimension.
 """
 
 import torch
@@ -20,9 +21,10 @@ from .choose import part, triton_for
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
-# Queries and keys of a block, warps, stages of the pipeline of loads, for heads of up to 64, 80 and 128 numbers.
-# A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in bfloat16, so two stages fill a
-# 163 KB part and 32 keys a 99 KB one. tests/test_aot.py compiles each row and checks registers and memory.
+# Queries and keys of a block, warps, stages of the pipeline of loads, for heads of up to 64, 80 and
+# 128 numbers. A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in
+# bfloat16, so two stages fill a 163 KB part and 32 keys a 99 KB one. tests/test_aot.py compiles
+# each row and checks registers and memory.
 BLOCKS = {
     "163 KB": {64: (128, 64, 8, 3), 80: (64, 64, 4, 3), 128: (128, 64, 8, 3)},
     "99 KB": {64: (128, 64, 8, 2), 80: (64, 32, 4, 2), 128: (128, 32, 8, 2)},
@@ -31,7 +33,7 @@ BLOCKS = {
 
 
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The formula. query [B T H E], key and value [B K S E], mask [T S] bool; a masked row is zero."""
+    """query [B T H E], key and value [B K S E], mask [T S] bool; a row wholly masked is zero."""
     groups = query.shape[2] // key.shape[1]
     key, value = (wide(x).repeat_interleave(groups, dim=1) for x in (key, value))
     scores = torch.einsum("bthe,bhse->bhts", wide(query), key) / query.shape[-1] ** 0.5
@@ -52,10 +54,11 @@ def causal_mask(new: int, seen: int, device=None) -> Tensor:
 
 
 class OnlineSoftmax:
-    """softmax(scores) @ values of one query, seen tile by tile: only three numbers and a row are kept.
+    """softmax(scores) @ values of one query, seen tile by tile: only three numbers and a row are
+    kept.
 
-    The running sum and row are relative to the running maximum; when it rises, both shrink by 2^(old - new).
-    Scores are in units of log2, because the hardware's exponential is 2^x.
+    The running sum and row are relative to the running maximum; when it rises, both shrink by
+    2^(old - new). Scores are in units of log2, because the hardware's exponential is 2^x.
 
     >>> whole = (torch.softmax(torch.tensor([1.0, 3.0, 2.0, 5.0]), 0) @ torch.eye(4)).tolist()
     >>> softmax = OnlineSoftmax()
@@ -73,23 +76,32 @@ class OnlineSoftmax:
     def see(self, scores: Tensor, values: Tensor) -> None:
         """scores [... S] and values [S E] of one tile of keys."""
         maximum = torch.maximum(self.maximum, scores.amax(-1))
-        shrink, weights = torch.exp2(self.maximum - maximum), torch.exp2(scores - maximum[..., None])
+        shrink, weights = (
+            torch.exp2(self.maximum - maximum),
+            torch.exp2(scores - maximum[..., None]),
+        )
         self.total = self.total * shrink + weights.sum(-1)
         self.mixed = self.mixed * shrink[..., None] + weights @ values
         self.maximum = maximum
 
 
 LOG2_E = 1.4426950408889634
-LOWEST = -1e30  # finite: a masked score is -inf, and 2^(-inf - (-1e30)) is 0 where 2^(-inf + inf) is NaN
+LOWEST = (
+    -1e30
+)  # finite: a masked score is -inf, and 2^(-inf - (-1e30)) is 0 where 2^(-inf + inf) is NaN
 
 
 def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) -> Tensor:
-    """Causal attention of one head, query [T E], key and value [S E], S >= T, as the kernel computes it."""
+    """Causal attention of one head, query [T E], key and value [S E], S >= T, as the kernel
+    computes it.
+    """
     new, total = len(query), len(key)
     mixed = torch.empty_like(query)
     for first in range(0, new, block):
         rows = query[first : first + block] * (LOG2_E / query.shape[1] ** 0.5)
-        last = total - new + torch.arange(first, first + len(rows))  # the last key that each row sees
+        last = (
+            total - new + torch.arange(first, first + len(rows))
+        )  # the last key that each row sees
         softmax = OnlineSoftmax()
         for start in range(0, int(last[-1]) + 1, block):
             keys = torch.arange(start, min(start + block, total))
@@ -102,7 +114,9 @@ def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) 
 @triton.jit
 def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.constexpr,
               HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero behind `count` rows and HEAD_DIM columns."""
+    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero behind `count` rows and
+    HEAD_DIM columns.
+    """
     row, column = tl.arange(0, BLOCK)[:, None], FROM + tl.arange(0, WIDTH)[None, :]
     tile = pointer + tl.cast(first, tl.int64) * stride + row * stride + column
     if MASKED:
@@ -113,11 +127,28 @@ def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
-def see_block(query_low, query_high, key, value, start, stop, stride, last, maximum, total, low, high,
-              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """OnlineSoftmax.see for a tile: BLOCK keys from `start`; with MASKED each row sees keys up to `last`.
+def see_block(
+    query_low,
+    query_high,
+    key,
+    value,
+    start,
+    stop,
+    stride,
+    last,
+    maximum,
+    total,
+    low,
+    high,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """OnlineSoftmax.see for a tile: BLOCK keys from `start`; with MASKED each row sees keys up to
+    `last`.
 
-    A head of 72 numbers is 64 and 8, the second part padded to 16: both halves of a product are added.
+    A head of 72 numbers is 64 and 8, the second part padded to 16: both halves of a product are
+    added.
     """
     LOW: tl.constexpr = query_low.shape[1]
     HIGH: tl.constexpr = query_high.shape[1]
@@ -128,7 +159,9 @@ def see_block(query_low, query_high, key, value, start, stop, stride, last, maxi
         scores = tl.dot(query_high, tile.T, scores, out_dtype=tl.float32, input_precision="ieee")
     scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
     if MASKED:
-        scores = tl.where(start + tl.arange(0, BLOCK)[None, :] <= last[:, None], scores, -float("inf"))
+        scores = tl.where(
+            start + tl.arange(0, BLOCK)[None, :] <= last[:, None], scores, -float("inf")
+        )
     raised = tl.maximum(maximum, tl.max(scores, axis=1))
     shrink = tl.exp2(maximum - raised)
     weights = tl.exp2(scores - raised[:, None])
@@ -138,18 +171,36 @@ def see_block(query_low, query_high, key, value, start, stop, stride, last, maxi
     low = tl.dot(weights, tile, low * shrink[:, None], out_dtype=tl.float32, input_precision="ieee")
     if HEAD_DIM > LOW:
         tile = load_rows(value, start, stop, stride, LOW, HIGH, HEAD_DIM, BLOCK, MASKED)
-        high = tl.dot(weights, tile, high * shrink[:, None], out_dtype=tl.float32, input_precision="ieee")
+        high = tl.dot(
+            weights, tile, high * shrink[:, None], out_dtype=tl.float32, input_precision="ieee"
+        )
     return raised, total, low, high
 
 
 @triton.jit
-def attention_kernel(query, key, value, mixed, lengths, new, query_row, query_token, key_row, key_head, key_token,
-                     KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
-                     BLOCK_QUERY: tl.constexpr, BLOCK_KEY: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_QUERY queries of one head over all keys that they see. Causal where there are `lengths`.
+def attention_kernel(
+    query,
+    key,
+    value,
+    mixed,
+    lengths,
+    new,
+    query_row,
+    query_token,
+    key_row,
+    key_head,
+    key_token,
+    KV_HEADS: tl.constexpr,
+    LOW: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
+):
+    """One program: BLOCK_QUERY queries of one head over all keys that they see. Causal where there
+    are `lengths`.
 
-    The heads of a group are neighbours in the grid, so that their keys are still in the L2 cache, and
-    the last queries, which have most keys to see, start first.
+    The heads of a group are neighbours in the grid, so that their keys are still in the L2 cache,
+    and the last queries, which have most keys to see, start first.
     """
     group, groups = tl.program_id(0), tl.num_programs(0)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_QUERY
@@ -163,7 +214,9 @@ def attention_kernel(query, key, value, mixed, lengths, new, query_row, query_to
         seen = tl.load(lengths + batch)
         stop = seen + tl.minimum(first + BLOCK_QUERY, new)
         last = seen + first + rows
-        whole = tl.maximum(seen + first + 1, 0) // BLOCK_KEY * BLOCK_KEY  # every row sees all keys before
+        whole = (
+            tl.maximum(seen + first + 1, 0) // BLOCK_KEY * BLOCK_KEY
+        )  # every row sees all keys before
     else:
         stop = new
         last = new - 1 + 0 * rows
@@ -174,11 +227,41 @@ def attention_kernel(query, key, value, mixed, lengths, new, query_row, query_to
     maximum, total = tl.full([BLOCK_QUERY], -1e30, tl.float32), tl.zeros([BLOCK_QUERY], tl.float32)
     low, high = tl.zeros([BLOCK_QUERY, LOW], tl.float32), tl.zeros([BLOCK_QUERY, 16], tl.float32)
     for start in range(0, whole, BLOCK_KEY):
-        maximum, total, low, high = see_block(query_low, query_high, key, value, start, stop, key_token, last,
-                                              maximum, total, low, high, HEAD_DIM, BLOCK_KEY, False)  # fmt: skip
+        maximum, total, low, high = see_block(
+            query_low,
+            query_high,
+            key,
+            value,
+            start,
+            stop,
+            key_token,
+            last,
+            maximum,
+            total,
+            low,
+            high,
+            HEAD_DIM,
+            BLOCK_KEY,
+            False,
+        )
     for start in range(whole, stop, BLOCK_KEY):
-        maximum, total, low, high = see_block(query_low, query_high, key, value, start, stop, key_token, last,
-                                              maximum, total, low, high, HEAD_DIM, BLOCK_KEY, True)  # fmt: skip
+        maximum, total, low, high = see_block(
+            query_low,
+            query_high,
+            key,
+            value,
+            start,
+            stop,
+            key_token,
+            last,
+            maximum,
+            total,
+            low,
+            high,
+            HEAD_DIM,
+            BLOCK_KEY,
+            True,
+        )
     scale = 1.0 / tl.where(total > 0.0, total, 1.0)  # a row that saw no key is zero
     width = KV_HEADS * groups * HEAD_DIM
     mixed += (tl.cast(batch, tl.int64) * new + first) * width + head * HEAD_DIM
@@ -193,27 +276,54 @@ def attention_kernel(query, key, value, mixed, lengths, new, query_row, query_to
 
 def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None,
                      block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
-    """query [B T H E], key and value [B K S E]; causal behind `lengths` [B], or every key seen by every query."""
+    """query [B T H E], key and value [B K S E]; causal behind `lengths` [B], or every key seen by
+    every query.
+    """
     batch, new, heads, head_dim = query.shape
     kv_heads = key.shape[1]
     low = head_dim if head_dim == power_of_two(head_dim) else power_of_two(head_dim) // 2
-    assert head_dim <= 128 and 0 <= head_dim - low <= 16, f"head size {head_dim}: 2^n or 2^n + up to 16"
-    assert query.stride()[2:] == (head_dim, 1) and key.stride() == value.stride() and key.stride(3) == 1
+    assert head_dim <= 128 and 0 <= head_dim - low <= 16, (
+        f"head size {head_dim}: 2^n or 2^n + up to 16"
+    )
+    assert (
+        query.stride()[2:] == (head_dim, 1)
+        and key.stride() == value.stride()
+        and key.stride(3) == 1
+    )
     assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype, value.dtype)
-    assert not (INTERPRETED and query.dtype == torch.bfloat16), "the interpreter multiplies bit patterns"
+    assert not (INTERPRETED and query.dtype == torch.bfloat16), (
+        "the interpreter multiplies bit patterns"
+    )
     sizes = BLOCKS[part(query)]
     block = block or sizes[min(size for size in sizes if size >= head_dim)]
     mixed = query.new_empty(query.shape)
     if mixed.numel():
         grid = (heads // kv_heads, blocks(new, block[0]), batch * kv_heads)
-        launch(attention_kernel, grid, query, key, value, mixed, lengths, new,
-               query.stride(0), query.stride(1), *key.stride()[:3], KV_HEADS=kv_heads, LOW=low, HEAD_DIM=head_dim,
-               BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2], num_stages=block[3])  # fmt: skip
+        launch(
+            attention_kernel,
+            grid,
+            query,
+            key,
+            value,
+            mixed,
+            lengths,
+            new,
+            query.stride(0),
+            query.stride(1),
+            *key.stride()[:3],
+            KV_HEADS=kv_heads,
+            LOW=low,
+            HEAD_DIM=head_dim,
+            BLOCK_QUERY=block[0],
+            BLOCK_KEY=block[1],
+            num_warps=block[2],
+            num_stages=block[3],
+        )
     return mixed
 
 
 def prefill(query: Tensor, layer) -> Tensor:
-    """Causal attention of [B T H E] new queries over a cache layer that already holds their keys."""
+    """Causal attention of new queries [B T H E] over a cache layer that holds their keys."""
     new, seen = query.shape[1], layer.seen
     key, value = layer.read(seen + new)
     if triton_for(query):

@@ -1,8 +1,8 @@
-"""The one rule that chooses between a Triton kernel and plain torch, and the switch that overrides it.
+"""The one rule that chooses a Triton kernel or plain torch, and the switch that overrides it.
 
-Tensors on a CUDA device of compute capability 8.0 or newer go to Triton; everything else takes the torch path
-of the same file: float64, whatever needs a gradient (no kernel here has a backward pass), machines without
-a Triton wheel. Nothing is ever chosen by catching an exception.
+Tensors on a CUDA device of compute capability 8.0 or newer go to Triton; everything else takes the
+torch path of the same file: float64, whatever needs a gradient (no kernel here has a backward
+pass), machines without a Triton wheel. Nothing is ever chosen by catching an exception.
 Read next: norm.py.
 """
 
@@ -54,8 +54,8 @@ def capability(tensor: torch.Tensor) -> tuple[int, int]:
 def part(tensor: torch.Tensor) -> str:
     """The row of a table of block sizes that fits the device of `tensor`.
 
-    "163 KB" of shared memory and more: sm_80, 90, 100; "99 KB": sm_86, 89, 120 and what is not known;
-    "interpreter": a CPU, where small blocks make small tests take every branch.
+    "163 KB" of shared memory and more: sm_80, 90, 100; "99 KB": sm_86, 89, 120 and what is not
+    known; "interpreter": a CPU, where small blocks make small tests take every branch.
     """
     if not tensor.is_cuda:
         return "interpreter"

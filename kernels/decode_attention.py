@@ -2,10 +2,11 @@
 
 in:  query [B T H E], a cache layer whose rows may have different lengths      out: [B T H E]
 The G query heads of one key/value head are folded into the rows of one small matrix, so that every
-key is read once; on a CPU this is ten times faster than repeating the keys. A GPU needs some hundred programs
-to reach the speed of its memory, and there are only B*K heads: so each row's keys are cut into splits, each
-split yields a maximum, a sum and an unfinished mix, and a second kernel combines them in a fixed order.
-Bytes are the limit, every key and value read once: 2 E numbers per token and head, 4 E FLOPs G times.
+key is read once; on a CPU this is ten times faster than repeating the keys. A GPU needs some
+hundred programs to reach the speed of its memory, and there are only B*K heads: so each row's keys
+are cut into splits, each split yields a maximum, a sum and an unfinished mix, and a second kernel
+combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E numbers per
+token and head, 4 E FLOPs G times.
 Read next: int4.py. Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
 
 B batch, T new tokens, S longest row, H query heads, K key/value heads, G = H/K, E head dimension.
@@ -20,15 +21,17 @@ from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 from .rope import scales_of
 
-# Keys of a block, warps, stages, and programs in all: two for each multiprocessor of an H200 (132), and of an RTX
-# 3090 (82). 128 keys of 128 numbers, keys and values, are 64 KB a stage in bfloat16.
-BLOCKS = {"163 KB": (64, 4, 3, 264), "99 KB": (32, 4, 3, 164), "interpreter": (16, 4, 1, 6)}
+# Keys of a block, warps, stages, and programs in all: two for each multiprocessor of an H200 (132),
+# and of an RTX 3090 (82). 128 keys of 128 numbers, keys and values, are 64 KB a stage in bfloat16.
+BLOCKS = {"163 KB": (64, 4, 4, 264), "99 KB": (32, 4, 3, 164), "interpreter": (16, 4, 1, 6)}
 SPLIT = 256  # keys that are worth a program of their own
 COMBINED = 16  # splits that the second kernel takes at a time
 
 
 def decode_reference(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-    """query [B T H E], key and value [B K S E]: row b sees its first lengths[b] + t + 1 keys, query t."""
+    """query [B T H E], key and value [B K S E]: row b sees its first lengths[b] + t + 1 keys, query
+    t.
+    """
     batch, new, heads, head_dim = query.shape
     kv_heads = key.shape[1]
     folded = query.unflatten(2, (kv_heads, -1)).permute(0, 2, 1, 3, 4)  # B K T G E
@@ -59,12 +62,29 @@ def decode_tiled(query: Tensor, key: Tensor, value: Tensor, splits: int) -> Tens
 
 
 @triton.jit
-def split_kernel(query, keys, values, key_scales, value_scales, lengths, partial, states, new, key_row, key_head,
-                 GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: the T*G queries of one key head over one split of the keys of one row of the batch.
+def split_kernel(
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    lengths,
+    partial,
+    states,
+    new,
+    key_row,
+    key_head,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the T*G queries of one key head over one split of the keys of one row of the
+    batch.
 
-    Writes the mix, still to be divided, to partial [B K splits ROWS E], and the running maximum and sum of
-    each query to states [B K splits 2 ROWS]. Lengths are read on the device, so that one CUDA graph serves all.
+    Writes the mix, still to be divided, to partial [B K splits ROWS E], and the running maximum and
+    sum of each query to states [B K splits 2 ROWS]. Lengths are read on the device, so that one
+    CUDA graph serves all.
     """
     split, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits, kv_heads = tl.num_programs(0), tl.num_programs(1)
@@ -73,7 +93,9 @@ def split_kernel(query, keys, values, key_scales, value_scales, lengths, partial
     each = tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits) * BLOCK
     stop = tl.minimum((split + 1) * each, seen + new)
     used = row < new * GROUP
-    last = seen + row // GROUP  # the last key that a row sees: row is query t of the new ones, times G
+    last = (
+        seen + row // GROUP
+    )  # the last key that a row sees: row is query t of the new ones, times G
     heads = kv_heads * GROUP
     source = ((batch * new + row // GROUP) * heads + kv_head * GROUP + row % GROUP) * HEAD_DIM
     queries = tl.load(query + source[:, None] + column[None, :], mask=used[:, None], other=0.0)
@@ -87,17 +109,23 @@ def split_kernel(query, keys, values, key_scales, value_scales, lengths, partial
         scores = tl.dot(queries, key.T, out_dtype=tl.float32, input_precision="ieee")
         scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
         if key_scales is not None:  # a scale belongs to a whole key: it multiplies the score
-            scores *= tl.load(key_scales + place + offset, mask=inside, other=0.0).to(tl.float32)[None, :]
+            scores *= tl.load(key_scales + place + offset, mask=inside, other=0.0).to(tl.float32)[
+                None, :
+            ]
         scores = tl.where(start + offset[None, :] <= last[:, None], scores, -float("inf"))
         raised = tl.maximum(maximum, tl.max(scores, axis=1))
         shrink = tl.exp2(maximum - raised)
         weights = tl.exp2(scores - raised[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
         if value_scales is not None:
-            weights *= tl.load(value_scales + place + offset, mask=inside, other=0.0).to(tl.float32)[None, :]
+            weights *= tl.load(value_scales + place + offset, mask=inside, other=0.0).to(
+                tl.float32
+            )[None, :]
         value = tl.load(values + tile, mask=inside[:, None], other=0.0).to(queries.dtype)
         mixed *= shrink[:, None]
-        mixed = tl.dot(weights.to(queries.dtype), value, mixed, out_dtype=tl.float32, input_precision="ieee")
+        mixed = tl.dot(
+            weights.to(queries.dtype), value, mixed, out_dtype=tl.float32, input_precision="ieee"
+        )
         maximum = raised
     place = (tl.cast(batch, tl.int64) * kv_heads + kv_head) * splits + split
     tl.store(states + place * 2 * ROWS + row, maximum)
@@ -107,9 +135,18 @@ def split_kernel(query, keys, values, key_scales, value_scales, lengths, partial
 
 
 @triton.jit
-def combine_kernel(partial, states, combined, new, splits, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
-                   ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: one query head of one new token; its splits are added in order, BLOCK at a time."""
+def combine_kernel(
+    partial,
+    states,
+    combined,
+    new,
+    splits,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: one head of one new token; its splits are added in order, BLOCK at a time."""
     row, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     column, offset = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK)
@@ -126,7 +163,9 @@ def combine_kernel(partial, states, combined, new, splits, GROUP: tl.constexpr, 
         shrink = tl.exp2(maximum - raised)
         total = total * shrink + tl.sum(share * one_total, axis=0)
         tile = partial + split[:, None] * ROWS * HEAD_DIM + column[None, :]
-        one_mixed = tl.load(tile, mask=(one_total > 0.0)[:, None], other=0.0)  # an empty split wrote none
+        one_mixed = tl.load(
+            tile, mask=(one_total > 0.0)[:, None], other=0.0
+        )  # an empty split wrote none
         mixed = mixed * shrink + tl.sum(share[:, None] * one_mixed, axis=0)
         maximum = raised
     mixed /= tl.where(total > 0.0, total, 1.0)
@@ -140,20 +179,52 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     kv_heads, capacity = layer.keys.shape[1:3]
     group = heads // kv_heads
     assert head_dim == power_of_two(head_dim) and layer.keys.stride()[2:] == (head_dim, 1), head_dim
-    assert layer.keys.stride() == layer.values.stride(), (layer.keys.stride(), layer.values.stride())
-    assert not (INTERPRETED and query.dtype == torch.bfloat16), "the interpreter multiplies bit patterns"
+    assert layer.keys.stride() == layer.values.stride(), (
+        layer.keys.stride(),
+        layer.values.stride(),
+    )
+    assert not (INTERPRETED and query.dtype == torch.bfloat16), (
+        "the interpreter multiplies bit patterns"
+    )
     size, warps, stages, programs = block or BLOCKS[part(query)]
-    splits = max(1, min(programs // (batch * kv_heads), blocks(capacity, SPLIT if block is None else size)))
+    splits = max(
+        1, min(programs // (batch * kv_heads), blocks(capacity, SPLIT if block is None else size))
+    )
     rows = max(16, power_of_two(new * group))
     partial = query.new_empty(batch, kv_heads, splits, rows, head_dim, dtype=torch.float32)
     states = query.new_empty(batch, kv_heads, splits, 2, rows, dtype=torch.float32)
     combined = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = dict(GROUP=group, HEAD_DIM=head_dim, ROWS=rows)
-    launch(split_kernel, (splits, kv_heads, batch), query.contiguous(), layer.keys, layer.values,
-           *scales_of(layer), layer.lengths, partial, states, new, layer.keys.stride(0) // head_dim,
-           layer.keys.stride(1) // head_dim, **sizes, BLOCK=size, num_warps=warps, num_stages=stages)  # fmt: skip
-    launch(combine_kernel, (new * group, kv_heads, batch), partial, states, combined, new, splits, **sizes,
-           BLOCK=COMBINED, num_warps=4)  # fmt: skip
+    launch(
+        split_kernel,
+        (splits, kv_heads, batch),
+        query.contiguous(),
+        layer.keys,
+        layer.values,
+        *scales_of(layer),
+        layer.lengths,
+        partial,
+        states,
+        new,
+        layer.keys.stride(0) // head_dim,
+        layer.keys.stride(1) // head_dim,
+        **sizes,
+        BLOCK=size,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    launch(
+        combine_kernel,
+        (new * group, kv_heads, batch),
+        partial,
+        states,
+        combined,
+        new,
+        splits,
+        **sizes,
+        BLOCK=COMBINED,
+        num_warps=4,
+    )
     return combined
 
 

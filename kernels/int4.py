@@ -1,12 +1,14 @@
-"""Linear layers whose weights are four bits each, with one scale for every 128 (or 64, or 32) of them.
+"""Linear layers of four-bit weights, with one scale for every 128 (or 64, or 32) of them.
 
 in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]      out: [... N]
-    weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15; no offset where symmetric
-Reading 4.25 bits in place of 16 is what makes one token fast: the small-M kernel reads each weight once,
-multiplies the integers as they are, and applies the scale to the float32 sums of a group, which is three orders of
-magnitude more exact than rounding scaled weights to bfloat16. With many rows arithmetic is the limit, and it
-is best to write the weights out once and call the library's product.
-Read next: this is the end of the folder. Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
+    weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
+Reading 4.25 bits in place of 16 is what makes one token fast: the small-M kernel reads each weight
+once, multiplies the integers as they are, and applies the scale to the float32 sums of a group,
+which is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
+rows arithmetic is the limit, and it is best to write the weights out once and call the library's
+product.
+Read next: this is the end of the folder. Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743
+(Marlin).
 
 M rows, N outputs, K inputs, g group size.
 """
@@ -22,17 +24,21 @@ from .norm import wide
 BLOCK = 128  # inputs whose weights are packed together: 32 words of four
 GROUPS = (128, 64, 32)
 
-# Up to so many rows the small-M kernel, above it dequantise and call the library. Not measured here: published
-# kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100.
+# Up to so many rows the small-M kernel, above it dequantise and call the library. Not measured
+# here: published kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100.
 CROSS_OVER = {"163 KB": 64, "99 KB": 64, "interpreter": 16}
-# Outputs of a block, warps, stages, and programs in all (two for each multiprocessor). A stage of 128 outputs is
-# 8 KB of weights; to keep an H200's memory busy 24 KB must be under way for each multiprocessor.
+# Outputs of a block, warps, stages, and programs in all (two for each multiprocessor). A stage of
+# 128 outputs is 8 KB of weights; to keep an H200's memory busy 24 KB must be under way for each
+# multiprocessor.
 BLOCKS = {"163 KB": (128, 4, 4, 264), "99 KB": (128, 4, 4, 164), "interpreter": (16, 4, 1, 6)}
 CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in bfloat16
 
 
-def quantise(weight: Tensor, group: int = 128, symmetric: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round weight [N K] to q uint8 [N K]; scales and offsets [K/g N] float32, offsets None if symmetric.
+def quantise(
+    weight: Tensor, group: int = 128, symmetric: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round weight [N K] to q uint8 [N K]; scales and offsets [K/g N] float32, offsets None if
+    symmetric.
 
     >>> q, scales, _ = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
     >>> q[0, :16].tolist(), scales.tolist()
@@ -53,16 +59,20 @@ def quantise(weight: Tensor, group: int = 128, symmetric: bool = True) -> tuple[
 
 
 def pack(q: Tensor, block: int = BLOCK) -> Tensor:
-    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4]: word j holds the inputs j, j + block/4, ...
+    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4]: word j holds the inputs j, j +
+    block/4, ...
 
-    So each of the four planes of nibbles is a run of consecutive inputs, and rows load without a gather; and
-    the words of one block of inputs lie together for all outputs, so that a tile is one run of memory.
+    So each of the four planes of nibbles is a run of consecutive inputs, and rows load without a
+    gather; and the words of one block of inputs lie together for all outputs, so that a tile is one
+    run of memory.
 
     >>> [f"{word:04x}" for word in pack(torch.arange(8)[None], block=8).flatten().tolist()]
     ['6420', '7531']
     """
     if q.shape[1] % block:
-        raise ValueError(f"cannot pack weights: inputs: expected a multiple of {block}, found {q.shape[1]}")
+        raise ValueError(
+            f"cannot pack weights: inputs: expected a multiple of {block}, found {q.shape[1]}"
+        )
     planes = q.to(torch.int32).unflatten(1, (-1, 4, block // 4))  # N K/block 4 block/4
     words = sum(planes[:, :, plane] << 4 * plane for plane in range(4))
     return words.to(torch.int16).transpose(0, 1).contiguous()
@@ -87,13 +97,19 @@ def dequantise_reference(words: Tensor, scales: Tensor, offsets: Tensor | None, 
     return weight.flatten(1).to(dtype)
 
 
-def linear_reference(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None) -> Tensor:
+def linear_reference(
+    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
+) -> Tensor:
     """The formula: rows [... K] times the weights, in float32 at least."""
-    weight = dequantise_reference(words, wide(scales), None if offsets is None else wide(offsets), wide(rows).dtype)
+    weight = dequantise_reference(
+        words, wide(scales), None if offsets is None else wide(offsets), wide(rows).dtype
+    )
     return (wide(rows) @ weight.T).to(rows.dtype)
 
 
-def linear_tiled(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None) -> Tensor:
+def linear_tiled(
+    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
+) -> Tensor:
     """rows [M K] times the weights, plane by plane, as the small-M kernel computes it."""
     total = rows.new_zeros(words.shape[1], len(rows))  # N M: weights stand on the left
     group = len(words) * BLOCK // len(scales)
@@ -110,7 +126,9 @@ def linear_tiled(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
 
 @triton.jit
 def halves(pairs):
-    """uint32 [N 16] -> uint16 [N 32]: a pair of 16-bit numbers is one register, so this costs nothing."""
+    """uint32 [N 16] -> uint16 [N 32]: a pair of 16-bit numbers is one register, so this costs
+    nothing.
+    """
     low, high = (pairs & 0xFFFF).to(tl.uint16), (pairs >> 16).to(tl.uint16)
     return tl.reshape(tl.join(low, high), [pairs.shape[0], 32])
 
@@ -119,8 +137,8 @@ def halves(pairs):
 def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr):
     """Pairs of words, uint32 [N 16] -> the integers q - 8 of one plane, [N 32] in DTYPE.
 
-    Two weights at a time and without a conversion: q in the lowest bits of 1024 (float16) or of 128 (bfloat16) reads
-    1024 + q or 128 + q, exactly.
+    Two weights at a time and without a conversion: q in the lowest bits of 1024 (float16) or of 128
+    (bfloat16) reads 1024 + q or 128 + q, exactly.
     """
     pairs = (pairs >> 4 * PLANE) & 0x000F000F
     if DTYPE == tl.float16:
@@ -135,8 +153,9 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """One program: BLOCK_N outputs of all (up to BLOCK_M) rows over its share of the inputs.
 
-    The weights stand on the left of the product: the tensor cores of sm_90 can take that side from registers, so
-    unpacked weights never pass through shared memory. product is [splits M N], one slice for each share.
+    The weights stand on the left of the product: the tensor cores of sm_90 can take that side from
+    registers, so unpacked weights never pass through shared memory. product is [splits M N], one
+    slice for each share.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -146,7 +165,9 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     ones = tl.full([BLOCK_N, 32], 1.0, DTYPE)  # the tensor cores add up rows faster than lanes do
     for block in range(split * each // splits, (split + 1) * each // splits):
-        tile = words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + tl.arange(0, 16)[None, :]
+        tile = (
+            words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + tl.arange(0, 16)[None, :]
+        )
         pairs = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
         pairs = pairs.to(tl.uint32, bitcast=True)
         for group in tl.static_range(128 // GROUP):
@@ -160,7 +181,9 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
                 if offsets is not None:
                     sums = tl.dot(ones, x, sums, out_dtype=tl.float32, input_precision="ieee")
             place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
-            total += partial * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[:, None]
+            total += (
+                partial * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[:, None]
+            )
             if offsets is not None:
                 offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
                 total += offset[:, None] * sums
@@ -169,9 +192,21 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
 
 
 @triton.jit
-def dequantise_kernel(words, scales, offsets, weight, N, first, count, K: tl.constexpr, GROUP: tl.constexpr,
-                      BLOCK_N: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_N of the `count` outputs from `first` on, 128 inputs, written out to [count K]."""
+def dequantise_kernel(
+    words,
+    scales,
+    offsets,
+    weight,
+    N,
+    first,
+    count,
+    K: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: BLOCK_N of the `count` outputs from `first` on, 128 inputs, written out to
+    [count K].
+    """
     row, block = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
     n, word, inside = first + row, tl.arange(0, 32), row < count
     tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]
@@ -190,19 +225,41 @@ def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
                  block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
     """rows [M K], M small -> [M N]; shares of the inputs are added in a fixed order."""
     count, inputs, outputs = *rows.shape, words.shape[1]
-    assert not (INTERPRETED and rows.dtype == torch.bfloat16), "the interpreter multiplies bit patterns"
+    assert not (INTERPRETED and rows.dtype == torch.bfloat16), (
+        "the interpreter multiplies bit patterns"
+    )
     size, warps, stages, programs = block or BLOCKS[part(rows)]
     splits = max(1, min(programs // blocks(outputs, size), len(words)))
-    product = rows.new_empty(splits, count, outputs, dtype=rows.dtype if splits == 1 else torch.float32)
+    product = rows.new_empty(
+        splits, count, outputs, dtype=rows.dtype if splits == 1 else torch.float32
+    )
     block_m = max(16, power_of_two(count))
-    warps = warps if block_m < 64 else 2 * warps  # the sums of 64 rows fill the registers of four warps
-    launch(linear_kernel, (blocks(outputs, size), splits), rows.contiguous(), words.view(torch.int32), scales,
-           offsets, product, count, outputs, K=inputs, GROUP=inputs // len(scales), BLOCK_M=block_m,
-           BLOCK_N=size, num_warps=warps, num_stages=stages)  # fmt: skip
+    warps = (
+        warps if block_m < 64 else 2 * warps
+    )  # the sums of 64 rows fill the registers of four warps
+    launch(
+        linear_kernel,
+        (blocks(outputs, size), splits),
+        rows.contiguous(),
+        words.view(torch.int32),
+        scales,
+        offsets,
+        product,
+        count,
+        outputs,
+        K=inputs,
+        GROUP=inputs // len(scales),
+        BLOCK_M=block_m,
+        BLOCK_N=size,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return product[0] if splits == 1 else product.sum(0).to(rows.dtype)
 
 
-def dequantise(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, first: int, last: int) -> Tensor:
+def dequantise(
+    words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, first: int, last: int
+) -> Tensor:
     """The weights [last - first, K] of outputs first .. last, multiplied out."""
     if not triton_for(scales):
         offsets = None if offsets is None else offsets[:, first:last]
@@ -210,8 +267,20 @@ def dequantise(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, fir
     inputs, outputs = len(words) * BLOCK, words.shape[1]
     weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
     size = 16 if INTERPRETED else 64
-    launch(dequantise_kernel, (blocks(last - first, size), len(words)), words, scales, offsets, weight,
-           outputs, first, last - first, K=inputs, GROUP=inputs // len(scales), BLOCK_N=size)  # fmt: skip
+    launch(
+        dequantise_kernel,
+        (blocks(last - first, size), len(words)),
+        words,
+        scales,
+        offsets,
+        weight,
+        outputs,
+        first,
+        last - first,
+        K=inputs,
+        GROUP=inputs // len(scales),
+        BLOCK_N=size,
+    )
     return weight
 
 

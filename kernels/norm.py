@@ -2,9 +2,11 @@
 
 in:  rows [... D], weight [D] (and bias [D])      out: [... D], the dtype of `rows`
 Statistics are taken in float32 at least: x = 300 squared overflows float16.
-A kernel reads every number once and writes it once (the torch formula goes over the rows four to six times),
-so its limit is the memory: 4 bytes per number of a bfloat16 row, 8 with the residual sum.
-Read next: activation.py. Agrees with: Qwen2RMSNorm of transformers (cast, then weight) and F.layer_norm.
+A kernel reads every number once and writes it once (the torch formula goes over the rows four to
+six times), so its limit is the memory: 4 bytes per number of a bfloat16 row, 8 with the residual
+sum.
+Read next: activation.py. Agrees with: Qwen2RMSNorm of transformers (cast, then weight) and
+F.layer_norm.
 """
 
 import torch
@@ -54,7 +56,9 @@ def store_tile(pointer, values, first, row, column, inside, WIDTH: tl.constexpr)
 @triton.jit
 def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
                     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: ROWS whole rows in registers. With `update`, first rows + update, kept in `total`."""
+    """One program: ROWS whole rows in registers. With `update`, first rows + update, kept in
+    `total`.
+    """
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (first + row < count) & (column < WIDTH)
@@ -73,7 +77,7 @@ def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
 @triton.jit
 def layer_norm_kernel(rows, weight, bias, normed, count, eps,
                       WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: ROWS whole rows in registers; the variance from centred values, not from E[x^2]."""
+    """One program: ROWS whole rows in registers; the variance is that of centred values."""
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (first + row < count) & (column < WIDTH)

@@ -1,11 +1,13 @@
-"""RoPE: turn each query and key by an angle that grows with its position, and store keys and values.
+"""RoPE: turn each query and key by an angle that grows with its position, and fill the cache.
 
 in:  qkv [B T (H+2K)E] of the fused projection, angles [2 B T E/2] float32, one layer of the cache
-out: query [B T H E], rotated; keys (rotated) and values stand in the cache at positions lengths .. lengths+T
+out: query [B T H E], rotated; keys (rotated) and values stand in the cache at positions lengths ..
+lengths+T
 A pair is (x[i], x[i + E/2]), the "half-split" form of Qwen2 and LLaMA. Angles are float32 at least:
 at position 255 a bfloat16 angle is already wrong by half a radian.
-The kernel reads qkv once and writes every number once, the keys and values straight into the cache, which may
-hold 8-bit integers with one scale for each head of each token: 2 bytes read and 2 (or 1) written per number.
+The kernel reads qkv once and writes every number once, the keys and values straight into the cache,
+which may hold 8-bit integers with one scale for each head of each token: 2 bytes read and 2 (or 1)
+written per number.
 Read next: attention.py. Agrees with: apply_rotary_pos_emb of transformers; arXiv 2104.09864.
 
 B batch, T new tokens, H query heads, K key/value heads, E head dimension.
@@ -57,7 +59,8 @@ def split(qkv: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tenso
 
 
 def quantise(vectors: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """[... E] -> int8 [... E] and scales [...] of `dtype`: the largest number of a vector becomes 127.
+    """[... E] -> int8 [... E] and scales [...] of `dtype`: the largest number of a vector becomes
+    127.
 
     >>> quantise(torch.tensor([[0.5, -1.27, 0.0]]))
     (tensor([[  50, -127,    0]], dtype=torch.int8), tensor([0.0100]))
@@ -79,7 +82,9 @@ def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
 
 @triton.jit
 def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.constexpr):
-    """Write both halves of the vectors base + row of a cache, as 8-bit steps where there are scales."""
+    """Write both halves of the vectors base + row of a cache, as 8-bit steps where there are
+    scales.
+    """
     if scales is not None:
         largest = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
         scale = (largest / 127.0).to(scales.dtype.element_ty)[:, None]
@@ -94,12 +99,28 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
 
 
 @triton.jit
-def write_kernel(qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row, key_head,
-                 HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-                 TOKENS: tl.constexpr):  # fmt: skip
+def write_kernel(
+    qkv,
+    cosine,
+    sine,
+    lengths,
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    new,
+    key_row,
+    key_head,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
 
-    The two halves of a vector are loaded apart, so that the partners of a pair meet in one register.
+    The two halves of a vector are loaded apart, so that the partners of a pair meet in one
+    register.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
@@ -138,15 +159,32 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
     assert layer.keys.stride() == layer.values.stride() and layer.keys.stride()[2:] == (head_dim, 1)
     cosine, sine = angles.float().contiguous()
     query = qkv.new_empty(batch, new, heads, head_dim)
-    launch(write_kernel, (heads + 2 * kv_heads, blocks(new, tokens), batch), qkv.contiguous(), cosine, sine,
-           layer.lengths, query, layer.keys, layer.values, *scales_of(layer), new,
-           layer.keys.stride(0) // head_dim, layer.keys.stride(1) // head_dim,
-           HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, TOKENS=tokens)  # fmt: skip
+    launch(
+        write_kernel,
+        (heads + 2 * kv_heads, blocks(new, tokens), batch),
+        qkv.contiguous(),
+        cosine,
+        sine,
+        layer.lengths,
+        query,
+        layer.keys,
+        layer.values,
+        *scales_of(layer),
+        new,
+        layer.keys.stride(0) // head_dim,
+        layer.keys.stride(1) // head_dim,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        TOKENS=tokens,
+    )
     return query
 
 
 def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
-    """The scales [B K S] of an 8-bit cache layer's keys and values, laid out as they are; or twice None."""
+    """The scales [B K S] of an 8-bit cache layer's keys and values, laid out as they are; or twice
+    None.
+    """
     scales = getattr(layer, "key_scales", None), getattr(layer, "value_scales", None)
     if scales[0] is not None:
         per_vector = tuple(stride // layer.keys.shape[3] for stride in layer.keys.stride()[:3])
@@ -158,5 +196,5 @@ def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
 
 
 def write(qkv: Tensor, angles: Tensor, layer) -> Tensor:
-    """Rotate queries and keys, write keys and values into the cache; returns the query [B T H E]."""
+    """Rotate queries and keys, write keys and values into the cache; return query [B T H E]."""
     return (write_triton if triton_for(qkv) else write_reference)(qkv, angles, layer)

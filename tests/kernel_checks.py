@@ -1,4 +1,6 @@
-"""What the kernel tests share: random rows, the 2x rule, a cache layer, and one-line mistakes to be caught."""
+"""What the kernel tests share: random rows, the 2x rule, a cache layer, and one-line mistakes to be
+caught.
+"""
 
 import importlib.util
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ def rows_of(seed: int, shape: tuple[int, ...], dtype=torch.float32, scale: float
     return (torch.randn(shape, generator=generator) * scale).to(dtype)
 
 
-def no_worse_than_torch(found: Tensor, torch_found: Tensor, exact: Tensor, score: float = 0.0) -> None:
+def no_worse_than_torch(
+    found: Tensor, torch_found: Tensor, exact: Tensor, score: float = 0.0
+) -> None:
     """The 2x rule: error against float64 at most twice plain torch's in the same dtype.
 
     One rounding step of the largest number is added, because on a few numbers torch may be exact by
@@ -78,7 +82,9 @@ def layer_of(
 
 
 def mutated(module, folder: Path, right: str, wrong: str):
-    """A copy of a kernel module in which one line is wrong; the right line must be there exactly once."""
+    """A copy of a kernel module in which one line is wrong; the right line must be there exactly
+    once.
+    """
     source = Path(module.__file__).read_text()
     assert source.count(right) == 1, (source.count(right), right)
     path = folder / Path(module.__file__).name

@@ -1,4 +1,6 @@
-"""SwiGLU and the three GELUs: Triton in the interpreter against float64, at most twice torch's own error."""
+"""SwiGLU and the three GELUs: Triton in the interpreter against float64, at most twice torch's own
+error.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,9 @@ def check_gelu(activation, kind, count, width, dtype, scale, biased, seed):
     seed=st.integers(0, 2**31),
 )
 def test_swiglu(count, width, dtype, scale, seed):
-    """Widths across up to four blocks of 16; scale 30 reaches gates where exp(-x) overflows float16."""
+    """Widths across up to four blocks of 16; scale 30 reaches gates where exp(-x) overflows
+    float16.
+    """
     check_swiglu(activation, count, width, dtype, scale, seed)
 
 
@@ -59,7 +63,9 @@ def test_gelu(kind, count, width, dtype, scale, biased, seed):
 
 
 def test_the_three_gelus_differ():
-    """By 2e-2 for the quick one and 4e-4 for tanh, at most: enough to turn an answer, too little to crash."""
+    """By 2e-2 for the quick one and 4e-4 for tanh, at most: enough to turn an answer, too little to
+    crash.
+    """
     rows = torch.linspace(-4, 4, 801)
     quick, tanh, exact = (activation.gelu_triton(rows, kind) for kind in activation.GELUS)
     assert 1e-2 < (quick - exact).abs().max() < 3e-2
@@ -67,7 +73,7 @@ def test_the_three_gelus_differ():
 
 
 def test_shapes_and_launches():
-    """Leading axes, strided rows and no rows at all; and the public functions do reach the kernels."""
+    """Leading axes, strided rows, no rows at all; and the public functions reach the kernels."""
     rows = rows_of(0, (2, 3, 80))[:, :, 8:72]
     before = language.launches.copy()
     with choose.using("triton"):

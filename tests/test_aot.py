@@ -1,9 +1,11 @@
-"""Every kernel, in every configuration of the tables, compiled for six GPUs on a machine that has none.
+"""Every kernel, in every configuration of the tables, compiled for six GPUs on a machine that has
+none.
 
-The compiler runs in a child process (this file as a script), because TRITON_INTERPRET is set in this one and decides
-how a kernel is made. It prints one JSON line for each kernel and GPU: registers, bytes of stack, shared
-memory, and counts from the machine code. Spills (a stack frame), too much shared memory, scalar loads and
-missing tensor-core instructions are what makes a kernel slow or unlaunchable, and all show without a GPU.
+The compiler runs in a child process (this file as a script), because TRITON_INTERPRET is set in
+this one and decides how a kernel is made. It prints one JSON line for each kernel and GPU:
+registers, bytes of stack, shared memory, and counts from the machine code. Spills (a stack frame),
+too much shared memory, scalar loads and missing tensor-core instructions are what makes a kernel
+slow or unlaunchable, and all show without a GPU.
 """
 
 import json
@@ -15,13 +17,17 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 GPUS = {80: "163 KB", 86: "99 KB", 89: "99 KB", 90: "163 KB", 100: "163 KB", 120: "99 KB"}
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB that one block may have
 
 
 @dataclass
 class Case:
-    """A kernel with the types of its arguments: "*bf16" a pointer, "i16" a size divisible by 16, None absent."""
+    """A kernel with the types of its arguments: "*bf16" a pointer, "i16" a size divisible by 16,
+    None absent.
+    """
 
     name: str
     kernel: object
@@ -43,8 +49,16 @@ def attention_cases():
             types = ["*bf16"] * 4 + ["*i32" if causal else None, "i32"] + ["i16"] * 5
             constants = dict(KV_HEADS=4, LOW=64 if head_dim == 72 else head_dim, HEAD_DIM=head_dim,
                              BLOCK_QUERY=query, BLOCK_KEY=key)  # fmt: skip
-            yield Case(f"attention {head_dim}{' causal' if causal else ''}", attention.attention_kernel, types,
-                       constants, warps, stages, part, dict(wgmma=True, wide=True))  # fmt: skip
+            yield Case(
+                f"attention {head_dim}{' causal' if causal else ''}",
+                attention.attention_kernel,
+                types,
+                constants,
+                warps,
+                stages,
+                part,
+                dict(wgmma=True, matrix=True, wide=0.5),
+            )
 
 
 def decode_cases():
@@ -55,9 +69,29 @@ def decode_cases():
         for head_dim in (64, 128):
             sizes = dict(GROUP=7, HEAD_DIM=head_dim, ROWS=16)
             for bits, cache, scales in (("", "*bf16", None), (" 8-bit", "*i8", "*fp16")):
-                types = ["*bf16", cache, cache, scales, scales, "*i32", "*fp32", "*fp32", "i32", "i16", "i16"]
-                yield Case(f"decode {head_dim}{bits}", decode.split_kernel, types, sizes | dict(BLOCK=keys),
-                           warps, stages, part, dict(matrix=True))  # fmt: skip
+                types = [
+                    "*bf16",
+                    cache,
+                    cache,
+                    scales,
+                    scales,
+                    "*i32",
+                    "*fp32",
+                    "*fp32",
+                    "i32",
+                    "i16",
+                    "i16",
+                ]
+                yield Case(
+                    f"decode {head_dim}{bits}",
+                    decode.split_kernel,
+                    types,
+                    sizes | dict(BLOCK=keys),
+                    warps,
+                    stages,
+                    part,
+                    dict(matrix=True),
+                )
             types = ["*fp32", "*fp32", "*bf16", "i32", "i32"]
             yield Case(f"decode combine {head_dim}", decode.combine_kernel, types,
                        sizes | dict(BLOCK=decode.COMBINED), 4, 3, part)  # fmt: skip
@@ -68,15 +102,29 @@ def int4_cases():
 
     for part in ("163 KB", "99 KB"):
         outputs, warps, stages, _ = int4.BLOCKS[part]
-        for name, group, offsets, rows in (("128 M=1", 128, None, 16), ("128 M=64", 128, None, 64),
-                                           ("128 offset M=1", 128, "*bf16", 16), ("32 M=1", 32, None, 16)):  # fmt: skip
+        for name, group, offsets, rows in (
+            ("128 M=1", 128, None, 16),
+            ("128 M=64", 128, None, 64),
+            ("128 offset M=1", 128, "*bf16", 16),
+            ("32 M=1", 32, None, 16),
+        ):
             types = ["*bf16", "*i32", "*bf16", offsets, "*bf16", "i32", "i16"]
             sizes = dict(K=3584, GROUP=group, BLOCK_M=rows, BLOCK_N=outputs)
             few = {"per_weight": 4.0} if name == "128 M=1" else {}
-            yield Case(f"int4 {name}", int4.linear_kernel, types, sizes, warps * (1 + (rows > 32)), stages, part,
-                       dict(wgmma=True, matrix=True, **few))  # fmt: skip
+            yield Case(
+                f"int4 {name}",
+                int4.linear_kernel,
+                types,
+                sizes,
+                warps * (1 + (rows > 32)),
+                stages,
+                part,
+                dict(wgmma=True, matrix=True, **few),
+            )
     types = ["*i16", "*bf16", None, "*bf16", "i16", "i16", "i32"]
-    yield Case("int4 dequantise", int4.dequantise_kernel, types, dict(K=3584, GROUP=128, BLOCK_N=64), 4, 3)
+    yield Case(
+        "int4 dequantise", int4.dequantise_kernel, types, dict(K=3584, GROUP=128, BLOCK_N=64), 4, 3
+    )
 
 
 def pointwise_cases():
@@ -125,7 +173,7 @@ def pointwise_cases():
 
 def cases():
     for case in (*attention_cases(), *decode_cases(), *int4_cases(), *pointwise_cases()):
-        case.expect.setdefault("wide", True)
+        case.expect.setdefault("wide", 0.0)
         yield case
 
 
@@ -140,34 +188,53 @@ def compiled(case: Case, gpu: int) -> dict:
         name: {None: "constexpr", "i16": "i32"}.get(kind, kind) for name, kind in given.items()
     }
     constants = {name: None for name, kind in given.items() if kind is None} | case.constants
-    attributes = {(names.index(name),): [["tt.divisibility", 16]]
-                  for name, kind in given.items() if kind and (kind[0] == "*" or kind == "i16")}  # fmt: skip
+    attributes = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in given.items()
+        if kind and (kind[0] == "*" or kind == "i16")
+    }
     source = triton.compiler.ASTSource(case.kernel, signature, constants, attributes)
     options = dict(num_warps=case.warps, num_stages=case.stages, enable_fp_fusion=True)
     kernel = triton.compile(source, target=GPUTarget("cuda", gpu, 32), options=options)
-    return {"name": case.name, "gpu": gpu, "shared": kernel.metadata.shared, "expect": case.expect,
-            **machine_code(kernel.asm["cubin"], case), "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
-            "tcgen05": kernel.asm["ptx"].count("tcgen05.mma")}  # fmt: skip
+    return {
+        "name": case.name,
+        "gpu": gpu,
+        "shared": kernel.metadata.shared,
+        "expect": case.expect,
+        **machine_code(kernel.asm["cubin"], case),
+        "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+        "tcgen05": kernel.asm["ptx"].count("tcgen05.mma"),
+    }
 
 
 def machine_code(cubin: bytes, case: Case) -> dict:
-    """Registers, stack bytes, and counts of instructions of interest, from the tools that come with Triton."""
+    """Registers, stack bytes, and counts of instructions of interest, from the tools that come with
+    Triton.
+    """
     import triton
 
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, sass = (subprocess.run([tools / "cuobjdump", option, file.name], capture_output=True, text=True,
-                                      check=True).stdout for option in ("-res-usage", "-sass"))  # fmt: skip
+        usage, sass = (
+            subprocess.run(
+                [tools / "cuobjdump", option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
     found = {
         name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)
     }
     code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
     loop = main_loop(code)
+    weights = case.constants.get("GROUP") and 128 * case.constants.get(
+        "BLOCK_N", 0
+    )  # of an iteration
     return found | {
         "instructions": len(code),
         "loop": len(loop),
+        "per_weight": len(loop) * 32 * case.warps / weights if weights else 0.0,
         "spills": sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in code),
         "wide_loads": sum(
             bool(re.search(r"\b(LDG|LDGSTS)\.E.*\.128\b|UBLKCP|UTMALDG", text)) for _, text in code
@@ -181,7 +248,9 @@ def machine_code(cubin: bytes, case: Case) -> dict:
 
 
 def main_loop(code: list[tuple[str, str]]) -> list[str]:
-    """The instructions of the longest loop without another inside: from a backward jump's target to the jump."""
+    """The instructions of the longest loop without another inside: from a backward jump's target to
+    the jump.
+    """
     loops = []
     for address, text in code:
         jump = re.search(r"\bBRA(?:\.U)?\b.*?(0x[0-9a-f]+)", text)
@@ -196,6 +265,72 @@ def main_loop(code: list[tuple[str, str]]) -> list[str]:
     return [
         text for address, text in code if first <= int(address, 16) <= last and "NOP" not in text
     ]
+
+
+def found_wrong(result: dict) -> list[str]:
+    """What is wrong with one compiled kernel: a list to be empty."""
+    gpu, expect, wrong = result["gpu"], result["expect"], []
+    if result["stack"] or result["local"] or result["spills"]:
+        wrong.append(f"spills: {result['stack']} bytes of stack, {result['spills']} instructions")
+    if result["shared"] > SHARED[gpu] * 1024:
+        wrong.append(f"shared memory: {result['shared']} bytes of {SHARED[gpu]} KB")
+    if result["wide_loads"] < expect["wide"] * result["global_loads"] or not result["wide_loads"]:
+        wrong.append(f"128-bit loads: {result['wide_loads']} of {result['global_loads']}")
+    if expect.get("matrix") and not result["matrix"]:
+        wrong.append("no instruction of the tensor cores")
+    if expect.get("wgmma") and gpu == 90 and not result["wgmma"]:
+        wrong.append("no wgmma")
+    if expect.get("per_weight", 99.0) < result["per_weight"]:
+        wrong.append(f"instructions per weight: {result['per_weight']:.2f}")
+    return wrong
+
+
+def results_of(gpus: list[int], only: str = "") -> list[dict]:
+    """Compile in a child process without the interpreter's variable, in an empty cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as cache:
+        child = subprocess.run(
+            [sys.executable, __file__, ",".join(map(str, gpus)), only],
+            env=environment | {"TRITON_CACHE_DIR": cache},
+            capture_output=True,
+            text=True,
+        )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return [json.loads(line) for line in child.stdout.splitlines()]
+
+
+def check(results: list[dict], gpus: list[int]) -> None:
+    expected = sum(case.part in (None, GPUS[gpu]) for case in cases() for gpu in gpus)
+    assert len(results) == expected > 20 * len(gpus)
+    wrong = {f"{r['name']} sm_{r['gpu']}": found_wrong(r) for r in results if found_wrong(r)}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("gpu", [86, 90])
+def test_every_kernel_compiles(gpu):
+    """One GPU of each row of the tables, so that the suite stays short; the others are slow."""
+    check(results_of([gpu]), [gpu])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", [80, 89, 100, 120])
+def test_every_kernel_compiles_for_all(gpu):
+    check(results_of([gpu]), [gpu])
+
+
+def test_what_is_wrong_is_found():
+    """Each limit fails where it is passed: a check that cannot fail would let spills through."""
+    fine = dict(
+        gpu=90, stack=0, local=0, spills=0, shared=0, wide_loads=8, global_loads=9, matrix=4
+    )
+    fine |= dict(wgmma=4, per_weight=3.0)
+    fine["expect"] = dict(wide=0.5, wgmma=True, matrix=True, per_weight=4.0)
+    assert not found_wrong(fine)
+    limits = dict(
+        stack=8, spills=1, shared=300_000, wide_loads=4, matrix=0, wgmma=0, per_weight=5.0
+    )
+    for name, value in limits.items():
+        assert found_wrong(fine | {name: value}), name
 
 
 def main(gpus: list[int], only: str) -> None:

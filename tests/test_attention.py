@@ -1,4 +1,6 @@
-"""Attention: formula, tiled loop and Triton kernel against float64, for ragged sizes in both directions."""
+"""Attention: formula, tiled loop and Triton kernel against float64, for ragged sizes in both
+directions.
+"""
 
 import pytest
 import torch
@@ -99,7 +101,9 @@ def test_tiled_loop_is_the_formula(seen, new, block):
 
 
 def test_chunks_make_the_whole():
-    """A prompt in chunks of 16, 1 and 20 gives the bits of the prompt in one piece, where blocks align, or nearly."""
+    """A prompt in chunks of 16, 1 and 20 gives the bits of the prompt in one piece, where blocks
+    align, or nearly.
+    """
     layer = layer_of(0, [0], 37, 1, 16, torch.float32)
     query = rows_of(2, (1, 37, 2, 16))
     whole = attention.attention_triton(query, layer.keys, layer.values, layer.lengths, SMALL)
@@ -131,7 +135,9 @@ def check_rows_without_keys(attention):
 
 
 def test_rows_without_keys_are_zero():
-    """A length of -20 masks the first 20 of 37 queries wholly: not NaN, and not a mean of all values."""
+    """A length of -20 masks the first 20 of 37 queries wholly: not NaN, and not a mean of all
+    values.
+    """
     check_rows_without_keys(attention)
 
 

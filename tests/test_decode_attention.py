@@ -1,4 +1,6 @@
-"""Decoding over the cache: formula, split loop and Triton kernels against float64, for ragged lengths."""
+"""Decoding over the cache: formula, split loop and Triton kernels against float64, for ragged
+lengths.
+"""
 
 import pytest
 import torch
@@ -67,7 +69,9 @@ def check_decode(
     seed=st.integers(0, 2**31),
 )
 def test_decode(starts, new, heads, head_dim, dtype, bits, programs, scale, seed):
-    """1 to 7 splits of blocks of 16, many of them empty; one to three tiles of query rows; scores of +-80."""
+    """1 to 7 splits of blocks of 16, many of them empty; one to three tiles of query rows; scores
+    of +-80.
+    """
     check_decode(decode, starts, new, *heads, head_dim, dtype, bits, programs, seed, scale)
 
 
@@ -105,7 +109,7 @@ def test_the_same_bits_each_time():
 
 
 def test_a_row_without_keys_is_zero():
-    """A length of -1 leaves nothing to see: zeros, not NaN from 0/0; the other row does not notice."""
+    """A length of -1 leaves nothing to see: zeros, not 0/0; the other row does not notice."""
     check_row_without_keys(decode)
 
 
@@ -119,7 +123,8 @@ def check_row_without_keys(decode):
 
 
 def test_steps_without_the_host():
-    """Rotate, write and attend at lengths that only the device tensor knows: what a CUDA graph replays.
+    """Rotate, write and attend at lengths that only the device tensor knows: what a CUDA graph
+    replays.
 
     The grid and all host numbers stay those of the first step; only `lengths` moves.
     """
@@ -154,16 +159,27 @@ MUTANTS = {
     "key mask dropped": ("<= last[:, None], scores", "<= last[:, None] + 1000, scores"),
     "causal off by one": ("last = seen + row // GROUP", "last = seen + row // GROUP - 1"),
     "query rows taken as tokens": ("last = seen + row // GROUP", "last = seen + row"),
-    "splits from 16 on dropped": ("for first in range(0, splits, BLOCK)", "for first in range(0, 1, BLOCK)"),
+    "splits from 16 on dropped": (
+        "for first in range(0, splits, BLOCK)",
+        "for first in range(0, 1, BLOCK)",
+    ),
     "splits added without their maximum": ("tl.exp2(one_maximum - raised), 0.0", "1.0, 0.0"),
-    "earlier splits not shrunk": ("mixed = mixed * shrink + tl.sum(share", "mixed = mixed + tl.sum(share"),
-    "split rounded down": ("tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits)",
-                           "(tl.cdiv(tl.maximum(seen + new, 0), BLOCK) // splits)"),
+    "earlier splits not shrunk": (
+        "mixed = mixed * shrink + tl.sum(share",
+        "mixed = mixed + tl.sum(share",
+    ),
+    "split rounded down": (
+        "tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits)",
+        "(tl.cdiv(tl.maximum(seen + new, 0), BLOCK) // splits)",
+    ),
     "key scale forgotten": ("scores *= tl.load(key_scales", "scores += 0 * tl.load(key_scales"),
-    "value scale forgotten": ("weights *= tl.load(value_scales", "weights += 0 * tl.load(value_scales"),
+    "value scale forgotten": (
+        "weights *= tl.load(value_scales",
+        "weights += 0 * tl.load(value_scales",
+    ),
     "empty split divided": ("tl.where(total > 0.0, total, 1.0)", "total"),
     "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

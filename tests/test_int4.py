@@ -87,7 +87,7 @@ def test_quantise_is_half_a_step_off(group, symmetric, scale, seed):
     seed=st.integers(0, 2**31),
 )
 def test_linear(kind, count, outputs, blocks, group, symmetric, dtype, seed):
-    """Outputs that are no multiple of a block; one to four shares of the inputs; all group sizes."""
+    """Outputs that are no multiple of a block, one to four shares of the inputs, all groups."""
     check_linear(int4, kind, count, outputs, blocks * 128, group, symmetric, dtype, seed)
 
 
@@ -108,18 +108,22 @@ def test_tiled_loop_is_the_formula(count, outputs, group, symmetric, seed):
 
 
 def test_agrees_with_torch_on_cpu():
-    """torch's own int4 product, given the same weights through its own packing, is another witness."""
+    """torch's own int4 product, given the same weights by its own packing, is another witness."""
     q, scales, _ = int4.quantise(rows_of(0, (64, 256)), 128)
     rows = rows_of(1, (3, 256), torch.float32)
     words = torch._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
     both = torch.stack([scales, torch.zeros_like(scales)], dim=-1).bfloat16()
     theirs = torch._weight_int4pack_mm_for_cpu(rows.bfloat16(), words, 128, both).float()
     ours = int4.linear_reference(rows.bfloat16().float(), int4.pack(q), both[..., 0].float())
-    assert (ours - theirs).abs().max() < 0.01 * ours.abs().max()  # bfloat16 result: one step is 0.4%
+    assert (
+        ours - theirs
+    ).abs().max() < 0.01 * ours.abs().max()  # bfloat16 result: one step is 0.4%
 
 
 def test_scaled_sums_are_more_exact_than_scaled_weights():
-    """The reason for the kernel's order of work: float16 rows, error a hundredth of dequantising first."""
+    """The reason for the kernel's order of work: float16 rows, error a hundredth of dequantising
+    first.
+    """
     weights = packed(0, 32, 512, 128, True)
     rows = rows_of(1, (4, 512), torch.float16)
     exact = int4.linear_reference(rows.double(), weights[0], weights[1].double())
@@ -147,16 +151,25 @@ MUTANTS = {
     "nibbles swapped": ("pairs = (pairs >> 4 * PLANE)", "pairs = (pairs >> 4 * (PLANE ^ 1))"),
     "words of a pair swapped": ("tl.join(low, high)", "tl.join(high, low)"),
     "top bit lost": ("& 0x000F000F", "& 0x00070007"),
-    "scale forgotten": ("total += partial * tl.load(scales", "total += partial + 0 * tl.load(scales"),
-    "scale of the first group for all": ("block * (128 // GROUP) + group, tl.int64)", "0, tl.int64)"),
+    "scale forgotten": (
+        "total += partial * tl.load(scales",
+        "total += partial + 0 * tl.load(scales",
+    ),
+    "scale of the first group for all": (
+        "block * (128 // GROUP) + group, tl.int64)",
+        "0, tl.int64)",
+    ),
     "offset forgotten": ("total += offset[:, None] * sums", "total += 0 * offset[:, None] * sums"),
     "sums of one plane": ("tl.dot(ones, x, sums,", "tl.dot(ones, x, 0 * sums,"),
-    "last block of a share dropped": ("(split + 1) * each // splits)", "(split + 1) * each // splits - 1)"),
+    "last block of a share dropped": (
+        "(split + 1) * each // splits)",
+        "(split + 1) * each // splits - 1)",
+    ),
     "shares overlap": ("range(split * each // splits,", "range(0 * split,"),
     "wrong middle": ("- 1032.0", "- 1031.0"),
     "planes of the prefill path in one group": ("+ plane * 32 // GROUP", "+ 0 * plane"),
     "chunk begins at zero": ("n, word, inside = first + row", "n, word, inside = row"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

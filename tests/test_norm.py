@@ -1,13 +1,14 @@
-"""RMSNorm and LayerNorm: Triton in the interpreter against float64, at most twice torch's own error."""
+"""RMSNorm and LayerNorm: Triton in the interpreter against float64, at most twice torch's own
+error.
+"""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_checks import mutated, no_worse_than_torch, rows_of
 
 from llava_min.kernels import choose, language, norm
-
-from kernel_checks import mutated, no_worse_than_torch, rows_of
 
 DTYPES = (torch.float16, torch.float32)
 
@@ -62,7 +63,7 @@ def test_layer_norm(count, width, dtype, offset, seed):
 
 
 def test_shapes_and_launches():
-    """Leading axes, strided rows and no rows at all; and the public functions do reach the kernels."""
+    """Leading axes, strided rows, no rows at all; and the public functions reach the kernels."""
     wide_rows = rows_of(0, (2, 3, 80), torch.float32)
     rows, weight = wide_rows[:, :, 8:72], rows_of(1, (64,), torch.float32)
     before = language.launches.copy()
@@ -89,11 +90,17 @@ def test_gradients_stay_with_torch():
 
 
 MUTANTS = {
-    "statistics of the padded block": ("axis=1) / WIDTH + eps)\n    values = (values", "axis=1) / BLOCK + eps)\n    values = (values"),
+    "statistics of the padded block": (
+        "axis=1) / WIDTH + eps)\n    values = (values",
+        "axis=1) / BLOCK + eps)\n    values = (values",
+    ),
     "residual forgotten": ("values += load_tile(update", "values *= load_tile(update"),
-    "epsilon squared": ("axis=1) / WIDTH + eps)\n    values *= scale", "axis=1) / WIDTH + eps * eps)\n    values *= scale"),
+    "epsilon squared": (
+        "axis=1) / WIDTH + eps)\n    values *= scale",
+        "axis=1) / WIDTH + eps * eps)\n    values *= scale",
+    ),
     "padding centred": ("tl.where(inside, values - mean[:, None], 0.0)", "values - mean[:, None]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

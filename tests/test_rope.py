@@ -18,8 +18,10 @@ def angles_of(starts, new, head_dim, dtype=torch.float32):
 
 def written(layer: Layer, new: int) -> torch.Tensor:
     """What `write` put into the cache: [2 B K T E]."""
-    rows = [torch.stack([cache[row, :, start : start + new] for cache in (layer.keys, layer.values)])
-            for row, start in enumerate(layer.starts)]  # fmt: skip
+    rows = [
+        torch.stack([cache[row, :, start : start + new] for cache in (layer.keys, layer.values)])
+        for row, start in enumerate(layer.starts)
+    ]
     return torch.stack(rows, dim=1)
 
 
@@ -64,8 +66,13 @@ def check_write_8bit(rope, scale_dtype=torch.float16):
     plain = layer_of(0, starts, new, kv_heads, head_dim, torch.float32)
     rope.write_triton(qkv, angles, plain, tokens=4)
     shape = plain.keys.shape
-    layer = Layer(torch.zeros(shape, dtype=torch.int8), torch.zeros(shape, dtype=torch.int8),
-                  plain.lengths, starts, *torch.zeros(2, *shape[:3], dtype=scale_dtype))  # fmt: skip
+    layer = Layer(
+        torch.zeros(shape, dtype=torch.int8),
+        torch.zeros(shape, dtype=torch.int8),
+        plain.lengths,
+        starts,
+        *torch.zeros(2, *shape[:3], dtype=scale_dtype),
+    )
     rope.write_triton(qkv, angles, layer, tokens=4)
     stored = written(layer.double(), new)
     largest = written(plain, new).abs().amax(-1, keepdim=True).double()
@@ -111,14 +118,19 @@ def test_public_function_launches_once():
 
 MUTANTS = {
     "rope sign": ("turned = first * cos - second * sin", "turned = first * cos + second * sin"),
-    "values rotated": ("if head < HEADS + KV_HEADS:\n        cos", "if head < HEADS + 2 * KV_HEADS:\n        cos"),
+    "values rotated": (
+        "if head < HEADS + KV_HEADS:\n        cos",
+        "if head < HEADS + 2 * KV_HEADS:\n        cos",
+    ),
     "written at the block, not behind the row": ("tl.load(lengths + batch) + start", "start"),
     "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
     "all value heads in one place": ("(head - HEADS - KV_HEADS).to(tl.int64)", "0"),
     "steps cut, not rounded": ("tl.floor(first / scale + 0.5)", "tl.floor(first / scale)"),
-    "scale of one half": ("tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))",
-                          "tl.max(tl.abs(first), axis=1)"),
-}  # fmt: skip
+    "scale of one half": (
+        "tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))",
+        "tl.max(tl.abs(first), axis=1)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -1,0 +1,82 @@
+"""python -m bench kernels | generate: how fast, measured in one process with the peers and the
+limits.
+
+Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import measure, plots
+
+
+def arguments(given: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    kernels = commands.add_parser("kernels", help="each kernel at real shapes beside its peers")
+    kernels.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help="prefill, vision, decode, int4, pointwise, rope; all by default",
+    )
+    kernels.add_argument(
+        "--rounds", type=int, default=measure.ROUNDS, help="turns of each candidate (default 9)"
+    )
+    whole = commands.add_parser(
+        "generate", help="7B and 0.5B decoders with random weights, and the vision tower"
+    )
+    whole.add_argument("--models", nargs="*", default=["0.5B", "7B"], help="0.5B, 7B")
+    for command in (kernels, whole):
+        command.add_argument(
+            "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
+        )
+        command.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="go through everything at toy size on a CPU; the figures mean nothing",
+        )
+    draw = commands.add_parser("plot", help="draw the plots of a file of results again")
+    draw.add_argument("file", type=Path)
+    return parser.parse_args(given)
+
+
+def main(given: list[str]) -> int:
+    settings = arguments(given)
+    if settings.command == "plot":
+        print(*plots.draw(settings.file), sep="\n")
+        return 0
+    if not settings.dry_run and (missing := measure.no_device()):
+        print(f"bench: {missing}", file=sys.stderr)
+        return 2
+    if settings.command == "kernels":
+        from . import kernels
+
+        unknown = [section for section in settings.sections if section not in kernels.SECTIONS]
+        if unknown:
+            print(
+                f"bench: unknown section {unknown[0]!r}: expected {', '.join(kernels.SECTIONS)}",
+                file=sys.stderr,
+            )
+            return 2
+        rows, limits = kernels.run(
+            settings.sections or list(kernels.SECTIONS), settings.dry_run, settings.rounds
+        )
+    else:
+        from . import generate
+
+        rows, limits = generate.run(settings.models, settings.dry_run)
+    name = (
+        "dry-run"
+        if settings.dry_run
+        else f"{settings.command}-{measure.machine()['device'].replace(' ', '-')}"
+    )
+    path = settings.out / f"{name}.jsonl"
+    measure.save(rows, limits, path)
+    print(path, *plots.draw(path), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

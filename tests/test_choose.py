@@ -1,0 +1,260 @@
+"""Which code runs: the rule, its override, what importing costs, and a whole model through the
+kernels.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_min.cache import Cache
+from llava_min.config import TextConfig, VisionConfig
+from llava_min.decoder import Decoder
+from llava_min.kernels import attention, choose, int4, language, norm
+from llava_min.vision import VisionTower
+
+FOLDER = Path(norm.__file__).resolve().parent
+FILES = sorted(FOLDER.glob("*.py"))
+TEXT = TextConfig(
+    vocab_size=40,
+    hidden_size=48,
+    intermediate_size=72,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    norm_eps=1e-6,
+    rope_theta=1e4,
+    rope_factor=1.0,
+    context=64,
+    tied=False,
+    qkv_bias=True,
+    eos_ids=(),
+)
+TOWER = VisionConfig(144, 40, 2, 3, 2, 28, 7, "gelu_pytorch_tanh", 1e-6)
+
+
+def random(module: torch.nn.Module, std: float) -> torch.nn.Module:
+    """0.6 is enough to make greedy tokens vary."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=std, generator=generator)
+    return module.requires_grad_(False)
+
+
+def test_the_rule():
+    """A CPU tensor takes torch; the override is obeyed, but never for float64."""
+    assert not choose.triton_for(torch.zeros(1))
+    with choose.using("triton"):
+        assert choose.triton_for(torch.zeros(1)) and choose.triton_for(torch.zeros(1).bfloat16())
+        assert not choose.triton_for(torch.zeros(1).double())
+        with choose.using("reference"):
+            assert not choose.triton_for(torch.zeros(1))
+        assert choose.triton_for(torch.zeros(1))
+    with pytest.raises(AssertionError):
+        choose.use("fastest")
+    assert not choose.triton_for(torch.zeros(1))
+
+
+def test_the_override_ends_with_an_error():
+    with pytest.raises(KeyError), choose.using("triton"):
+        raise KeyError
+    assert not choose.triton_for(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("capability", "part"),
+    [((8, 0), "163 KB"), ((9, 0), "163 KB"), ((10, 0), "163 KB"), ((8, 6), "99 KB"),
+     ((8, 9), "99 KB"), ((12, 0), "99 KB"), ((13, 0), "99 KB")],
+)  # fmt: skip
+def test_parts(capability, part, monkeypatch):
+    """An unknown GPU takes the row that fits everywhere; 7.5 takes torch."""
+
+    class OnDevice:
+        is_cuda, dtype, requires_grad = True, torch.float16, False
+
+    monkeypatch.setattr(choose, "capability", lambda _: capability)
+    assert choose.part(OnDevice()) == part and choose.triton_for(OnDevice())
+    monkeypatch.setattr(choose, "capability", lambda _: (7, 5))
+    assert not choose.triton_for(OnDevice())
+
+
+def test_importing_kernels_on_a_cpu_never_imports_triton():
+    """Half a second of every start; and the torch paths work without a wheel of it."""
+    code = (
+        "import sys, os; os.environ.pop('TRITON_INTERPRET', None); import torch\n"
+        "from llava_min.kernels import activation, attention, choose, decode_attention\n"
+        "from llava_min.kernels import int4, norm, rope\n"
+        "norm.rms_norm(torch.ones(2, 4), torch.ones(4), 1e-6)\n"
+        "try: choose.use('triton')\n"
+        "except AssertionError: print('triton' in sys.modules, torch.cuda.is_available())"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.split() in (["False", "False"], [])  # with a CUDA device both are there
+
+
+def test_kernels_know_tensors_only():
+    """Imports: the standard library, torch, Triton in one file, and each other."""
+    allowed = {"torch", "triton", "contextlib", "importlib", "os", "sys", "collections", "types"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                roots = {name.name.split(".")[0] for name in node.names}
+                assert roots <= allowed, (path.name, roots)
+                assert "triton" not in roots or path.name == "language.py", path.name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1 or node.module.split(".")[0] in allowed, (
+                    path.name,
+                    node.module,
+                )
+                assert node.level < 2, path.name
+
+
+def test_sizes():
+    """No kernel takes more than 16 arguments, and the folder stays an afternoon's reading."""
+    lines = 0
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            assert len(function.args.args) <= 16, (path.name, function.name)
+        quoted = {
+            line
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            for line in range(node.lineno, node.end_lineno + 1)
+        }
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            lines += (
+                bool(line.strip()) and not line.strip().startswith("#") and number not in quoted
+            )
+    assert lines <= 1200, lines
+
+
+def greedy(decoder: Decoder, static: bool) -> tuple[list[int], torch.Tensor]:
+    """A prompt of 20 tokens and four steps: ids and the last logits.
+
+    `static`: only the lengths on the device move, as in the replay of a CUDA graph.
+    """
+    cache = Cache.empty(decoder.config, 1, 40)
+    cache.keys.fill_(torch.nan)
+    cache.values.fill_(torch.nan)
+    ids = torch.arange(20)[None] * 7 % 40
+    found = []
+    for step in range(5):
+        logits = decoder.logits(decoder(decoder.embed(ids), cache)[:, -1:])
+        if step and static:
+            cache.lengths += 1
+        else:
+            cache.advance(ids.shape[1])
+        ids = logits.argmax(-1)
+        found.append(int(ids))
+    return found, logits
+
+
+def test_a_model_through_the_kernels():
+    """The same tokens as the reference, and counted launches: it was not the reference."""
+    decoder = random(Decoder(TEXT), 0.6)
+    with torch.inference_mode():
+        expected, exact = greedy(decoder, static=False)
+        before = language.launches.copy()
+        with choose.using("triton"):
+            ids, logits = greedy(decoder, static=True)
+    assert ids == expected and len(set(ids)) > 2
+    torch.testing.assert_close(logits, exact, atol=1e-5 * float(exact.abs().max()), rtol=0)
+    counted = language.launches - before
+    blocks, steps = TEXT.num_layers, 4
+    assert counted == {
+        "rms_norm_kernel": (2 * blocks + 1) * (1 + steps),
+        "write_kernel": blocks * (1 + steps),
+        "swiglu_kernel": blocks * (1 + steps),
+        "attention_kernel": blocks,
+        "split_kernel": blocks * steps,
+        "combine_kernel": blocks * steps,
+    }
+
+
+def test_a_tower_through_the_kernels():
+    """Heads of 72 numbers, 16 patches, two tiles."""
+    tower = random(VisionTower(TOWER), 0.3)
+    tiles = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = tower(tiles)
+        before = language.launches.copy()
+        with choose.using("triton"):
+            features = tower(tiles)
+    torch.testing.assert_close(features, expected, atol=2e-4, rtol=1e-4)
+    assert language.launches - before == {
+        "layer_norm_kernel": 2 * TOWER.num_layers,
+        "attention_kernel": TOWER.num_layers,
+        "gelu_kernel": TOWER.num_layers,
+    }
+
+
+@pytest.mark.gpu
+def test_a_decode_step_as_a_cuda_graph():
+    """Replays at lengths that only the device knows give the tokens of the eager steps."""
+    decoder = random(Decoder(TEXT), 0.6).cuda()
+    with torch.inference_mode():
+        caches = [Cache.empty(TEXT, 1, 40, device="cuda") for _ in range(2)]
+        prompt = (torch.arange(20, device="cuda")[None] * 7) % 40
+        ids = [torch.empty(1, 1, dtype=torch.long, device="cuda") for _ in range(2)]
+        for cache, one in zip(caches, ids):
+            one.copy_(decoder.logits(decoder(decoder.embed(prompt), cache)[:, -1:]).argmax(-1))
+            cache.advance(20)
+
+        def step(cache, one):
+            one.copy_(decoder.logits(decoder(decoder.embed(one), cache)).argmax(-1))
+            cache.lengths += 1
+
+        first = ids[1].clone()
+        step(caches[1], ids[1])  # compiles; then back to the start
+        caches[1].lengths -= 1
+        ids[1].copy_(first)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(caches[1], ids[1])
+        for _ in range(10):
+            step(caches[0], ids[0])
+            graph.replay()
+            assert torch.equal(ids[0], ids[1]) and torch.equal(caches[0].lengths, caches[1].lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_at_real_sizes(dtype):
+    """The checked-in blocks, compiled: error against float64 at most twice torch's own."""
+    from kernel_checks import no_worse_than_torch
+
+    torch.manual_seed(0)
+    for heads, kv_heads, head_dim in ((28, 4, 128), (14, 2, 64)):
+        query = torch.randn(1, 300, heads, head_dim, device="cuda").to(dtype)
+        key, value = torch.randn(2, 1, kv_heads, 500, head_dim, device="cuda").to(dtype)
+        seen, mask = (
+            torch.tensor([200], dtype=torch.int32, device="cuda"),
+            attention.causal_mask(300, 200, "cuda"),
+        )
+        exact = attention.attention_reference(query.double(), key.double(), value.double(), mask)
+        wide = [x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value)]
+        scores = (query.transpose(1, 2) @ wide[0].transpose(2, 3) / head_dim**0.5).masked_fill(
+            ~mask, -torch.inf
+        )
+        by_torch = (torch.softmax(scores, -1) @ wide[1]).transpose(1, 2)
+        no_worse_than_torch(attention.attention_triton(query, key, value, seen), by_torch, exact)
+    fused = torch.randn(2, 729, 3, 16, 72, device="cuda").to(dtype)
+    query, key, value = fused.unbind(2)
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    exact = attention.attention_reference(query.double(), key.double(), value.double(), None)
+    by_torch = (
+        torch.softmax(query.transpose(1, 2) @ key.transpose(2, 3) / 72**0.5, -1) @ value
+    ).transpose(1, 2)
+    no_worse_than_torch(attention.attention_triton(query, key, value), by_torch, exact)
+    q, scales, offsets = int4.quantise(torch.randn(600, 1024, device="cuda"), 128, symmetric=False)
+    words = int4.pack(q)
+    for count in (1, 7, 64, 200):
+        rows = torch.randn(count, 1024, device="cuda").to(dtype)
+        exact = int4.linear_reference(rows.double(), words, scales.double(), offsets.double())
+        by_torch = rows @ int4.dequantise_reference(words, scales, offsets, dtype).T
+        no_worse_than_torch(int4.linear(rows, words, scales, offsets), by_torch, exact)
