@@ -62,8 +62,26 @@ TOY = TextConfig(
     tied=False,
     **COMMON | dict(vocab_size=64),
 )
-SIGLIP = VisionConfig(1152, 4304, 26, 27, 16, 384, 14, "gelu_pytorch_tanh", 1e-6)
-TOY_TOWER = VisionConfig(64, 128, 2, 3, 2, 28, 14, "gelu_pytorch_tanh", 1e-6)
+SIGLIP = VisionConfig(
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_layers=26,
+    num_heads=16,
+    image_size=384,
+    patch_size=14,
+    activation="gelu_pytorch_tanh",
+    norm_eps=1e-6,
+)
+TOY_TOWER = VisionConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=2,
+    num_heads=2,
+    image_size=28,
+    patch_size=14,
+    activation="gelu_pytorch_tanh",
+    norm_eps=1e-6,
+)
 CHUNK = 8192  # tokens of one prefill step
 
 

@@ -31,6 +31,9 @@ BLOCKS = {
     "interpreter": {64: (16, 16, 4, 1), 80: (16, 16, 4, 1), 128: (16, 16, 4, 1)},
 }
 
+LOG2_E = 1.4426950408889634
+LOWEST = -1e30  # finite: 2^(-inf - (-1e30)) is 0 for a masked score, where 2^(-inf + inf) is NaN
+
 
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """query [B T H E], key and value [B K S E], mask [T S] bool; a row wholly masked is zero."""
@@ -85,12 +88,6 @@ class OnlineSoftmax:
         self.maximum = maximum
 
 
-LOG2_E = 1.4426950408889634
-LOWEST = (
-    -1e30
-)  # finite: a masked score is -inf, and 2^(-inf - (-1e30)) is 0 where 2^(-inf + inf) is NaN
-
-
 def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) -> Tensor:
     """Causal attention of one head, query [T E], key and value [S E], S >= T, as the kernel
     computes it.
@@ -127,23 +124,9 @@ def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
-def see_block(
-    query_low,
-    query_high,
-    key,
-    value,
-    start,
-    stop,
-    stride,
-    last,
-    maximum,
-    total,
-    low,
-    high,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+def see_block(query_low, query_high, key, value, start, stop, stride, last,
+              maximum, total, low, high,
+              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """OnlineSoftmax.see for a tile: BLOCK keys from `start`; with MASKED each row sees keys up to
     `last`.
 
@@ -159,43 +142,28 @@ def see_block(
         scores = tl.dot(query_high, tile.T, scores, out_dtype=tl.float32, input_precision="ieee")
     scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
     if MASKED:
-        scores = tl.where(
-            start + tl.arange(0, BLOCK)[None, :] <= last[:, None], scores, -float("inf")
-        )
+        keys = start + tl.arange(0, BLOCK)
+        scores = tl.where(keys[None, :] <= last[:, None], scores, -float("inf"))
     raised = tl.maximum(maximum, tl.max(scores, axis=1))
     shrink = tl.exp2(maximum - raised)
     weights = tl.exp2(scores - raised[:, None])
     total = total * shrink + tl.sum(weights, axis=1)
     weights = weights.to(query_low.dtype)
     tile = load_rows(value, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)
-    low = tl.dot(weights, tile, low * shrink[:, None], out_dtype=tl.float32, input_precision="ieee")
+    low *= shrink[:, None]
+    low = tl.dot(weights, tile, low, out_dtype=tl.float32, input_precision="ieee")
     if HEAD_DIM > LOW:
         tile = load_rows(value, start, stop, stride, LOW, HIGH, HEAD_DIM, BLOCK, MASKED)
-        high = tl.dot(
-            weights, tile, high * shrink[:, None], out_dtype=tl.float32, input_precision="ieee"
-        )
+        high *= shrink[:, None]
+        high = tl.dot(weights, tile, high, out_dtype=tl.float32, input_precision="ieee")
     return raised, total, low, high
 
 
 @triton.jit
-def attention_kernel(
-    query,
-    key,
-    value,
-    mixed,
-    lengths,
-    new,
-    query_row,
-    query_token,
-    key_row,
-    key_head,
-    key_token,
-    KV_HEADS: tl.constexpr,
-    LOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_QUERY: tl.constexpr,
-    BLOCK_KEY: tl.constexpr,
-):
+def attention_kernel(query, key, value, mixed, lengths, new,
+                     query_row, query_token, key_row, key_head, key_token,
+                     KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
+                     BLOCK_QUERY: tl.constexpr, BLOCK_KEY: tl.constexpr):  # fmt: skip
     """One program: BLOCK_QUERY queries of one head over all keys that they see. Causal where there
     are `lengths`.
 
@@ -214,9 +182,8 @@ def attention_kernel(
         seen = tl.load(lengths + batch)
         stop = seen + tl.minimum(first + BLOCK_QUERY, new)
         last = seen + first + rows
-        whole = (
-            tl.maximum(seen + first + 1, 0) // BLOCK_KEY * BLOCK_KEY
-        )  # every row sees all keys before
+        # the keys before are seen by every row of the block
+        whole = tl.maximum(seen + first + 1, 0) // BLOCK_KEY * BLOCK_KEY
     else:
         stop = new
         last = new - 1 + 0 * rows
@@ -228,40 +195,12 @@ def attention_kernel(
     low, high = tl.zeros([BLOCK_QUERY, LOW], tl.float32), tl.zeros([BLOCK_QUERY, 16], tl.float32)
     for start in range(0, whole, BLOCK_KEY):
         maximum, total, low, high = see_block(
-            query_low,
-            query_high,
-            key,
-            value,
-            start,
-            stop,
-            key_token,
-            last,
-            maximum,
-            total,
-            low,
-            high,
-            HEAD_DIM,
-            BLOCK_KEY,
-            False,
-        )
+            query_low, query_high, key, value, start, stop, key_token, last,
+            maximum, total, low, high, HEAD_DIM, BLOCK_KEY, False)  # fmt: skip
     for start in range(whole, stop, BLOCK_KEY):
         maximum, total, low, high = see_block(
-            query_low,
-            query_high,
-            key,
-            value,
-            start,
-            stop,
-            key_token,
-            last,
-            maximum,
-            total,
-            low,
-            high,
-            HEAD_DIM,
-            BLOCK_KEY,
-            True,
-        )
+            query_low, query_high, key, value, start, stop, key_token, last,
+            maximum, total, low, high, HEAD_DIM, BLOCK_KEY, True)  # fmt: skip
     scale = 1.0 / tl.where(total > 0.0, total, 1.0)  # a row that saw no key is zero
     width = KV_HEADS * groups * HEAD_DIM
     mixed += (tl.cast(batch, tl.int64) * new + first) * width + head * HEAD_DIM
@@ -291,34 +230,17 @@ def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor 
         and key.stride(3) == 1
     )
     assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype, value.dtype)
-    assert not (INTERPRETED and query.dtype == torch.bfloat16), (
-        "the interpreter multiplies bit patterns"
-    )
+    assert not (INTERPRETED and query.dtype == torch.bfloat16), "it would multiply bit patterns"
     sizes = BLOCKS[part(query)]
     block = block or sizes[min(size for size in sizes if size >= head_dim)]
     mixed = query.new_empty(query.shape)
     if mixed.numel():
         grid = (heads // kv_heads, blocks(new, block[0]), batch * kv_heads)
         launch(
-            attention_kernel,
-            grid,
-            query,
-            key,
-            value,
-            mixed,
-            lengths,
-            new,
-            query.stride(0),
-            query.stride(1),
-            *key.stride()[:3],
-            KV_HEADS=kv_heads,
-            LOW=low,
-            HEAD_DIM=head_dim,
-            BLOCK_QUERY=block[0],
-            BLOCK_KEY=block[1],
-            num_warps=block[2],
-            num_stages=block[3],
-        )
+            attention_kernel, grid, query, key, value, mixed, lengths, new, query.stride(0),
+            query.stride(1), *key.stride()[:3], KV_HEADS=kv_heads, LOW=low, HEAD_DIM=head_dim,
+            BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2],
+            num_stages=block[3])  # fmt: skip
     return mixed
 
 

@@ -63,24 +63,11 @@ def decode_tiled(query: Tensor, key: Tensor, value: Tensor, splits: int) -> Tens
 
 @triton.jit
 def split_kernel(
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    lengths,
-    partial,
-    states,
-    new,
-    key_row,
-    key_head,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program: the T*G queries of one key head over one split of the keys of one row of the
-    batch.
+        query, keys, values, key_scales, value_scales, lengths, partial, states, new, key_row,
+        key_head,
+        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+        BLOCK: tl.constexpr):  # fmt: skip
+    """One program: the T*G queries of one key head over one split of the keys of one row.
 
     Writes the mix, still to be divided, to partial [B K splits ROWS E], and the running maximum and
     sum of each query to states [B K splits 2 ROWS]. Lengths are read on the device, so that one
@@ -93,9 +80,7 @@ def split_kernel(
     each = tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits) * BLOCK
     stop = tl.minimum((split + 1) * each, seen + new)
     used = row < new * GROUP
-    last = (
-        seen + row // GROUP
-    )  # the last key that a row sees: row is query t of the new ones, times G
+    last = seen + row // GROUP  # the last key that a row sees: rows are new tokens times G heads
     heads = kv_heads * GROUP
     source = ((batch * new + row // GROUP) * heads + kv_head * GROUP + row % GROUP) * HEAD_DIM
     queries = tl.load(query + source[:, None] + column[None, :], mask=used[:, None], other=0.0)
@@ -136,16 +121,9 @@ def split_kernel(
 
 @triton.jit
 def combine_kernel(
-    partial,
-    states,
-    combined,
-    new,
-    splits,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+        partial, states, combined, new, splits,
+        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+        BLOCK: tl.constexpr):  # fmt: skip
     """One program: one head of one new token; its splits are added in order, BLOCK at a time."""
     row, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
@@ -163,9 +141,8 @@ def combine_kernel(
         shrink = tl.exp2(maximum - raised)
         total = total * shrink + tl.sum(share * one_total, axis=0)
         tile = partial + split[:, None] * ROWS * HEAD_DIM + column[None, :]
-        one_mixed = tl.load(
-            tile, mask=(one_total > 0.0)[:, None], other=0.0
-        )  # an empty split wrote none
+        written = (one_total > 0.0)[:, None]  # an empty split wrote no mix
+        one_mixed = tl.load(tile, mask=written, other=0.0)
         mixed = mixed * shrink + tl.sum(share[:, None] * one_mixed, axis=0)
         maximum = raised
     mixed /= tl.where(total > 0.0, total, 1.0)
@@ -179,52 +156,24 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     kv_heads, capacity = layer.keys.shape[1:3]
     group = heads // kv_heads
     assert head_dim == power_of_two(head_dim) and layer.keys.stride()[2:] == (head_dim, 1), head_dim
-    assert layer.keys.stride() == layer.values.stride(), (
-        layer.keys.stride(),
-        layer.values.stride(),
-    )
-    assert not (INTERPRETED and query.dtype == torch.bfloat16), (
-        "the interpreter multiplies bit patterns"
-    )
+    assert layer.keys.stride() == layer.values.stride()
+    assert not (INTERPRETED and query.dtype == torch.bfloat16), "it would multiply bit patterns"
     size, warps, stages, programs = block or BLOCKS[part(query)]
-    splits = max(
-        1, min(programs // (batch * kv_heads), blocks(capacity, SPLIT if block is None else size))
-    )
+    most = blocks(capacity, SPLIT if block is None else size)
+    splits = max(1, min(programs // (batch * kv_heads), most))
     rows = max(16, power_of_two(new * group))
     partial = query.new_empty(batch, kv_heads, splits, rows, head_dim, dtype=torch.float32)
     states = query.new_empty(batch, kv_heads, splits, 2, rows, dtype=torch.float32)
     combined = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = dict(GROUP=group, HEAD_DIM=head_dim, ROWS=rows)
     launch(
-        split_kernel,
-        (splits, kv_heads, batch),
-        query.contiguous(),
-        layer.keys,
-        layer.values,
-        *scales_of(layer),
-        layer.lengths,
-        partial,
-        states,
-        new,
-        layer.keys.stride(0) // head_dim,
-        layer.keys.stride(1) // head_dim,
-        **sizes,
-        BLOCK=size,
-        num_warps=warps,
-        num_stages=stages,
-    )
+        split_kernel, (splits, kv_heads, batch), query.contiguous(), layer.keys, layer.values,
+        *scales_of(layer), layer.lengths, partial, states, new, layer.keys.stride(0) // head_dim,
+        layer.keys.stride(1) // head_dim, **sizes, BLOCK=size, num_warps=warps,
+        num_stages=stages)  # fmt: skip
     launch(
-        combine_kernel,
-        (new * group, kv_heads, batch),
-        partial,
-        states,
-        combined,
-        new,
-        splits,
-        **sizes,
-        BLOCK=COMBINED,
-        num_warps=4,
-    )
+        combine_kernel, (new * group, kv_heads, batch), partial, states, combined, new, splits,
+        **sizes, BLOCK=COMBINED, num_warps=4)  # fmt: skip
     return combined
 
 

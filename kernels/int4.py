@@ -159,15 +159,13 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split, splits = tl.program_id(1), tl.num_programs(1)
-    m, word = tl.arange(0, BLOCK_M), tl.arange(0, 32)
+    m, word, pair = tl.arange(0, BLOCK_M), tl.arange(0, 32), tl.arange(0, 16)
     DTYPE: tl.constexpr = rows.dtype.element_ty
     each: tl.constexpr = K // 128
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     ones = tl.full([BLOCK_N, 32], 1.0, DTYPE)  # the tensor cores add up rows faster than lanes do
     for block in range(split * each // splits, (split + 1) * each // splits):
-        tile = (
-            words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + tl.arange(0, 16)[None, :]
-        )
+        tile = words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + pair[None, :]
         pairs = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
         pairs = pairs.to(tl.uint32, bitcast=True)
         for group in tl.static_range(128 // GROUP):
@@ -181,9 +179,8 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
                 if offsets is not None:
                     sums = tl.dot(ones, x, sums, out_dtype=tl.float32, input_precision="ieee")
             place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
-            total += (
-                partial * tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)[:, None]
-            )
+            scale = tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)
+            total += partial * scale[:, None]
             if offsets is not None:
                 offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
                 total += offset[:, None] * sums
@@ -193,17 +190,8 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
 
 @triton.jit
 def dequantise_kernel(
-    words,
-    scales,
-    offsets,
-    weight,
-    N,
-    first,
-    count,
-    K: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+        words, scales, offsets, weight, N, first, count,
+        K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """One program: BLOCK_N of the `count` outputs from `first` on, 128 inputs, written out to
     [count K].
     """
@@ -225,9 +213,7 @@ def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
                  block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
     """rows [M K], M small -> [M N]; shares of the inputs are added in a fixed order."""
     count, inputs, outputs = *rows.shape, words.shape[1]
-    assert not (INTERPRETED and rows.dtype == torch.bfloat16), (
-        "the interpreter multiplies bit patterns"
-    )
+    assert not (INTERPRETED and rows.dtype == torch.bfloat16), "it would multiply bit patterns"
     size, warps, stages, programs = block or BLOCKS[part(rows)]
     splits = max(1, min(programs // blocks(outputs, size), len(words)))
     product = rows.new_empty(
@@ -238,22 +224,10 @@ def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
         warps if block_m < 64 else 2 * warps
     )  # the sums of 64 rows fill the registers of four warps
     launch(
-        linear_kernel,
-        (blocks(outputs, size), splits),
-        rows.contiguous(),
-        words.view(torch.int32),
-        scales,
-        offsets,
-        product,
-        count,
-        outputs,
-        K=inputs,
-        GROUP=inputs // len(scales),
-        BLOCK_M=block_m,
-        BLOCK_N=size,
-        num_warps=warps,
-        num_stages=stages,
-    )
+        linear_kernel, (blocks(outputs, size), splits), rows.contiguous(),
+        words.view(torch.int32), scales, offsets, product, count, outputs, K=inputs,
+        GROUP=inputs // len(scales), BLOCK_M=block_m, BLOCK_N=size, num_warps=warps,
+        num_stages=stages)  # fmt: skip
     return product[0] if splits == 1 else product.sum(0).to(rows.dtype)
 
 
@@ -268,19 +242,9 @@ def dequantise(
     weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
     size = 16 if INTERPRETED else 64
     launch(
-        dequantise_kernel,
-        (blocks(last - first, size), len(words)),
-        words,
-        scales,
-        offsets,
-        weight,
-        outputs,
-        first,
-        last - first,
-        K=inputs,
-        GROUP=inputs // len(scales),
-        BLOCK_N=size,
-    )
+        dequantise_kernel, (blocks(last - first, size), len(words)), words, scales, offsets,
+        weight, outputs, first, last - first, K=inputs, GROUP=inputs // len(scales),
+        BLOCK_N=size)  # fmt: skip
     return weight
 
 

@@ -82,9 +82,7 @@ def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
 
 @triton.jit
 def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.constexpr):
-    """Write both halves of the vectors base + row of a cache, as 8-bit steps where there are
-    scales.
-    """
+    """Write both halves of vectors base + row, as 8-bit steps where there are scales."""
     if scales is not None:
         largest = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
         scale = (largest / 127.0).to(scales.dtype.element_ty)[:, None]
@@ -100,23 +98,10 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
 
 @triton.jit
 def write_kernel(
-    qkv,
-    cosine,
-    sine,
-    lengths,
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    new,
-    key_row,
-    key_head,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    TOKENS: tl.constexpr,
-):
+        qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row,
+        key_head,
+        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+        TOKENS: tl.constexpr):  # fmt: skip
     """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
 
     The two halves of a vector are loaded apart, so that the partners of a pair meet in one
@@ -160,38 +145,19 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
     cosine, sine = angles.float().contiguous()
     query = qkv.new_empty(batch, new, heads, head_dim)
     launch(
-        write_kernel,
-        (heads + 2 * kv_heads, blocks(new, tokens), batch),
-        qkv.contiguous(),
-        cosine,
-        sine,
-        layer.lengths,
-        query,
-        layer.keys,
-        layer.values,
-        *scales_of(layer),
-        new,
-        layer.keys.stride(0) // head_dim,
-        layer.keys.stride(1) // head_dim,
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        TOKENS=tokens,
-    )
+        write_kernel, (heads + 2 * kv_heads, blocks(new, tokens), batch), qkv.contiguous(),
+        cosine, sine, layer.lengths, query, layer.keys, layer.values, *scales_of(layer), new,
+        layer.keys.stride(0) // head_dim, layer.keys.stride(1) // head_dim, HEADS=heads,
+        KV_HEADS=kv_heads, HEAD_DIM=head_dim, TOKENS=tokens)  # fmt: skip
     return query
 
 
 def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
-    """The scales [B K S] of an 8-bit cache layer's keys and values, laid out as they are; or twice
-    None.
-    """
+    """The scales [B K S] of an 8-bit layer's keys and values, laid out as these; or twice None."""
     scales = getattr(layer, "key_scales", None), getattr(layer, "value_scales", None)
     if scales[0] is not None:
         per_vector = tuple(stride // layer.keys.shape[3] for stride in layer.keys.stride()[:3])
-        assert scales[0].stride() == scales[1].stride() == per_vector, (
-            scales[0].stride(),
-            per_vector,
-        )
+        assert scales[0].stride() == scales[1].stride() == per_vector, per_vector
     return scales
 
 

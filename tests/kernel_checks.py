@@ -23,7 +23,8 @@ def no_worse_than_torch(
 
     One rounding step of the largest number is added, because on a few numbers torch may be exact by
     luck; for attention also one float32 step of the largest `score`, about 4 times the scale of the
-    queries: a score of 80 that is off by one step moves its weight by 1e-5.
+    queries: a score of 80 that is off by one step moves its weight by 1e-5. For a sum that nearly
+    cancels, `score` is the sum of magnitudes over the result.
     """
     assert found.shape == exact.shape and found.dtype == torch_found.dtype
     if not exact.numel():

@@ -165,7 +165,7 @@ MUTANTS = {
     ),
     "natural for binary exponent": ("scores *= 1.4426950408889634 /", "scores *= 1.0 /"),
     "heads interleaved": ("head = kv_head * groups + group", "head = group * KV_HEADS + kv_head"),
-    "tail of the head dropped": ("high * shrink[:, None], out_dtype", "0 * high, out_dtype"),
+    "tail of the head dropped": ("weights, tile, high, out", "weights, tile, 0 * high, out"),
     "lowest for masked scores": ('scores, -float("inf"))', "scores, -1e30)"),
 }
 

@@ -34,7 +34,16 @@ TEXT = TextConfig(
     qkv_bias=True,
     eos_ids=(),
 )
-TOWER = VisionConfig(144, 40, 2, 3, 2, 28, 7, "gelu_pytorch_tanh", 1e-6)
+TOWER = VisionConfig(
+    hidden_size=144,
+    intermediate_size=40,
+    num_layers=2,
+    num_heads=2,
+    image_size=28,
+    patch_size=7,
+    activation="gelu_pytorch_tanh",
+    norm_eps=1e-6,
+)
 
 
 def random(module: torch.nn.Module, std: float) -> torch.nn.Module:

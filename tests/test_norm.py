@@ -96,8 +96,8 @@ MUTANTS = {
     ),
     "residual forgotten": ("values += load_tile(update", "values *= load_tile(update"),
     "epsilon squared": (
-        "axis=1) / WIDTH + eps)\n    values *= scale",
-        "axis=1) / WIDTH + eps * eps)\n    values *= scale",
+        "axis=1) / WIDTH + eps)\n    whole",
+        "axis=1) / WIDTH + eps * eps)\n    whole",
     ),
     "padding centred": ("tl.where(inside, values - mean[:, None], 0.0)", "values - mean[:, None]"),
 }
