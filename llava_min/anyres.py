@@ -38,8 +38,8 @@ def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
     """The size (width, height) that `size` is resized to, ratio kept, so that it fits into
     `canvas`.
 
-    >>> fitted((300, 200), (168, 168))
-    (168, 112)
+    >>> fitted((336, 168), (168, 168))
+    (168, 84)
     """
     (width, height), (canvas_width, canvas_height) = size, canvas
     scale_width, scale_height = canvas_width / width, canvas_height / height

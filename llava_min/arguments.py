@@ -60,41 +60,21 @@ def number(kind, low, high, open_low=False):
 COUNT = number(int, 1, 2**31 - 1)
 DAILY = (
     # flags, what --help says, how argparse takes it
-    (
-        "-m --model",
-        "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
-        dict(metavar="FOLDER"),
-    ),
-    (
-        "--image",
-        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
-        dict(metavar="SRC", action="append", default=[]),
-    ),
-    (
-        "--video",
-        "a video: path, URL or data:; repeatable",
-        dict(metavar="SRC", action="append", default=[]),
-    ),
-    (
-        "--frames",
-        "frames to sample from a video (default: the checkpoint's)",
-        dict(type=COUNT, metavar="N"),
-    ),
-    (
-        "--max-tokens",
-        "the longest answer (%(default)s)",
-        dict(type=COUNT, default=512, metavar="N"),
-    ),
-    (
-        "--temperature",
-        "0 is greedy (%(default)s)",
-        dict(type=number(float, 0, 100), default=0.0, metavar="T"),
-    ),
-    (
-        "--seed",
-        "of the random numbers (%(default)s)",
-        dict(type=number(int, 0, 2**63 - 1), default=0, metavar="N"),
-    ),
+    ("-m --model",
+     "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
+     dict(metavar="FOLDER")),
+    ("--image", "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
+     dict(metavar="SRC", action="append", default=[])),
+    ("--video", "a video: path, URL or data:; repeatable",
+     dict(metavar="SRC", action="append", default=[])),
+    ("--frames", "frames to sample from a video (default: the checkpoint's)",
+     dict(type=COUNT, metavar="N")),
+    ("--max-tokens", "the longest answer (%(default)s)",
+     dict(type=COUNT, default=512, metavar="N")),
+    ("--temperature", "0 is greedy (%(default)s)",
+     dict(type=number(float, 0, 100), default=0.0, metavar="T")),
+    ("--seed", "of the random numbers (%(default)s)",
+     dict(type=number(int, 0, 2**63 - 1), default=0, metavar="N")),
     ("--json", "print one JSON object instead of text", dict(action="store_true")),
     ("--show-prompt", "print the rendered prompt to stderr", dict(action="store_true")),
     ("--trace", "print every stage from pixels to words to stderr", dict(action="store_true")),
@@ -102,85 +82,47 @@ DAILY = (
     ("-v --verbose", "more on stderr, and tracebacks", dict(action="store_true")),
     ("--version", "print the version and exit", dict(action="store_true")),
     ("--help-all", "every option", dict(action="store_true")),
-)
+)  # fmt: skip
 DETAILS = (
     ("--max-tiles", "grids of at most N tiles a picture", dict(type=COUNT, metavar="N")),
-    (
-        "--multi-image",
-        "several pictures: auto, pad (one tile each) or anyres",
-        dict(choices=("auto", "pad", "anyres"), default="auto"),
-    ),
+    ("--multi-image", "several pictures: auto, pad (one tile each) or anyres",
+     dict(choices=("auto", "pad", "anyres"), default="auto")),
+    ("--timestamps",
+     "tell the times of a video's frames (default: where the checkpoint was trained so)",
+     dict(action=argparse.BooleanOptionalAction)),
     ("--system", "a system turn", dict(metavar="TEXT")),
-    (
-        "--template",
-        "how turns are written: auto, onevision, qwen",
-        dict(default="auto", metavar="NAME"),
-    ),
-    (
-        "--raw",
-        "the prompt is complete: its special tokens are parsed, no template is applied",
-        dict(action="store_true"),
-    ),
+    ("--template",
+     "how turns are written: auto, onevision, qwen, interleave, long_llava, vicuna",
+     dict(default="auto", metavar="NAME")),
+    ("--raw", "the prompt is complete: its special tokens are parsed, no template is applied",
+     dict(action="store_true")),
     ("--prefill", "the beginning of the answer", dict(metavar="TEXT", default="")),
-    (
-        "--top-p",
-        "the smallest set of tokens with this much probability",
-        dict(type=number(float, 0, 1, open_low=True), default=1.0, metavar="P"),
-    ),
-    (
-        "--top-k",
-        "the K most likely tokens; 0 is all",
-        dict(type=number(int, 0, 2**31 - 1), default=0, metavar="K"),
-    ),
-    (
-        "--min-p",
-        "tokens at least this probable, relative to the best",
-        dict(type=number(float, 0, 1), default=0.0, metavar="P"),
-    ),
-    (
-        "--repetition-penalty",
-        "above 1 discourages tokens that have occurred",
-        dict(type=number(float, 0.01, 100), default=1.0, metavar="R"),
-    ),
-    (
-        "--stop",
-        "end the answer before this text; repeatable",
-        dict(action="append", default=[], metavar="TEXT"),
-    ),
+    ("--top-p", "the smallest set of tokens with this much probability",
+     dict(type=number(float, 0, 1, open_low=True), default=1.0, metavar="P")),
+    ("--top-k", "the K most likely tokens; 0 is all",
+     dict(type=number(int, 0, 2**31 - 1), default=0, metavar="K")),
+    ("--min-p", "tokens at least this probable, relative to the best",
+     dict(type=number(float, 0, 1), default=0.0, metavar="P")),
+    ("--repetition-penalty", "above 1 discourages tokens that have occurred",
+     dict(type=number(float, 0.01, 100), default=1.0, metavar="R")),
+    ("--stop", "end the answer before this text; repeatable",
+     dict(action="append", default=[], metavar="TEXT")),
     ("--ignore-eos", "do not stop at the end token", dict(action="store_true")),
-    (
-        "--device",
-        "auto, cpu, cuda, mps (mps: untested)",
-        dict(choices=("auto", "cpu", "cuda", "mps"), default="auto"),
-    ),
-    (
-        "--dtype",
-        "auto, bfloat16, float16, float32",
-        dict(choices=("auto", "bfloat16", "float16", "float32"), default="auto"),
-    ),
-    (
-        "--kernels",
-        "auto, reference, triton",
-        dict(choices=("auto", "reference", "triton"), default="auto"),
-    ),
+    ("--device", "auto, cpu, cuda, mps (mps: untested)",
+     dict(choices=("auto", "cpu", "cuda", "mps"), default="auto")),
+    ("--dtype", "auto, bfloat16, float16, float32",
+     dict(choices=("auto", "bfloat16", "float16", "float32"), default="auto")),
+    ("--kernels", "auto, reference, triton",
+     dict(choices=("auto", "reference", "triton"), default="auto")),
     ("--threads", "threads on a CPU", dict(type=number(int, 1, 1024), metavar="N")),
-    (
-        "--context",
-        "the longest sequence, instead of the checkpoint's",
-        dict(type=COUNT, metavar="N"),
-    ),
-    (
-        "--config",
-        "override a key of config.json; repeatable",
-        dict(action="append", default=[], metavar="KEY=VALUE"),
-    ),
-    (
-        "--jsonl",
-        "print one JSON object a line: the events, then the answer",
-        dict(action="store_true"),
-    ),
+    ("--context", "the longest sequence, instead of the checkpoint's",
+     dict(type=COUNT, metavar="N")),
+    ("--config", "override a key of config.json; repeatable",
+     dict(action="append", default=[], metavar="KEY=VALUE")),
+    ("--jsonl", "print one JSON object a line: the events, then the answer",
+     dict(action="store_true")),
     ("--no-stream", "print the answer at once", dict(action="store_true")),
-)
+)  # fmt: skip
 
 
 def parser(everything: bool) -> argparse.ArgumentParser:
@@ -207,10 +149,6 @@ def parser(everything: bool) -> argparse.ArgumentParser:
     return root
 
 
-class UsageError(ParameterError):
-    """What argparse says, as one of our errors."""
-
-
 def parse(arguments: list[str]) -> Settings | str:
     """Settings, or a text to print (--version, --help-all)."""
     root = parser(everything="--help-all" in arguments)
@@ -223,11 +161,9 @@ def parse(arguments: list[str]) -> Settings | str:
     if given.help_all:
         return root.format_help().rstrip()
     if given.image.count("-") + given.video.count("-") + (given.prompt == "-") > 1:
-        raise ParameterError("cannot read stdin: -: expected at most one use of it, found several.")
+        raise ParameterError("cannot read stdin", "-", "at most one use of it", "several")
     if given.json and given.jsonl:
-        raise ParameterError(
-            "cannot print: --json: expected one form of output, found --jsonl too."
-        )
+        raise ParameterError("cannot print", "--json", "one form of output", "--jsonl too")
     names = (
         "frames",
         "max_tiles",
@@ -236,6 +172,7 @@ def parse(arguments: list[str]) -> Settings | str:
         "template",
         "raw",
         "prefill",
+        "timestamps",
         "max_tokens",
         "temperature",
         "top_p",
@@ -271,14 +208,14 @@ def parse(arguments: list[str]) -> Settings | str:
 
 
 def refuse(message: str) -> None:
-    raise UsageError(f"cannot understand the command: {message}. See --help.")
+    raise ParameterError("cannot understand the command", "arguments", "what --help shows", message)
 
 
 def override(text: str) -> tuple[str, object]:
     """KEY=VALUE, the value as JSON where it is JSON, otherwise as text."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise ParameterError(f"cannot override: --config: expected KEY=VALUE, found {text!r}.")
+        raise ParameterError("cannot override", "--config", "KEY=VALUE", repr(text))
     try:
         return key, json.loads(value)
     except ValueError:
@@ -297,23 +234,22 @@ def read_prompt(text: str | None) -> str | None:
     elif text.startswith("@"):
         name = text[1:]
         if not Path(name).is_file():
-            raise PromptError(f"cannot read the prompt: {name}: expected a file, found none.")
+            raise PromptError("cannot read the prompt", name, "a file", "none")
         with open(name, "rb") as file:
             data = file.read(PROMPT_BYTES + 1)
     else:
         data = text.encode("utf-8", "surrogateescape")
     if len(data) > PROMPT_BYTES:
-        raise PromptError(
-            f"cannot read the prompt: {name}: expected at most {PROMPT_BYTES} bytes, found more."
-        )
+        raise PromptError("cannot read the prompt", name, f"at most {PROMPT_BYTES} bytes", "more")
     try:
         decoded = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"cannot read the prompt: {name}: expected UTF-8, found the byte "
-            f"0x{data[error.start]:02x} "
-            f"at {error.start}."
+            "cannot read the prompt",
+            name,
+            "UTF-8",
+            f"the byte 0x{data[error.start]:02x} at {error.start}",
         ) from None
     if not decoded.strip():
-        raise PromptError(f"cannot ask: {name}: expected a question, found an empty text.")
+        raise PromptError("cannot ask", name, "a question", "an empty text")
     return decoded.rstrip("\n") if name != "prompt" else decoded

@@ -66,20 +66,16 @@ class Plan:
         ]
         sum_of = " + ".join(f"{tokens:,} {name}" for name, tokens in parts if tokens)
         raise PromptError(
-            f"the prompt is too long: context: expected at most {self.context:,} tokens, found "
-            f"{sum_of} "
-            f"+ {max_tokens:,} for the answer = {self.tokens + max_tokens:,}. Use fewer "
-            "--frames, a lower "
-            "--max-tiles or --max-tokens, or a larger --context."
+            "the prompt is too long",
+            "context",
+            f"at most {self.context:,} tokens",
+            f"{sum_of} + {max_tokens:,} for the answer = {self.tokens + max_tokens:,}",
+            "Use fewer --frames, a lower --max-tiles or --max-tokens, or a larger --context.",
         )
 
 
 def image_tokens(size: tuple[int, int], grid: tuple[int, int] | None, config: LlavaConfig) -> int:
-    """Rows that a picture becomes.
-
-    >>> image_tokens((640, 480), best_grid((640, 480), onevision.grids, 384), onevision)
-    2929
-    """
+    """Rows that a picture becomes: 2929 of them for 640 x 480 pixels in tiles of 384."""
     side = config.vision.side
     if grid is None:
         return side * side + config.newline
@@ -92,16 +88,17 @@ def image_tokens(size: tuple[int, int], grid: tuple[int, int] | None, config: Ll
 
 def video_tokens(frames: int, config: LlavaConfig) -> int:
     """Rows that a clip of `frames` frames becomes."""
-    side = config.vision.side
+    side, position = config.vision.side, config.newline_position
+    if config.pool_mode is None:
+        return frames * side * side
     half = math.ceil(side / 2) if config.pool_mode == "bilinear" else side // 2
-    position = config.newline_position
     per_frame = half * (half + 1) if position == "grid" else half * half + (position == "frame")
     return frames * per_frame + (position == "one_token")
 
 
-def picture(size: tuple[int, int], several: bool, config: LlavaConfig) -> Image:
-    """The segment of a picture: one padded tile, or the best grid."""
-    grid = None if several else best_grid(size, config.grids, config.tile)
+def picture(size: tuple[int, int], mode: str, config: LlavaConfig) -> Image:
+    """The segment of a picture that becomes tiles by `mode`, one of config.image_modes."""
+    grid = best_grid(size, config.grids, config.tile) if mode == "anyres" else None
     return Image(size, grid, image_tokens(size, grid, config))
 
 

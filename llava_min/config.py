@@ -5,7 +5,7 @@ One `from_*` function for each layout; a known key with a value that is not unde
 name, an unknown key is listed in `ignored`. The layout is recognised from the keys alone, never
 from a folder's name (and not from model_type, which says "llava" in files of three families).
 Read first. Read next: anyres.py.
-Agrees with: LlavaOnevisionConfig and Qwen2Config of transformers; LlavaQwenConfig of LLaVA-NeXT.
+Agrees with: the configuration classes of transformers; LlavaQwenConfig of LLaVA-NeXT.
 """
 
 import re
@@ -20,12 +20,11 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. `num_layers` are the blocks that run; `stored_layers` may be one more."""
+    """The vision tower. `num_layers` are the blocks that run; a file may hold more."""
 
     hidden_size: int
     intermediate_size: int
     num_layers: int
-    stored_layers: int
     num_heads: int
     image_size: int
     patch_size: int
@@ -71,9 +70,11 @@ class TextConfig:
 class LlavaConfig:
     """A whole checkpoint.
 
-    grids: (rows, columns) of tiles that "anyres" may choose. one_image, several_images: how a
-    picture that comes alone, and pictures that come together, become tiles: "anyres" or "pad".
-    frames: how many are sampled from a clip.
+    image_modes: how pictures may become tiles, the family's own way first: "anyres" (a grid of
+    tiles, `grids` (rows, columns) allowed, shrunk to `max_tiles`), "pad" (one tile, padded),
+    "square" (one tile, squeezed), "crop" (one tile, its middle). several_images: the mode where
+    several come. frame_mode: the mode of a clip's frames. pool_mode: how frames are halved, None
+    where each frame is a picture of its own. frames: how many are sampled from a clip.
     """
 
     family: str
@@ -82,12 +83,15 @@ class LlavaConfig:
     template: str
     grids: tuple[tuple[int, int], ...] = ()
     max_tiles: int | None = None
-    one_image: str = "anyres"
+    image_modes: tuple[str, ...] = ("anyres", "pad")
     several_images: str = "pad"
+    frame_mode: str = "square"
     unpad_rounded: bool = True
     newline: bool = False
     newline_position: str = "no_token"
     pool_mode: str | None = None
+    pool_before_projector: bool = False
+    time_instruction: bool = False
     frames: int = 32
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
@@ -111,8 +115,11 @@ class Fields:
         value = self.values.get(key, default)
         if value is MISSING:
             raise CheckpointError(
-                f"cannot read the configuration: {self.where}: expected the key {key!r}, "
-                "found none. Is the file complete?"
+                "cannot read the configuration",
+                self.where,
+                f"the key {key!r}",
+                "none",
+                "Is the file complete?",
             )
         if value is None and default is None:
             return None
@@ -143,49 +150,58 @@ class Fields:
         return Fields(self.get(key, dict, default), f"{self.where}: {key}")
 
     def refused(self, key: str, expected: str, found) -> CheckpointError:
-        return CheckpointError(
-            f"not supported: {self.where}: {key}: expected {expected}, found {shown(found)}."
-        )
+        return CheckpointError("not supported", f"{self.where}: {key}", expected, shown(found))
 
 
 TOWERS = {
-    "siglip_vision_model": dict(activation="gelu_pytorch_tanh", norm_eps=1e-6),
-}  # what a tower's class fixes or defaults to
+    # model_type: what the tower's class fixes, and what its missing keys default to
+    "siglip_vision_model": dict(activation="gelu_pytorch_tanh", norm_eps=1e-6, patch_bias=True,
+             class_token=False, pre_norm=False, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    "clip_vision_model": dict(activation="quick_gelu", norm_eps=1e-5, patch_bias=False,
+             class_token=True, pre_norm=True, mean=(0.48145466, 0.4578275, 0.40821073),
+             std=(0.26862954, 0.26130258, 0.27577711)),
+}  # fmt: skip
 NAMED_TOWERS = {
-    "google/siglip-so400m-patch14-384": dict(
-        model_type="siglip_vision_model",
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=26,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-    ),
-}  # original files only name their tower
+    # files in the original layout only name their tower
+    "google/siglip-so400m-patch14-384": dict(model_type="siglip_vision_model", hidden_size=1152,
+             intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16,
+             image_size=384, patch_size=14),
+    "openai/clip-vit-large-patch14-336": dict(model_type="clip_vision_model", hidden_size=1024,
+             intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+             image_size=336, patch_size=14),
+}  # fmt: skip
 
 
-def vision_config(fields: Fields) -> VisionConfig:
-    """SigLIP. Its 27th block and its attention-pool head, where stored, are not run."""
+def vision_config(fields: Fields, layer: int) -> VisionConfig:
+    """A tower whose features are the output of block `layer`, counted from the end: -1 is the last.
+
+    SigLIP's pooling head and CLIP's projection, where stored, are not run.
+    """
     kind = fields.get("model_type", str, choices=tuple(TOWERS))
-    defaults = TOWERS[kind]
+    tower = TOWERS[kind]
     fields.get("num_channels", int, 3, choices=(3,))
-    fields.get("vision_use_head", bool, True)  # stored or not, the head is never run
-    stored = fields.size("num_hidden_layers")
-    width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    fields.get("vision_use_head", bool, True)
+    fields.get("projection_dim", int, 0)
+    stored = fields.size("num_hidden_layers", 12)
+    width, heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     if width % heads:
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
+    if stored + 1 + layer < 1:
+        raise fields.refused(
+            "num_hidden_layers", f"enough blocks for feature layer {layer}", stored
+        )
     return VisionConfig(
         hidden_size=width,
-        intermediate_size=fields.size("intermediate_size"),
-        num_layers=min(stored, 26),
-        stored_layers=stored,
+        intermediate_size=fields.size("intermediate_size", 3072),
+        num_layers=stored + 1 + layer,
         num_heads=heads,
         image_size=fields.size("image_size"),
         patch_size=fields.size("patch_size"),
         activation=fields.get(
-            "hidden_act", str, defaults["activation"], choices=(defaults["activation"],)
+            "hidden_act", str, tower["activation"], choices=(tower["activation"],)
         ),
-        norm_eps=fields.get("layer_norm_eps", float, defaults["norm_eps"]),
+        norm_eps=fields.get("layer_norm_eps", float, tower["norm_eps"]),
+        **{name: tower[name] for name in ("patch_bias", "class_token", "pre_norm", "mean", "std")},
     )
 
 
@@ -205,34 +221,47 @@ def rope_settings(fields: Fields) -> tuple[float, float]:
     return theta, scaling.get("factor", float) if kind == "linear" else 1.0
 
 
-def text_config(fields: Fields, tied: bool, eos_ids: tuple[int, ...]) -> TextConfig:
-    """Qwen2. Missing keys take the defaults of Qwen2Config, as the published files rely on them."""
+TEXTS = {
+    # model_type: what its missing keys default to, as the published files rely on it
+    "qwen2": dict(qkv_bias=True, eos=(), hidden_size=4096, intermediate_size=22016,
+             num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=32768,
+             vocab_size=151936),
+    "llama": dict(qkv_bias=False, eos=(2,), hidden_size=4096, intermediate_size=11008,
+             num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=2048,
+             vocab_size=32000),
+}  # fmt: skip
+
+
+def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> TextConfig:
+    """A decoder of `kind`, a key of TEXTS."""
+    missing = TEXTS[kind]
     fields.get("hidden_act", str, "silu", choices=("silu",))
-    fields.get("use_sliding_window", bool, False, choices=(False,))
-    width, heads = fields.size("hidden_size", 4096), fields.size("num_attention_heads", 32)
-    kv_heads = fields.size("num_key_value_heads", 32)
+    for key in ("use_sliding_window", "attention_bias", "mlp_bias"):
+        fields.get(key, bool, False, choices=(False,))
+    width = fields.size("hidden_size", missing["hidden_size"])
+    heads = fields.size("num_attention_heads", missing["num_attention_heads"])
+    kv_heads = fields.size("num_key_value_heads", 32 if kind == "qwen2" else heads)
     if width % heads:
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
     if heads % kv_heads:
-        raise fields.refused(
-            "num_key_value_heads", f"a divisor of num_attention_heads {heads}", kv_heads
-        )
+        raise fields.refused("num_key_value_heads", f"a divisor of the {heads} heads", kv_heads)
     theta, factor = rope_settings(fields)
+    context = fields.size("max_position_embeddings", missing["max_position_embeddings"])
     return TextConfig(
-        vocab_size=fields.size("vocab_size"),
+        vocab_size=fields.size("vocab_size", missing["vocab_size"]),
         hidden_size=width,
-        intermediate_size=fields.size("intermediate_size"),
-        num_layers=fields.size("num_hidden_layers", 32),
+        intermediate_size=fields.size("intermediate_size", missing["intermediate_size"]),
+        num_layers=fields.size("num_hidden_layers", missing["num_hidden_layers"]),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=fields.get("head_dim", int, None) or width // heads,
         norm_eps=fields.get("rms_norm_eps", float, 1e-6),
         rope_theta=theta,
         rope_factor=factor,
-        context=int(fields.size("max_position_embeddings", 32768) * factor),
+        context=int(context * factor),
         tied=tied,
-        qkv_bias=True,
-        eos_ids=eos_ids,
+        qkv_bias=missing["qkv_bias"],
+        eos_ids=eos or missing["eos"],
     )
 
 
@@ -241,9 +270,7 @@ def eos_ids(values: dict) -> tuple[int, ...]:
     found = values.get("eos_token_id")
     found = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int for token in found):
-        raise CheckpointError(
-            f"not supported: eos_token_id: expected token ids, found {shown(found)}."
-        )
+        raise CheckpointError("not supported", "eos_token_id", "token ids", shown(found))
     return tuple(found)
 
 
@@ -271,59 +298,122 @@ def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tupl
     return tuple(pairs if height_first else [(b, a) for a, b in pairs])
 
 
-def max_tiles(aspect: str) -> int | None:
-    """9 for "anyres_max_9", None for plain "anyres"."""
-    return int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None
+ANYRES = re.compile(r"anyres(?:_max_([1-9]\d{0,2}))?")
 
 
-ANYRES = re.compile(r"anyres(_max_[1-9]\d{0,2})?")
+def max_tiles(
+    fields: Fields, key: str, default=MISSING, choices: tuple[str, ...] = ()
+) -> int | None:
+    """9 for "anyres_max_9", None for plain "anyres" and for any of `choices`."""
+    aspect = fields.get(key, str, default)
+    if aspect in choices:
+        return None
+    match = ANYRES.fullmatch(aspect)
+    if match is None:
+        allowed = ", ".join(map(repr, ("anyres", "anyres_max_<n>", *choices)))
+        raise fields.refused(key, f"one of {allowed}", aspect)
+    return int(match[1]) if match[1] else None
+
+
 NOT_READ = (
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "use_cache",
-    "attention_dropout",
-    "initializer_range",
-    "max_window_layers",
-    "sliding_window",
-    "auto_map",
-    "layer_types",
-)  # change nothing in what is computed here
+    "architectures", "dtype", "torch_dtype", "transformers_version", "bos_token_id",
+    "eos_token_id", "pad_token_id", "use_cache", "attention_dropout", "initializer_range",
+    "max_window_layers", "sliding_window", "auto_map", "layer_types", "image_seq_length",
+    "video_seq_length", "ignore_index", "_name_or_path", "pretraining_tp", "dropout",
+    "initializer_factor", "model_type",
+)  # fmt: skip  # these change nothing in what is computed here
+
+
+def hf_parts(fields: Fields) -> tuple[Fields, Fields, TextConfig]:
+    """(text section, vision section, decoder) of any HF layout, its common keys checked."""
+    text, vision = fields.section("text_config"), fields.section("vision_config")
+    kind = text.get("model_type", str, "llama", choices=tuple(TEXTS))
+    fields.get("projector_hidden_act", str, "gelu", choices=("gelu",))
+    fields.get("multimodal_projector_bias", bool, True, choices=(True,))
+    for key in ("image_token_index", "video_token_index", "image_token_id", "video_token_id"):
+        fields.get(key, int, None)  # where a visual goes is decided by its piece, not by an id
+    tied = fields.get("tie_word_embeddings", bool, False)
+    tied = text.get("tie_word_embeddings", bool, tied)
+    eos = eos_ids(text.values) + eos_ids(fields.values)
+    return text, vision, text_config(text, kind, tied, eos)
+
+
+def hf_tower(fields: Fields, vision: Fields, layer: int) -> VisionConfig:
+    """The tower of an HF layout: SigLIP gives all its rows ("full"), CLIP all but the class token
+    ("default").
+    """
+    layer = fields.integer("vision_feature_layer", layer, choices=(-1, -2))
+    tower = vision_config(vision, layer)
+    strategy = "default" if tower.class_token else "full"
+    fields.get("vision_feature_select_strategy", str, strategy, choices=(strategy,))
+    return tower
 
 
 def from_hf_onevision(fields: Fields) -> LlavaConfig:
-    """HF layout `llava_onevision`: text_config and vision_config side by side."""
-    text, vision = fields.section("text_config"), fields.section("vision_config")
-    text.get("model_type", str, "qwen2", choices=("qwen2",))
-    fields.get("model_type", str, choices=("llava_onevision",))
-    fields.get("projector_hidden_act", str, "gelu", choices=("gelu",))
-    fields.get("multimodal_projector_bias", bool, True, choices=(True,))
-    fields.get("vision_feature_select_strategy", str, "full", choices=("full",))
+    """HF layout `llava_onevision`: anyres pictures, clips pooled to a quarter, one newline behind
+    each clip.
+    """
+    text, vision, decoder = hf_parts(fields)
+    tower = hf_tower(fields, vision, -1)
     fields.get("use_image_newline_parameter", bool, True, choices=(True,))
-    for key in ("image_token_index", "video_token_index", "image_token_id", "video_token_id"):
-        fields.get(key, int, None)  # where a visual goes is decided by its piece, not by an id
-    fields.integer("vision_feature_layer", -1, choices=(-1,))
-    aspect = fields.get("vision_aspect_ratio", str, "anyres_max_9")
-    if not ANYRES.fullmatch(aspect):
-        raise fields.refused("vision_aspect_ratio", "'anyres' or 'anyres_max_<n>'", aspect)
-    tied = fields.get("tie_word_embeddings", bool, False)
-    tied = text.get("tie_word_embeddings", bool, tied)
-    tower = vision_config(vision)
     return LlavaConfig(
         family="llava_onevision",
         vision=tower,
-        text=text_config(text, tied, eos_ids(text.values) + eos_ids(fields.values)),
+        text=decoder,
         template="onevision",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
-        max_tiles=max_tiles(aspect),
-        unpad_rounded=True,
+        max_tiles=max_tiles(fields, "vision_aspect_ratio", "anyres_max_9"),
         newline=True,
         newline_position="one_token",
         pool_mode="bilinear",
+        ignored=ignored(fields, text, vision),
+    )
+
+
+def from_hf_llava(fields: Fields) -> LlavaConfig:
+    """HF layout `llava`: one tile a picture, cropped for CLIP and squeezed for SigLIP; a clip is
+    its frames.
+    """
+    text, vision, decoder = hf_parts(fields)
+    tower = hf_tower(fields, vision, -2)
+    qwen = decoder.qkv_bias
+    mode = "crop" if tower.class_token else "square"
+    return LlavaConfig(
+        family="llava",
+        vision=tower,
+        text=decoder,
+        template=("long_llava" if tower.class_token else "interleave") if qwen else "vicuna",
+        image_modes=(mode,),
+        several_images=mode,
+        frame_mode=mode,
+        frames=32 if tower.class_token else 16,
+        ignored=ignored(fields, text, vision),
+    )
+
+
+def from_hf_next(fields: Fields) -> LlavaConfig:
+    """HF layouts `llava_next` and `llava_next_video`: anyres without a cap; clips averaged before
+    the projector.
+    """
+    text, vision, decoder = hf_parts(fields)
+    tower = hf_tower(fields, vision, -2)
+    fields.get("use_image_newline_parameter", bool, True, choices=(True,))
+    fields.get("spatial_pool_mode", str, "average", choices=("average",))
+    fields.get("spatial_pool_stride", int, 2, choices=(2,))
+    fields.get("spatial_pool_out_channels", int, 1024)
+    return LlavaConfig(
+        family="llava_next_video",
+        vision=tower,
+        text=decoder,
+        template="vicuna",
+        grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
+        image_modes=("anyres",),
+        several_images="anyres",
+        frame_mode="crop",
+        newline=True,
+        pool_mode="average",
+        pool_before_projector=True,
+        frames=8,
         ignored=ignored(fields, text, vision),
     )
 
@@ -332,13 +422,12 @@ def from_original(fields: Fields) -> LlavaConfig:
     """Original layout `llava_qwen`: one flat object, the tower only named (or described in a
     vision_config).
     """
-    fields.get("model_type", str, choices=("llava", "llava_qwen"))
     fields.get("mm_projector_type", str, choices=("mlp2x_gelu",))
     fields.get("mm_patch_merge_type", str, choices=("spatial_unpad",))
     fields.get("mm_vision_select_feature", str, "patch", choices=("patch",))
     fields.integer(
         "mm_vision_select_layer", -2, choices=(-2, -1)
-    )  # SigLIP's rows come from its last block all the same
+    )  # SigLIP's last block all the same
     fields.get("mm_resampler_type", str, None, choices=(None,))
     for key in (
         "mm_use_im_patch_token",
@@ -347,9 +436,34 @@ def from_original(fields: Fields) -> LlavaConfig:
         "add_faster_video",
     ):
         fields.get(key, bool, False, choices=(False,))
+    tower = original_tower(fields)
     aspect = fields.get("image_aspect_ratio", str)
-    if aspect != "pad" and not ANYRES.fullmatch(aspect):
-        raise fields.refused("image_aspect_ratio", "'anyres', 'anyres_max_<n>' or 'pad'", aspect)
+    timed = fields.get("add_time_instruction", bool, False)
+    forced = fields.get("force_sample", bool, False)
+    tied = fields.get("tie_word_embeddings", bool, False)
+    return LlavaConfig(
+        family="llava_qwen",
+        vision=tower,
+        text=text_config(fields, "qwen2", tied, eos_ids(fields.values)),
+        template="qwen",
+        grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
+        max_tiles=max_tiles(fields, "image_aspect_ratio", choices=("pad",)),
+        image_modes=("pad", "anyres") if aspect == "pad" else ("anyres", "pad"),
+        unpad_rounded=False,
+        newline=True,
+        newline_position=fields.get(
+            "mm_newline_position", str, "grid" if timed else "one_token",
+            choices=("grid", "frame", "one_token", "no_token")),
+        pool_mode=fields.get(
+            "mm_spatial_pool_mode", str, "bilinear", choices=("bilinear", "average", "max")),
+        time_instruction=timed,
+        frames=110 if forced else 64 if timed else 32,
+        ignored=ignored(fields),
+    )  # fmt: skip
+
+
+def original_tower(fields: Fields) -> VisionConfig:
+    """The tower of an original file: from a vision_config block, else from its name."""
     named = fields.get("mm_vision_tower", str)
     if "vision_config" in fields.values:
         vision = fields.section("vision_config")
@@ -357,32 +471,11 @@ def from_original(fields: Fields) -> LlavaConfig:
         vision = Fields(NAMED_TOWERS[named], f"the tower {named}")
     else:
         raise fields.refused("mm_vision_tower", " or ".join(map(repr, NAMED_TOWERS)), named)
-    tower = vision_config(vision)
+    tower = vision_config(vision, -1)
+    if tower.class_token:
+        raise fields.refused("mm_vision_tower", "SigLIP in the original layout", named)
     fields.get("mm_hidden_size", int, tower.hidden_size, choices=(tower.hidden_size,))
-    timed = fields.get("add_time_instruction", bool, False)
-    return LlavaConfig(
-        family="llava_qwen",
-        vision=tower,
-        text=text_config(
-            fields, fields.get("tie_word_embeddings", bool, False), eos_ids(fields.values)
-        ),
-        template="qwen",
-        grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
-        max_tiles=max_tiles(aspect),
-        one_image="pad" if aspect == "pad" else "anyres",
-        unpad_rounded=False,
-        newline=True,
-        newline_position=fields.get(
-            "mm_newline_position",
-            str,
-            "grid" if timed else "one_token",
-            choices=("grid", "frame", "one_token", "no_token"),
-        ),
-        pool_mode=fields.get(
-            "mm_spatial_pool_mode", str, "bilinear", choices=("bilinear", "average", "max")
-        ),
-        ignored=ignored(fields, vision),
-    )
+    return tower
 
 
 def ignored(*sections: Fields) -> tuple[str, ...]:
@@ -391,17 +484,23 @@ def ignored(*sections: Fields) -> tuple[str, ...]:
                  if key not in section.read and key not in NOT_READ)  # fmt: skip
 
 
+LAYOUTS = {
+    "LlavaOnevisionForConditionalGeneration": from_hf_onevision,
+    "LlavaForConditionalGeneration": from_hf_llava,
+    "LlavaNextForConditionalGeneration": from_hf_next,
+    "LlavaNextVideoForConditionalGeneration": from_hf_next,
+    "LlavaQwenForCausalLM": from_original,
+}
+
+
 def from_values(values: dict, where: str = "config.json") -> LlavaConfig:
-    """The configuration of either layout, recognised from its keys."""
+    """The configuration of any layout, recognised from the class that the file names."""
     fields = Fields(values, where)
-    if "mm_vision_tower" in values:
-        return from_original(fields)
-    if values.get("model_type") == "llava_onevision":
-        return from_hf_onevision(fields)
-    raise CheckpointError(
-        f"not supported: {where}: model_type: expected llava_onevision, or an original LLaVA with "
-        f"mm_vision_tower, found {shown(values.get('model_type'))}."
-    )
+    classes = values.get("architectures")
+    name = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
+    if not isinstance(name, str) or name not in LAYOUTS:
+        raise fields.refused("architectures", "one of " + ", ".join(LAYOUTS), name)
+    return LAYOUTS[name](fields)
 
 
 def read(folder: Path, overrides: dict | None = None) -> LlavaConfig:

@@ -2,11 +2,17 @@
 
 
 class LlavaMinError(Exception):
-    """One line: <what failed>: <which file, tensor or argument>: expected <x>, found <y>. <what to
-    do>
+    """One line: what failed, in which file, tensor or argument, what was expected, what found.
+
+    >>> print(LlavaMinError("cannot load", "dtype", "float32", "int8", "Convert it."))
+    cannot load: dtype: expected float32, found int8. Convert it.
     """
 
     exit_code = 1
+
+    def __init__(self, what: str, where: str, expected: str, found, hint: str = ""):
+        line = f"{what}: {where}: expected {expected}, found {found}."
+        super().__init__(f"{line} {hint}" if hint else line)
 
 
 class ParameterError(LlavaMinError):

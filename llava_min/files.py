@@ -28,26 +28,21 @@ def read_json(path: Path, what: str) -> dict:
     name = path.name
     if not path.exists():
         raise CheckpointError(
-            f"cannot read the {what}: {name}: expected a file in {path.parent}, found none. "
-            "Is this a checkpoint folder?"
+            f"cannot read the {what}",
+            name,
+            f"a file in {path.parent}",
+            "none",
+            "Is this a checkpoint folder?",
         )
     if not regular(path):
-        raise CheckpointError(
-            f"cannot read the {what}: {name}: expected a plain file, found something else."
-        )
+        raise CheckpointError(f"cannot read the {what}", name, "a plain file", "something else")
     limit, size = JSON_BYTES.get(name, 64 << 20), path.stat().st_size
     if size > limit:
-        raise CheckpointError(
-            f"cannot read the {what}: {name}: expected at most {limit} bytes, found {size}."
-        )
+        raise CheckpointError(f"cannot read the {what}", name, f"at most {limit} bytes", size)
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        raise CheckpointError(
-            f"cannot read the {what}: {name}: expected JSON, found something else."
-        ) from None
+        raise CheckpointError(f"cannot read the {what}", name, "JSON", "something else") from None
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"cannot read the {what}: {name}: expected a JSON object, found {shown(value)}."
-        )
+        raise CheckpointError(f"cannot read the {what}", name, "a JSON object", shown(value))
     return value

@@ -29,6 +29,7 @@ class Options(Sampling):
     frames: int | None = None
     max_tiles: int | None = None
     multi_image: str = "auto"
+    timestamps: bool | None = None
     system: str | None = None
     template: str = "auto"
     raw: bool = False
@@ -39,19 +40,16 @@ class Options(Sampling):
         for name in ("max_tokens", "frames", "max_tiles"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ParameterError(
-                    f"cannot generate: {name}: expected a number from 1 on, found {value!r}."
-                )
+                raise ParameterError("cannot generate", name, "a number from 1 on", repr(value))
         if self.multi_image not in ("auto", "pad", "anyres"):
             raise ParameterError(
-                "cannot generate: multi_image: expected auto, pad or anyres, found "
-                f"{self.multi_image!r}."
+                "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)
             )
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise ParameterError(
-                f"cannot generate: stop: expected texts that are not empty, found {self.stop!r}."
+                "cannot generate", "stop", "texts that are not empty", repr(self.stop)
             )
 
     @classmethod
@@ -61,7 +59,7 @@ class Options(Sampling):
         for name in given:
             if name not in known:
                 raise ParameterError(
-                    f"cannot generate: {name}: expected one of {', '.join(sorted(known))}."
+                    "cannot generate", name, f"one of {', '.join(sorted(known))}", "no such option"
                 )
         return cls(**{name: tuple(value) if name == "stop" and not isinstance(value, str) else value
                       for name, value in given.items()})  # fmt: skip

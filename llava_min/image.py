@@ -62,6 +62,27 @@ def padded_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
     return Tiles(squeezed(canvas, config.tile)[None], picture.size, None)
 
 
+def square_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+    """One tile: the picture squeezed."""
+    return Tiles(squeezed(picture, config.tile)[None], picture.size, None)
+
+
+def cropped_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+    """One tile: the shorter side resized to the tile, then the middle of the longer one."""
+    tile, (width, height) = config.tile, picture.size
+    short, long = min(width, height), max(width, height)
+    longer = int(tile * long / short)
+    size = (tile, longer) if width <= height else (longer, tile)
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - tile) // 2, (size[1] - tile) // 2
+    pixels = np.array(resized)[top : top + tile, left : left + tile]
+    return Tiles(pixels[None], picture.size, None)
+
+
+MODES = {"anyres": anyres_tiles, "pad": padded_tile, "square": square_tile, "crop": cropped_tile}
+
+
 def frame_tiles(frames: np.ndarray, config: LlavaConfig) -> np.ndarray:
-    """Frames of a clip [F H W 3] -> one squeezed tile each, [F S S 3]."""
-    return np.stack([squeezed(Image.fromarray(frame), config.tile) for frame in frames])
+    """Frames of a clip [F H W 3] -> one tile each, [F S S 3]."""
+    make = MODES[config.frame_mode]
+    return np.concatenate([make(Image.fromarray(frame), config).pixels for frame in frames])

@@ -17,7 +17,8 @@ def check_pixels(name: str, size: tuple[int, int], most: int = PIXELS) -> None:
     width, height = size
     if width < 1 or height < 1 or max(size) > SIDE or width * height > most:
         raise MediaError(
-            f"cannot read the picture: {name}: expected 1 to {most:,} pixels and sides up to "
-            f"{SIDE:,}, "
-            f"found {width} x {height}."
+            "cannot read the picture",
+            name,
+            f"1 to {most:,} pixels and sides up to {SIDE:,}",
+            f"{width} x {height}",
         )

@@ -54,17 +54,14 @@ def read_bytes(source, limit: int) -> bytes:
     path = local_path(source)
     if path.stat().st_size > limit:
         raise MediaError(
-            f"cannot read the file: {name_of(source)}: expected at most {limit} bytes, "
-            f"found {path.stat().st_size}."
+            "cannot read the file", name_of(source), f"at most {limit} bytes", path.stat().st_size
         )
     return path.read_bytes()
 
 
 def within(data: bytes, limit: int, source) -> bytes:
     if len(data) > limit:
-        raise MediaError(
-            f"cannot read the file: {name_of(source)}: expected at most {limit} bytes, found more."
-        )
+        raise MediaError("cannot read the file", name_of(source), f"at most {limit} bytes", "more")
     return data
 
 
@@ -75,22 +72,23 @@ def local_path(source) -> Path:
         parsed = urllib.parse.urlsplit(text)
         if parsed.netloc not in ("", "localhost"):
             raise MediaError(
-                f"cannot read the file: {shown(text)}: expected a local file, found the host "
-                f"{shown(parsed.netloc)}."
+                "cannot read the file",
+                shown(text),
+                "a local file",
+                f"the host {shown(parsed.netloc)}",
             )
         text = urllib.parse.unquote(parsed.path)
     elif "://" in text:
         raise MediaError(
-            f"cannot read the file: {shown(text)}: expected a path, http(s)://, file:// or "
-            "data:, found "
-            f"{shown(text.split('://')[0])}://."
+            "cannot read the file",
+            shown(text),
+            "a path, http(s)://, file:// or data:",
+            f"{shown(text.split('://')[0])}://",
         )
     path = Path(text)
     if not regular(path):
         found = "none" if not path.exists() else "a folder" if path.is_dir() else "something else"
-        raise MediaError(
-            f"cannot read the file: {shown(text)}: expected a plain file, found {found}."
-        )
+        raise MediaError("cannot read the file", shown(text), "a plain file", found)
     return path
 
 
@@ -99,12 +97,11 @@ def decode_data(uri: str, limit: int) -> bytes:
     header, comma, body = uri.partition(",")
     if not comma:
         raise MediaError(
-            "cannot read the data: URI: the data: URI: expected a comma before the data, found "
-            "none."
+            "cannot read the picture", "the data: URI", "a comma before the data", "none"
         )
     if len(body) > 2 * limit:
         raise MediaError(
-            f"cannot read the data: URI: the data: URI: expected at most {limit} bytes, found more."
+            "cannot read the picture", "the data: URI", f"at most {limit} bytes", "more"
         )
     if not header.endswith(";base64"):
         return within(urllib.parse.unquote_to_bytes(body), limit, uri)
@@ -114,7 +111,7 @@ def decode_data(uri: str, limit: int) -> bytes:
         )
     except binascii.Error:
         raise MediaError(
-            "cannot read the data: URI: the data: URI: expected base64, found something else."
+            "cannot read the picture", "the data: URI", "base64", "something else"
         ) from None
 
 
@@ -145,24 +142,18 @@ def fetch(url: str, limit: int) -> bytes:
                     what = (
                         f"{limit} bytes" if len(body) > limit else f"{limits.FETCH_SECONDS} seconds"
                     )
-                    raise MediaError(
-                        f"cannot fetch: {shown(url)}: expected at most {what}, found more."
-                    )
+                    raise MediaError("cannot fetch", shown(url), f"at most {what}", "more")
             length = response.headers.get("Content-Length", "")
             if length.isdigit() and int(length) != len(body):
-                raise MediaError(
-                    f"cannot fetch: {shown(url)}: expected {length} bytes, found {len(body)}."
-                )
+                raise MediaError("cannot fetch", shown(url), f"{length} bytes", len(body))
             return bytes(body)
     except urllib.error.HTTPError as error:
         found = (
             "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
         )
-        raise MediaError(f"cannot fetch: {shown(url)}: expected a file, found {found}.") from None
+        raise MediaError("cannot fetch", shown(url), "a file", found) from None
     except (OSError, ValueError):
-        raise MediaError(
-            f"cannot fetch: {shown(url)}: expected an answer, found none that can be read."
-        ) from None
+        raise MediaError("cannot fetch", shown(url), "an answer", "none that can be read") from None
 
 
 def open_picture(source, notice=lambda line: None) -> Image.Image:
@@ -185,24 +176,23 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
             picture.load()
         except Image.DecompressionBombError:
             raise MediaError(
-                f"cannot read the picture: {name}: expected at most {limits.PIXELS:,} pixels, "
-                "found more than twice that."
+                "cannot read the picture",
+                name,
+                f"at most {limits.PIXELS:,} pixels",
+                "more than twice that",
             ) from None
         except UnidentifiedImageError:
-            hint = (
-                " HEIC is not supported: convert it to JPEG first."
+            heic = (
+                "HEIC is not supported: convert it to JPEG first."
                 if b"ftyphei" in data[:32]
                 else ""
             )
             raise MediaError(
-                f"cannot read the picture: {name}: expected one of {', '.join(FORMATS)}, found "
-                f"{kind_of(data)}.{hint}"
+                "cannot read the picture", name, f"one of {', '.join(FORMATS)}", kind_of(data), heic
             ) from None
         except (OSError, ValueError, SyntaxError, EOFError):
             raise MediaError(
-                f"cannot read the picture: {name}: expected a whole file, found one that ends "
-                "early or is "
-                "damaged."
+                "cannot read the picture", name, "a whole file", "one that ends early or is damaged"
             ) from None
         return to_rgb(picture)
 
@@ -230,8 +220,9 @@ def from_array(array: np.ndarray) -> Image.Image:
     """A picture from uint8 [H W 3]."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise MediaError(
-            "cannot read the picture: the ndarray: expected uint8 [height, width, 3], found "
-            f"{array.dtype} "
-            f"{list(array.shape)}."
+            "cannot read the picture",
+            "the ndarray",
+            "uint8 [height, width, 3]",
+            f"{array.dtype} {list(array.shape)}",
         )
     return Image.fromarray(array)

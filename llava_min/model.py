@@ -45,25 +45,39 @@ class Llava(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.embedding.weight.device
 
-    def projected(self, pixels: np.ndarray, k: int) -> Iterator[Tensor]:
-        """Tiles [B S S 3] -> their projected features [k N W], k tiles at a time."""
+    def features(self, pixels: np.ndarray, k: int) -> Iterator[Tensor]:
+        """Tiles [B S S 3] -> the tower's features [k N D], k tiles at a time."""
         for start in range(0, len(pixels), k):
             tiles = torch.from_numpy(pixels[start : start + k]).to(self.device)
-            yield self.projector(self.vision(see("tiles", tiles, "B S S 3")))
+            yield self.vision(see("tiles", tiles, "B S S 3"))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Features of some frames -> their projected rows [B N W], halved on the family's side of
+        the projector.
+        """
+        mode = self.config.pool_mode
+        if mode is None:
+            return self.projector(features)
+        if self.config.pool_before_projector:
+            return self.projector(projector.pool(features, mode))
+        return projector.pool(self.projector(features), mode)
 
     @torch.inference_mode()
     def encode(self, visual: Tiles, video: bool, k: int = 8) -> Iterator[Tensor]:
         """The rows [tokens W] of a picture, at once, or of a clip, k frames at a time."""
         config = self.config
         if video:
-            for projected in self.projected(visual.pixels, k):
-                pooled = projector.pool(projected, config.pool_mode)
-                yield projector.frames_rows(pooled, self.newline, config.newline_position)
+            for features in self.features(visual.pixels, k):
+                yield projector.frames_rows(
+                    self.pooled(features), self.newline, config.newline_position
+                )
             end = projector.clip_end(self.newline, config.newline_position)
             if end is not None:
                 yield end
             return
-        projected = torch.cat(list(self.projected(visual.pixels, k)))
+        projected = torch.cat(
+            [self.projector(features) for features in self.features(visual.pixels, k)]
+        )
         if visual.grid is None:
             yield projector.single_tile_rows(projected, self.newline)
         else:

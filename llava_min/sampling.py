@@ -46,12 +46,13 @@ class Sampling:
             right_type = type(value) in ((int,) if type(low) is int else (int, float))
             if not right_type or not math.isfinite(value) or not low <= value <= high:
                 raise ParameterError(
-                    f"cannot sample: {name}: expected "
-                    f"a{'n integer' if type(low) is int else ' number'} "
-                    f"from {low} to {high}, found {value!r}."
+                    "cannot sample",
+                    name,
+                    f"a{'n integer' if type(low) is int else ' number'} from {low} to {high}",
+                    repr(value),
                 )
         if self.top_p == 0:
-            raise ParameterError("cannot sample: top_p: expected a number above 0, found 0.")
+            raise ParameterError("cannot sample", "top_p", "a number above 0", "0")
 
 
 def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int) -> int:
@@ -60,9 +61,11 @@ def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, k
     """
     if not torch.isfinite(logits[:known]).all():
         raise NumericsError(
-            f"cannot choose the next token: logits at position {position}: expected finite "
-            "numbers, "
-            "found NaN or infinity. Try --dtype float32."
+            "cannot choose the next token",
+            f"logits at position {position}",
+            "finite numbers",
+            "NaN or infinity",
+            "Try --dtype float32.",
         )
     logits = logits[:known]
     if sampling.repetition_penalty != 1 and ids:

@@ -38,8 +38,10 @@ class Tokenizer:
             if type(error) is not Exception:  # the library raises the bare base class
                 raise
             raise CheckpointError(
-                "cannot read the tokenizer: tokenizer.json: expected a description that the "
-                f"tokenizers library reads, found {shown(str(error))}."
+                "cannot read the tokenizer",
+                "tokenizer.json",
+                "a description that the tokenizers library reads",
+                shown(str(error)),
             ) from None
         self.inner.encode_special_tokens = True
         self.special = {
@@ -75,8 +77,11 @@ class Tokenizer:
     def special_id(self, token: str) -> int:
         if token not in self.special:
             raise CheckpointError(
-                f"cannot render the prompt: tokenizer.json: expected the special token {token!r}, "
-                "found none. Does the template fit this checkpoint? See --template."
+                "cannot render the prompt",
+                "tokenizer.json",
+                f"the special token {token!r}",
+                "none",
+                "Does the template fit this checkpoint? See --template.",
             )
         return self.special[token]
 

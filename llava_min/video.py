@@ -18,15 +18,19 @@ from . import limits, media
 from .errors import LlavaMinError, MediaError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,gif,h264,hevc"
+UNTIMED = ("avi", "h264", "hevc")  # these store the order of decoding only
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Sampled frames [F H W 3] and the second at which each stands."""
+    """Sampled frames [F H W 3], the second at which each stands, and the whole clip's seconds (0:
+    not known).
+    """
 
     frames: np.ndarray
     times: tuple[float, ...]
+    seconds: float = 0.0
 
 
 def sample_indices(total: int, frames: int) -> list[int]:
@@ -50,7 +54,7 @@ def read(source, frames: int) -> Clip:
         import av
     except ImportError:
         raise LlavaMinError(
-            f"cannot read the video: {name}: expected the package av, found none. pip install av"
+            "cannot read the video", name, "the package av", "none", "pip install av"
         ) from None
     if (
         isinstance(source, (bytes, bytearray))
@@ -64,9 +68,7 @@ def read(source, frames: int) -> Clip:
         return decode(av, opened, name, frames)
     except av.FFmpegError:
         raise MediaError(
-            f"cannot read the video: {name}: expected a video file, found one that is damaged or "
-            "of "
-            "another kind."
+            "cannot read the video", name, "a video file", "one that is damaged or of another kind"
         ) from None
 
 
@@ -86,21 +88,22 @@ def decode(av, opened, name: str, frames: int) -> Clip:
                 pictures.append(upright(frame))
                 times.append(round(time - start, 6))
     if not pictures:
-        raise MediaError(f"cannot read the video: {name}: expected frames, found none.")
-    return Clip(np.stack(pictures), tuple(times))
+        raise MediaError("cannot read the video", name, "frames", "none")
+    return Clip(np.stack(pictures), tuple(times), total / rate)
 
 
 def survey(av, opened, name: str) -> tuple[int, bool]:
     """(how many frames a video holds, whether each says when it is shown), without decoding any."""
     with av.open(opened, options=OPTIONS) as container:
         if not container.streams.video:
-            raise MediaError(
-                f"cannot read the video: {name}: expected a video stream, found none (audio only?)."
-            )
+            raise MediaError("cannot read the video", name, "a video stream", "none (audio only?)")
         stream = container.streams.video[0]
         size = (stream.codec_context.width, stream.codec_context.height)
         limits.check_pixels(name, size, limits.FRAME_PIXELS)
-        shown = [packet.pts is not None for packet in container.demux(stream) if packet.size]
+        timed = container.format.name not in UNTIMED
+        shown = [
+            timed and packet.pts is not None for packet in container.demux(stream) if packet.size
+        ]
     if hasattr(opened, "seek"):
         opened.seek(0)
     return len(shown), all(shown)
@@ -116,8 +119,9 @@ def from_array(array: np.ndarray) -> Clip:
     """A clip of frames already chosen, uint8 [F H W 3]; their times are their numbers."""
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise MediaError(
-            "cannot read the video: the ndarray: expected uint8 [frames, height, width, 3], "
-            "found "
-            f"{array.dtype} {list(array.shape)}."
+            "cannot read the video",
+            "the ndarray",
+            "uint8 [frames, height, width, 3]",
+            f"{array.dtype} {list(array.shape)}",
         )
     return Clip(array, tuple(float(index) for index in range(len(array))))

@@ -14,7 +14,6 @@ from PIL import Image
 
 import llava_min
 from llava_min import image
-from llava_min.generate import Options
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -67,7 +66,7 @@ def test_rows_and_logits_agree(name, load):
     ids = stored["input_ids"][0].tolist()
     several = "anyres" if name == "ov_two_anyres" else "auto"
     given = dict(images=pictures, videos=clips, multi_image=several)
-    prepared = model.prepare(ids, pictures, clips, Options(multi_image=several))
+    prepared = model.prepare(ids, pictures, clips, multi_image=several)
     assert prepared.visual_tokens == case["n_visual"]
     assert prepared.plan.tokens == case["seq_len"]
     rows = stored["rows"]

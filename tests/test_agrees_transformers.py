@@ -1,4 +1,5 @@
-"""Logits, token counts and answers against transformers' LlavaOnevisionForConditionalGeneration, in float32.
+"""Logits, token counts and answers against transformers' LlavaOnevisionForConditionalGeneration, in
+float32.
 
 The bound: 5e-5 * max(1, max|logit| / 5), five times what the two implementations differ by.
 """
@@ -10,12 +11,30 @@ import small
 import torch
 
 import llava_min
-from llava_min.generate import Options
 
 pytest.importorskip("transformers")
-SIZES = [(1, 1), (1, 2400), (2400, 1), (84, 84), (85, 84), (84, 85), (168, 168), (300, 200), (200, 300),
-         (640, 480), (480, 640), (1024, 899), (500, 1500), (101, 997), (997, 101), (33, 40), (7, 5),
-         (169, 170), (252, 84), (1153, 767)]  # fmt: skip
+SIZES = [
+    (1, 1),
+    (1, 2400),
+    (2400, 1),
+    (84, 84),
+    (85, 84),
+    (84, 85),
+    (168, 168),
+    (300, 200),
+    (200, 300),
+    (640, 480),
+    (480, 640),
+    (1024, 899),
+    (500, 1500),
+    (101, 997),
+    (997, 101),
+    (33, 40),
+    (7, 5),
+    (169, 170),
+    (252, 84),
+    (1153, 767),
+]
 FRAMES = [1, 2, 5, 8, 16]
 
 
@@ -24,7 +43,9 @@ class Oracle:
 
     def __init__(self, folder):
         from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-        from transformers.models.llava_onevision import image_processing_pil_llava_onevision as processing
+        from transformers.models.llava_onevision import (
+            image_processing_pil_llava_onevision as processing,
+        )
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
         self.model, self.info = LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -109,7 +130,9 @@ def test_one_picture(tiny, size):
     check(ours, theirs)
     answer = model.generate("Describe the picture.", images=[picture], max_tokens=12)
     assert answer.usage["prompt_tokens"] == inputs["input_ids"].shape[1]
-    check_answer(answer.token_ids, oracle.greedy(inputs, 12), theirs, (ours - theirs).abs().max().item())
+    check_answer(
+        answer.token_ids, oracle.greedy(inputs, 12), theirs, (ours - theirs).abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("count", FRAMES)
@@ -122,7 +145,9 @@ def test_one_clip(tiny, count):
     check(ours, theirs)
     answer = model.generate("Describe the video.", videos=[frames], max_tokens=12)
     assert answer.usage["prompt_tokens"] == inputs["input_ids"].shape[1]
-    check_answer(answer.token_ids, oracle.greedy(inputs, 12), theirs, (ours - theirs).abs().max().item())
+    check_answer(
+        answer.token_ids, oracle.greedy(inputs, 12), theirs, (ours - theirs).abs().max().item()
+    )
 
 
 def test_several_pictures_are_one_padded_tile_each(tiny):
@@ -134,7 +159,9 @@ def test_several_pictures_are_one_padded_tile_each(tiny):
 
 def test_text_alone(tiny):
     model, oracle = tiny
-    check(model.logits("Where is the star?"), oracle.logits(oracle.prompt("", "Where is the star?")))
+    check(
+        model.logits("Where is the star?"), oracle.logits(oracle.prompt("", "Where is the star?"))
+    )
 
 
 def test_chat_template_writes_the_same_ids(tiny):
@@ -146,16 +173,19 @@ def test_chat_template_writes_the_same_ids(tiny):
         {"role": "assistant", "content": [{"type": "text", "text": "At the top."}]},
         {"role": "user", "content": [{"type": "text", "text": "What is\non the left?"}]},
     ]
-    ours = model.prepare(messages, [], [], Options()).ids
+    ours = model.prepare(messages).ids
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = (small.TINY / "chat_template.json").read_text()
-    rendered, _ = render_jinja_template([messages], chat_template=json.loads(template)["chat_template"],
-                                        add_generation_prompt=True)  # fmt: skip
+    rendered, _ = render_jinja_template(
+        [messages], chat_template=json.loads(template)["chat_template"], add_generation_prompt=True
+    )
     assert ours == oracle.tokenizer(rendered[0])["input_ids"]
 
 
-@pytest.mark.parametrize("text", ["How many?", "naïve café ☕", "数字 42", "a  b\n\n c\t", "'s don't I'LL 007", "🎈🎈"])
+@pytest.mark.parametrize(
+    "text", ["How many?", "naïve café ☕", "数字 42", "a  b\n\n c\t", "'s don't I'LL 007", "🎈🎈"]
+)
 def test_tokenizer_gives_the_same_ids(tiny, text):
     model, oracle = tiny
     assert model.tokenizer.encode_text(text) == oracle.tokenizer(text)["input_ids"]
@@ -165,10 +195,14 @@ def test_tokenizer_gives_the_same_ids(tiny, text):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("names", ["old", "4.52", "5"])
 def test_small_random_models_under_every_name(tmp_path, seed, names):
-    """post_layernorm and image_newline random: a tower that applied the one or forgot the other would show."""
+    """post_layernorm and image_newline random: a tower that applied the one or forgot the other
+    would show.
+    """
     config = small.hf_config(tied=bool(seed))
     model = small.random_model(config, seed)
-    tensors = {rename(name, names): tensor for name, tensor in small.tensors_of(model, "hf").items()}
+    tensors = {
+        rename(name, names): tensor for name, tensor in small.tensors_of(model, "hf").items()
+    }
     folder = small.write(tmp_path, config, tensors)
     processor = small.TINY / "preprocessor_config.json"
     text = processor.read_text().replace("84", "56")
@@ -179,7 +213,9 @@ def test_small_random_models_under_every_name(tmp_path, seed, names):
     assert not oracle.info["missing_keys"] and not oracle.info["unexpected_keys"]
     for width, height in ((100, 60), (30, 200)):
         pictures = [small.picture(width, height, seed)]
-        check(ours.logits("What?", images=pictures), oracle.logits(oracle.images(pictures, "What?")))
+        check(
+            ours.logits("What?", images=pictures), oracle.logits(oracle.images(pictures, "What?"))
+        )
     frames = small.frames(3, seed=seed)
     check(ours.logits("What?", videos=[frames]), oracle.logits(oracle.video(frames, "What?")))
 
@@ -188,9 +224,13 @@ def rename(name: str, names: str) -> str:
     """A name of the old HF layout in the wording of a later version."""
     if names == "old":
         return name
-    renames = [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head."),
-               ("vision_tower.", "model.vision_tower."), ("multi_modal_projector.", "model.multi_modal_projector."),
-               ("image_newline", "model.image_newline")]  # fmt: skip
+    renames = [
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+        ("image_newline", "model.image_newline"),
+    ]
     for old, new in renames:
         if name.startswith(old):
             name = new + name[len(old) :]
@@ -208,9 +248,13 @@ def test_mutants_are_caught(tiny, monkeypatch):
     theirs = oracle.logits(oracle.images([picture], "What?"))
     mutants = [
         (activation, "gelu_reference", lambda rows, kind: torch.nn.functional.gelu(rows)),
-        (vision, "normalise", lambda tiles, config, dtype: (tiles.float() / 256 - 0.5).div(0.5).permute(0, 3, 1, 2)),
+        (
+            vision,
+            "normalise",
+            lambda tiles, config, dtype: (tiles.float() / 256 - 0.5).div(0.5).permute(0, 3, 1, 2),
+        ),
         (projector, "end_rows", lambda patch_map, newline: end_rows(patch_map, 0 * newline)),
-    ]  # fmt: skip
+    ]
     for module, name, mutant in mutants:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, mutant)

@@ -155,10 +155,10 @@ def test_a_tied_head_must_be_the_embedding(tmp_path):
 
 @pytest.mark.parametrize("change, named", [
     ({"vision_aspect_ratio": "anyres_min_3"}, "vision_aspect_ratio"),
-    ({"vision_feature_layer": -2}, "vision_feature_layer"),
+    ({"vision_feature_layer": 3}, "vision_feature_layer"),
     ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
     ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
-    ({"model_type": "llava_phi"}, "llava_phi"),
+    ({"architectures": ["LlavaPhiForCausalLM"]}, "LlavaPhi"),
     ({"text_config__use_sliding_window": True}, "use_sliding_window"),
     ({"text_config__hidden_act": "gelu"}, "hidden_act"),
     ({"text_config__num_attention_heads": 5}, "num_attention_heads"),

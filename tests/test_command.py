@@ -37,44 +37,90 @@ def test_without_arguments_it_answers_about_the_embedded_picture(capsys):
 
 def test_json_has_the_documented_fields(capsys):
     whole = answer(capsys, "How many shapes are there?", "--image", STAR)
-    assert list(whole) == ["model", "text", "token_ids", "finish_reason", "usage", "timings", "memory", "media",
-                           "settings", "version"]  # fmt: skip
+    assert list(whole) == [
+        "model",
+        "text",
+        "token_ids",
+        "finish_reason",
+        "usage",
+        "timings",
+        "memory",
+        "media",
+        "settings",
+        "version",
+    ]
     assert set(whole["usage"]) == {"prompt_tokens", "completion_tokens", "image_tokens"}
-    assert set(whole["timings"]) == {"load_s", "preprocess_s", "vision_s", "prefill_s", "ttft_s", "decode_s",
-                                     "tokens_per_s"}  # fmt: skip
+    assert set(whole["timings"]) == {
+        "load_s",
+        "preprocess_s",
+        "vision_s",
+        "prefill_s",
+        "ttft_s",
+        "decode_s",
+        "tokens_per_s",
+    }
     assert set(whole["memory"]) == {"peak_bytes"}
-    assert whole["media"] == [{"type": "image", "source": f"'{STAR}'", "size": [320, 240],
-                               "tiles": whole["media"][0]["tiles"], "tokens": whole["usage"]["image_tokens"]}]  # fmt: skip
+    assert whole["media"] == [
+        {
+            "type": "image",
+            "source": f"'{STAR}'",
+            "size": [320, 240],
+            "tiles": whole["media"][0]["tiles"],
+            "tokens": whole["usage"]["image_tokens"],
+        }
+    ]
     assert whole["finish_reason"] == "stop" and whole["version"] == llava_min.__version__
 
 
 def test_two_pictures_and_a_clip(capsys):
-    pair = answer(capsys, "What is different?", "--image", str(SAMPLES / "before.png"), "--image", str(SAMPLES / "after.png"))
+    pair = answer(
+        capsys,
+        "What is different?",
+        "--image",
+        str(SAMPLES / "before.png"),
+        "--image",
+        str(SAMPLES / "after.png"),
+    )
     assert [entry["tokens"] for entry in pair["media"]] == [37, 37]
     clip = answer(capsys, "Which way does the circle move?", "--video", str(SAMPLES / "clip.mp4"))
     assert clip["media"][0]["frames"] == 16 and clip["media"][0]["tokens"] == 16 * 9 + 1
-    assert clip["media"][0]["times"][0] == 0 and clip["media"][0]["times"] == sorted(clip["media"][0]["times"])
+    assert clip["media"][0]["times"][0] == 0 and clip["media"][0]["times"] == sorted(
+        clip["media"][0]["times"]
+    )
 
 
 def test_pictures_from_stdin_and_data_are_the_file(capsys, monkeypatch):
     data = (SAMPLES / "shapes.png").read_bytes()
     expected = answer(capsys, "Describe the picture.", "--image", STAR)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    assert answer(capsys, "Describe the picture.", "--image", uri)["token_ids"] == expected["token_ids"]
+    assert (
+        answer(capsys, "Describe the picture.", "--image", uri)["token_ids"]
+        == expected["token_ids"]
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    assert answer(capsys, "Describe the picture.", "--image", "-")["token_ids"] == expected["token_ids"]
+    assert (
+        answer(capsys, "Describe the picture.", "--image", "-")["token_ids"]
+        == expected["token_ids"]
+    )
     as_file = (SAMPLES / "shapes.png").as_uri()
-    assert answer(capsys, "Describe the picture.", "--image", as_file)["token_ids"] == expected["token_ids"]
+    assert (
+        answer(capsys, "Describe the picture.", "--image", as_file)["token_ids"]
+        == expected["token_ids"]
+    )
 
 
 def test_sampling_is_reproducible(capsys):
-    ask = lambda: answer(capsys, "Describe the picture.", "--image", STAR, "--temperature", "0.8", "--seed", "7")
+    ask = lambda: answer(
+        capsys, "Describe the picture.", "--image", STAR, "--temperature", "0.8", "--seed", "7"
+    )
     first, second = ask(), ask()
     assert first["token_ids"] == second["token_ids"] and first["settings"]["seed"] == 7
 
 
 def test_a_placeholder_inside_the_text(capsys):
-    code, _, err = run(capsys, "Look at <image> now: where is the star?", "--image", STAR, "--show-prompt")
+    code, _, err = run(
+        capsys, "Look at <image> now: where is the star?", "--image", STAR, "--show-prompt"
+    )
     assert code == 0 and "Look at <image:" in err and "tokens> now: where" in err
 
 
@@ -83,9 +129,8 @@ def test_special_tokens_in_a_question_stay_text(capsys):
     code, _, err = run(capsys, question, "--image", STAR, "--show-prompt", "--max-tokens", "3")
     assert code == 0 and question in err
     model = llava_min.load()
-    from llava_min.generate import Options
 
-    ids = model.prepare(question, [], [], Options()).ids
+    ids = model.prepare(question).ids
     special = [i for i in ids if i in set(model.tokenizer.special.values())]
     assert len(special) == 3  # the template's own: start, end, start
 
@@ -125,7 +170,9 @@ def test_a_cut_answer_is_said(capsys):
 
 def test_media_without_a_prompt_are_described(capsys):
     plain = answer(capsys, "--image", STAR)
-    assert plain["token_ids"] == answer(capsys, "Describe the picture.", "--image", STAR)["token_ids"]
+    assert (
+        plain["token_ids"] == answer(capsys, "Describe the picture.", "--image", STAR)["token_ids"]
+    )
 
 
 def test_trace_names_every_file_of_the_walk_in_order(capsys):
@@ -136,7 +183,9 @@ def test_trace_names_every_file_of_the_walk_in_order(capsys):
     assert {"model.py", "vision.py", "projector.py", "decoder.py"} <= set(files)
     assert files.index("vision.py") < files.index("projector.py")
     assert all(line[-1] == "ms" and float(line[-2]) >= 0 for line in lines)
-    assert any("N=36" in " ".join(line) for line in lines) and any("uint8" in line for line in lines)
+    assert any("N=36" in " ".join(line) for line in lines) and any(
+        "uint8" in line for line in lines
+    )
     assert len({(line[0], line[1]) for line in lines}) == len(lines)
 
 
@@ -181,7 +230,9 @@ def test_errors_are_one_line_with_their_exit_code(capsys, arguments, code, named
 
 def test_verbose_shows_the_traceback():
     result = subprocess.run(
-        [sys.executable, "-m", "llava_min", "x", "--image", "nothing.png", "-v"], capture_output=True, text=True
+        [sys.executable, "-m", "llava_min", "x", "--image", "nothing.png", "-v"],
+        capture_output=True,
+        text=True,
     )
     assert "Traceback" in result.stderr and result.returncode == 1
 
@@ -195,7 +246,9 @@ def test_help_and_version_do_not_import_torch():
         "print([m for m in ('torch', 'numpy', 'PIL', 'av', 'tokenizers') if m in sys.modules])"
     )
     for argument in ("--help", "--help-all", "--version"):
-        result = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-c", code, argument], capture_output=True, text=True
+        )
         assert result.stdout.splitlines()[-1] == "[]", argument
         assert result.returncode == 0
 
@@ -210,17 +263,23 @@ def test_help_has_two_tiers(capsys):
 
 
 def test_a_closed_pipe_ends_quietly():
-    command = f"{sys.executable} -m llava_min 'Describe the picture.' --image {STAR} --jsonl | head -n 1"
+    command = (
+        f"{sys.executable} -m llava_min 'Describe the picture.' --image {STAR} --jsonl | head -n 1"
+    )
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert result.stdout.count("\n") == 1 and "Traceback" not in result.stderr
 
 
 def test_the_module_forms_are_the_same_command():
     for module in ("llava_min", "llava_min.generate"):
-        result = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-m", module, "--version"], capture_output=True, text=True
+        )
         assert result.stdout == f"llava_min {llava_min.__version__}\n"
 
 
 def test_invalid_utf8_is_named():
-    result = subprocess.run([sys.executable, "-m", "llava_min", b"\xff\xfe"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "llava_min", b"\xff\xfe"], capture_output=True, text=True
+    )
     assert result.returncode == 4 and "0xff at 0" in result.stderr

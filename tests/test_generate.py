@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import llava_min
 from llava_min.errors import MediaError, ParameterError, PromptError
-from llava_min.generate import Finished, Options, StopTexts, Token
+from llava_min.generate import Finished, StopTexts, Token
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_text_ends_before_the_first_stop_text(pieces, stops):
 def test_greedy_follows_the_logits(model):
     """Each token is the most likely one after the prompt and the tokens before it."""
     ids = []
-    text = model.prepare("What?", [], [], Options()).ids
+    text = model.prepare("What?").ids
     answer = model.generate("What?", max_tokens=6, ignore_eos=True)
     assert len(answer.token_ids) == 6 and answer.finish_reason == "length"
     for token in answer.token_ids:
@@ -130,7 +130,7 @@ def test_too_long_a_prompt_is_refused_with_the_arithmetic_before_any_vision(mode
 
 def test_prompts_as_ids_hold_a_mark_for_each_visual(model):
     picture = small.picture(60, 80)
-    prepared = model.prepare("What?", [picture], [], Options())
+    prepared = model.prepare("What?", [picture])
     first, _, last = prepared.plan.segments
     ids = [*first.ids, -200, *last.ids]
     assert model.logits(ids, images=[picture]).equal(model.logits("What?", images=[picture]))

@@ -14,7 +14,9 @@ CONFIG = config.read(small.TINY)
 @pytest.fixture(scope="module")
 def processor():
     pytest.importorskip("transformers")
-    from transformers.models.llava_onevision import image_processing_pil_llava_onevision as processing
+    from transformers.models.llava_onevision import (
+        image_processing_pil_llava_onevision as processing,
+    )
 
     return processing.LlavaOnevisionImageProcessorPil.from_pretrained(small.TINY)
 

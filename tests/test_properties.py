@@ -28,7 +28,7 @@ def plan_of(llava, seed: int, pictures: int, frames: int):
     segments, tiles = [], []
     for _ in range(pictures):
         size = tuple(int(x) for x in rng.integers(20, 150, 2))
-        segment = budget.picture(size, False, config)
+        segment = budget.picture(size, "anyres", config)
         segments.append(segment)
         count = 1 + segment.grid[0] * segment.grid[1]
         tiles.append(
@@ -148,7 +148,7 @@ def test_pictures_are_encoded_apart(llava):
 def test_plans_count_what_encode_makes(llava, width, height, frames):
     """The token arithmetic without pixels equals the rows that come out."""
     config = llava.config
-    segment = budget.picture((width, height), False, config)
+    segment = budget.picture((width, height), "anyres", config)
     count = 1 + segment.grid[0] * segment.grid[1]
     tiles = Tiles(np.zeros((count, 56, 56, 3), np.uint8), (width, height), segment.grid)
     assert sum(map(len, llava.encode(tiles, video=False))) == segment.tokens

@@ -127,7 +127,7 @@ def logits_alone(model, batch, sample, ids) -> torch.Tensor:
     if batch.kind == "clip":
         segments = [budget.clip([0.0] * len(sample[0].pixels), config)]
     else:
-        segments = [budget.picture(t.size, t.grid is None, config) for t in sample]
+        segments = [budget.picture(t.size, "anyres" if t.grid else "pad", config) for t in sample]
     plan = budget.Plan(
         (budget.Text(tuple(batch.prefix)), *segments, budget.Text(tuple(ids))), config.text.context
     )

@@ -39,7 +39,9 @@ def test_text_survives_the_round_trip(words):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 506), max_size=40))
 def test_streamed_text_is_the_text_at_once(ids):
-    """Any ids, broken characters included: pieces joined equal the whole, up to broken bytes at the end."""
+    """Any ids, broken characters included: pieces joined equal the whole, up to broken bytes at the
+    end.
+    """
     stream = tokenizer.CharacterStream(TOKENIZER)
     pieces = [stream.feed(i) for i in ids]
     joined, whole = "".join(pieces) + stream.finish(), TOKENIZER.decode(ids)
@@ -65,7 +67,11 @@ def test_visuals_and_neighbouring_texts():
     together = TOKENIZER.encode(["assistant\n", "A star"])
     assert together == TOKENIZER.encode_text("assistant\nA star")
     parted = TOKENIZER.encode(["A ", Visual("image", 0), " star"])
-    assert parted == [*TOKENIZER.encode_text("A "), tokenizer.VISUAL, *TOKENIZER.encode_text(" star")]
+    assert parted == [
+        *TOKENIZER.encode_text("A "),
+        tokenizer.VISUAL,
+        *TOKENIZER.encode_text(" star"),
+    ]
 
 
 def test_raw_prompts_are_split_at_special_tokens():
@@ -74,10 +80,14 @@ def test_raw_prompts_are_split_at_special_tokens():
 
 
 def test_built_from_vocab_and_merges(tmp_path):
-    """A folder without tokenizer.json: the same ids from vocab.json, merges.txt and added_tokens.json."""
+    """A folder without tokenizer.json: the same ids from vocab.json, merges.txt and
+    added_tokens.json.
+    """
     whole = json.loads((small.TINY / "tokenizer.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in whole["model"]["merges"]]
+    merges = [
+        " ".join(pair) if isinstance(pair, list) else pair for pair in whole["model"]["merges"]
+    ]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
     added = {token["content"]: token["id"] for token in whole["added_tokens"]}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))

@@ -33,7 +33,7 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(
-                f"cannot open the checkpoint: {shown(str(folder))}: expected a folder, found none."
+                "cannot open the checkpoint", shown(str(folder)), "a folder", "none"
             )
         read_json(folder / "config.json", "configuration")
         return cls(folder, index(folder))
@@ -66,15 +66,17 @@ def read(shard, name: str, path: Path) -> Tensor:
     dtype = shard.get_slice(name).get_dtype()
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"cannot load {shown(name)}: {path.name}: expected one of {', '.join(DTYPES)}, "
-            f"found {shown(dtype)}."
+            f"cannot load {shown(name)}", path.name, f"one of {', '.join(DTYPES)}", shown(dtype)
         )
     try:
         return shard.get_tensor(name)
     except (SafetensorError, OSError):
         raise CheckpointError(
-            f"cannot read {shown(name)}: {path.name}: expected the whole tensor, found the file "
-            "cut short. Fetch it again."
+            f"cannot read {shown(name)}",
+            path.name,
+            "the whole tensor",
+            "the file cut short",
+            "Fetch it again.",
         ) from None
 
 
@@ -84,8 +86,11 @@ def open_shard(path: Path):
         return safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError):
         raise CheckpointError(
-            f"cannot read the weights: {path.name}: expected a whole safetensors file, found "
-            f"{path.stat().st_size} bytes that are none. Fetch it again."
+            "cannot read the weights",
+            path.name,
+            "a whole safetensors file",
+            f"{path.stat().st_size} bytes that are none",
+            "Fetch it again.",
         ) from None
 
 
@@ -95,27 +100,26 @@ def index(folder: Path) -> dict[str, Path]:
     if listing.exists():
         if single.exists():
             raise CheckpointError(
-                "cannot choose the weights: model.safetensors: expected either one file or an "
-                "index "
-                "with shards, found both. Move one of them away."
+                "cannot choose the weights",
+                "model.safetensors",
+                "either one file or an index with shards",
+                "both",
+                "Move one of them away.",
             )
         return sharded(folder, read_json(listing, "index of the weights"))
     if not regular(single):
-        raise CheckpointError(no_weights(folder))
+        raise no_weights(folder)
     with open_shard(single) as shard:
         return dict.fromkeys(shard.keys(), single)
 
 
-def no_weights(folder: Path) -> str:
-    """The message for a folder without safetensors."""
+def no_weights(folder: Path) -> CheckpointError:
+    """What is wrong with a folder without safetensors."""
+    found, hint = "none", "Is the folder complete?"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        return (
-            f"cannot load the weights: {folder}: expected safetensors, found pickled files only, "
-            "which can run "
-            "code when they are opened. Convert them first."
-        )
-    return (f"cannot load the weights: {folder}: expected model.safetensors, found none. "
-            "Is the folder complete?")  # fmt: skip
+        found = "pickled files only"
+        hint = "Pickles can run code when they are opened, so they stay closed. Convert them first."
+    return CheckpointError("cannot load the weights", str(folder), "model.safetensors", found, hint)
 
 
 def sharded(folder: Path, listing: dict) -> dict[str, Path]:
@@ -125,8 +129,10 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
     weight_map = listing.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            "cannot read the index of the weights: model.safetensors.index.json: expected a "
-            "weight_map, found none."
+            "cannot read the index of the weights",
+            "model.safetensors.index.json",
+            "a weight_map",
+            "none",
         )
     for name in weight_map.values():
         if (
@@ -136,14 +142,15 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
             or name.startswith(".")
         ):
             raise CheckpointError(
-                "cannot read the index of the weights: model.safetensors.index.json: weight_map "
-                f"must be a plain file name, found {shown(name)}."
+                "cannot read the index of the weights",
+                "model.safetensors.index.json",
+                "a plain file name in weight_map",
+                shown(name),
             )
     for name in dict.fromkeys(weight_map.values()):
         if not regular(folder / name):
             raise CheckpointError(
-                f"cannot load the weights: {shown(name)}: expected a shard in the folder, found "
-                "none."
+                "cannot load the weights", shown(name), "a shard in the folder", "none"
             )
         listed = {tensor for tensor, shard in weight_map.items() if shard == name}
         with open_shard(folder / name) as shard:
@@ -151,8 +158,9 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
         if held != listed:
             odd = sorted(held ^ listed)[0]
             raise CheckpointError(
-                f"cannot load the weights: {shown(name)}: expected the tensors that the index "
-                "lists, "
-                f"found a difference at {shown(odd)}."
+                "cannot load the weights",
+                shown(name),
+                "the tensors that the index lists",
+                f"a difference at {shown(odd)}",
             )
     return {tensor: folder / shard for tensor, shard in weight_map.items()}

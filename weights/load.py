@@ -55,18 +55,21 @@ def fill(
         shape = wanted.get((own, piece))
         if shape is None:
             raise CheckpointError(
-                f"cannot load the weights: {shown(name)}: expected no such tensor in a "
-                f"{config.family} checkpoint, found {list(tensor.shape)}."
+                "cannot load the weights",
+                shown(name),
+                f"no such tensor in a {config.family} checkpoint",
+                list(tensor.shape),
             )
         if (own, piece) in filled:
             raise CheckpointError(
-                f"cannot load the weights: {shown(name)}: expected once, found again beside "
-                f"{shown(filled[own, piece])}."
+                "cannot load the weights",
+                shown(name),
+                "once",
+                f"again beside {shown(filled[own, piece])}",
             )
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"cannot load the weights: {shown(name)}: expected shape {list(shape)}, "
-                f"found {list(tensor.shape)}."
+                "cannot load the weights", shown(name), f"shape {list(shape)}", list(tensor.shape)
             )
         check_finite(name, tensor)
         place(model, config, own, piece, tensor, dtype, device)
@@ -77,8 +80,10 @@ def fill(
     if missing:
         first = ", ".join(name for name, _ in missing[0])
         raise CheckpointError(
-            f"cannot load the weights: {first}: expected in the checkpoint, found none "
-            f"({len(missing)} missing in all)."
+            "cannot load the weights",
+            first,
+            "in the checkpoint",
+            f"none ({len(missing)} missing in all)",
         )
     check_tied(model, config, checkpoint)
 
@@ -118,8 +123,10 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not (torch.isfinite(low) and torch.isfinite(high)):
         where = int(torch.nonzero(~torch.isfinite(tensor.flatten()))[0])
         raise NumericsError(
-            f"cannot use the weights: {shown(name)}: expected finite numbers, found "
-            f"{tensor.flatten()[where].item()} at index {where}."
+            "cannot use the weights",
+            shown(name),
+            "finite numbers",
+            f"{tensor.flatten()[where].item()} at index {where}",
         )
 
 
@@ -135,7 +142,8 @@ def check_tied(model, config: LlavaConfig, checkpoint: Checkpoint) -> None:
             stored = checkpoint.tensor(name).to(embedding)
             if stored.shape != embedding.shape or not torch.equal(stored, embedding):
                 raise CheckpointError(
-                    f"cannot load the weights: {shown(name)}: expected the embedding itself, "
-                    "since "
-                    "tie_word_embeddings is true, found other numbers."
+                    "cannot load the weights",
+                    shown(name),
+                    "the embedding itself, since tie_word_embeddings is true",
+                    "other numbers",
                 )

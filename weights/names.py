@@ -44,6 +44,8 @@ PARTS = (
     ("decoder.layers.{n}.mlp.gate_proj.", "decoder.blocks.{n}.gate_up.", "gate"),
     ("decoder.layers.{n}.mlp.up_proj.", "decoder.blocks.{n}.gate_up.", "up"),
     ("decoder.layers.{n}.mlp.down_proj.", "decoder.blocks.{n}.down.", None),
+    ("vision.embeddings.class_embedding", "vision.class_embedding", None),  # CLIP
+    ("vision.pre_layrnorm.", "vision.pre_norm.", None),  # misspelt in CLIP's files
     ("vision.embeddings.patch_embedding.", "vision.patch_embedding.", None),
     ("vision.embeddings.position_embedding.", "vision.position_embedding.", None),
     ("vision.encoder.layers.{n}.layer_norm1.", "vision.blocks.{n}.attention_norm.", None),

@@ -114,24 +114,30 @@ def line(marks: dict[str, Marks]) -> str:
     return "held out: " + "  ".join(f"{t} {100 * np.mean(m.right):.0f}" for t, m in marks.items())
 
 
+HEADS = (
+    "| task | example | accuracy | 95% interval | blank picture | other picture "
+    "| most common answer | n |",
+    "|---|---|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def row(task: str, marks: Marks) -> str:
+    """One row of the table."""
+    group = next(name for name, (tasks, _) in PASS.items() if task in tasks)
+    low, high = interval(marks.right)
+    example = scenes.QUESTIONS[task][0].format(kind="star", place=scenes.PLACES[0], nth="first")
+    shares = [np.mean(marks.blank), np.mean(marks.other), marks.most_common]
+    cells = [
+        f"{group}: {task.replace('_', ' ')}",
+        example,
+        f"**{100 * np.mean(marks.right):.1f}%**",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        *(f"{100 * share:.1f}%" for share in shares),
+        f"{len(marks.right):,}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def table(marks: dict[str, Marks]) -> str:
     """The printed result, a row for each task, as Markdown."""
-    rows = [
-        "| task | example | accuracy | 95% interval | blank picture | other picture | most "
-        "common answer | n |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for group, (tasks, _) in PASS.items():
-        for task in tasks:
-            m = marks[task]
-            low, high = interval(m.right)
-            example = scenes.QUESTIONS[task][0].format(
-                kind="star", place=scenes.PLACES[0], nth="first"
-            )
-            rows.append(
-                f"| {group}: {task.replace('_', ' ')} | {example} | "
-                f"{100 * np.mean(m.right):.1f}% | "
-                f"{100 * low:.1f} to {100 * high:.1f} | {100 * np.mean(m.blank):.1f}% | "
-                f"{100 * np.mean(m.other):.1f}% | {100 * m.most_common:.1f}% | {len(m.right)} |"
-            )
-    return "\n".join(rows)
+    return "\n".join([*HEADS, *(row(task, marks[task]) for task in marks)])

@@ -5,7 +5,8 @@ A batch holds samples of one kind and one picture size, so that all have equally
     prefix | visual rows | question answer | question answer | ...
 A question sees the prefix, the visual rows and itself; its positions go on from the visual rows, as
 if the others were not there. So one pass over a picture gives ten independent lessons. In a quarter
-of the batches the questions are turns of one conversation instead, and see each other.
+of the batches the questions are turns of one conversation instead, and see each other. A token
+weighs one over the root of its answer's length, or descriptions would drown the short answers.
 Read before: scenes.py. Read next: train.py.
 
 B samples, P prefix tokens, R visual rows, T tokens of questions and answers, W decoder width.
@@ -26,7 +27,7 @@ IGNORED = -100
 
 @dataclass
 class Batch:
-    """`visuals[i]` are sample i's tiles; ids, segments, targets [B T]; segment -1 is padding."""
+    """`visuals[i]` are sample i's tiles; the arrays are [B T]; segment -1 is padding."""
 
     kind: str
     prefix: list[int]
@@ -35,6 +36,7 @@ class Batch:
     segments: np.ndarray
     offsets: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray
     tasks: list[list[str]]
     answers: list[list[str]]
     conversation: bool
@@ -115,7 +117,7 @@ class Teacher:
         prefix, again, asked, end = TURNS[template]
         rows = []
         for lesson in lessons:
-            ids, segments, offsets, targets = [], [], [], []
+            ids, segments, offsets, targets, weights = [], [], [], [], []
             for number, (_, question, answer) in enumerate(lesson):
                 before = self.encode(again) if conversation and number else []
                 before = before + self.encode("\n" + question) + self.encode(asked)
@@ -126,7 +128,8 @@ class Teacher:
                 segments += [0 if conversation else number] * length
                 offsets += range(start, start + length)
                 targets += [IGNORED] * (len(before) - 1) + after + [IGNORED]
-            rows.append((ids, segments, offsets, targets))
+                weights += [len(after) ** -0.5] * length
+            rows.append((ids, segments, offsets, targets, weights))
         longest = max(len(ids) for ids, *_ in rows)
 
         def padded(index: int, value: int) -> np.ndarray:
@@ -134,7 +137,7 @@ class Teacher:
 
         tasks = [[task for task, _, _ in lesson] for lesson in lessons]
         answers = [[answer for _, _, answer in lesson] for lesson in lessons]
-        arrays = (padded(0, 0), padded(1, -1), padded(2, 0), padded(3, IGNORED))
+        arrays = (padded(0, 0), padded(1, -1), padded(2, 0), padded(3, IGNORED), padded(4, 0.0))
         return Batch(kind, self.encode(prefix), visuals, *arrays, tasks, answers, conversation)
 
 

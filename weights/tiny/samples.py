@@ -35,7 +35,11 @@ def pictures() -> dict[str, scenes.Scene]:
         ),
         "before.png": scenes.Scene(SIZE, (star, circle), None, background=12, smooth=True),
         "after.png": scenes.Scene(
-            SIZE, (star, shape("circle", "green", (0.5, 0.52), 34)), None, background=12, smooth=True
+            SIZE,
+            (star, shape("circle", "green", (0.5, 0.52), 34)),
+            None,
+            background=12,
+            smooth=True,
         ),
     }
 

@@ -285,47 +285,39 @@ def description(scene: Scene) -> str:
 
 
 def picture_questions(rng, scene: Scene) -> list[tuple[str, str, str]]:
-    """Ten questions on one picture, some of them on what is not there."""
+    """About a dozen questions on one picture, some of them on what is not there.
+
+    Color and place are asked of every shape: the same picture then has a different answer for each
+    kind, and only who heeds the kind can learn them all.
+    """
     present = [shape.kind for shape in scene.shapes]
-    absent = [kind for kind in KINDS if kind not in present]
-
-    def one(chance_absent: float = 0.15) -> str:
-        return str(rng.choice(absent if absent and rng.random() < chance_absent else present))
-
-    questions = [
-        ask(rng, "count", f"{len(scene.shapes)}."),
-        ask(rng, "describe", description(scene)),
-    ]
-    for kind in {one(), one()}:
-        shape = scene.find(kind)
-        questions.append(
-            ask(rng, "color", sentence(shape.color) if shape else f"There is no {kind}.", kind=kind)
+    absent = [str(kind) for kind in rng.permutation(KINDS) if kind not in present]
+    asked = present + [kind for kind in absent[:1] if rng.random() < 0.3]
+    questions = []
+    for kind in asked:
+        shape, missing = scene.find(kind), f"There is no {kind}."
+        color, place = (
+            (sentence(shape.color), sentence(PLACES[shape.place])) if shape else (missing,) * 2
         )
-    for kind in {one(), one()}:
-        shape = scene.find(kind)
-        questions.append(
-            ask(
-                rng,
-                "where",
-                sentence(PLACES[shape.place]) if shape else f"There is no {kind}.",
-                kind=kind,
-            )
-        )
+        questions.append(ask(rng, "color", color, kind=kind))
+        questions.append(ask(rng, "where", place, kind=kind))
     filled = {shape.place: shape for shape in scene.shapes}
-    empty = [
-        p for p in range(9) if p not in filled and not (scene.number and scene.number.place == p)
-    ]
-    for place in {
-        int(rng.choice(list(filled))),
-        int(rng.choice(list(filled) if rng.random() < 0.6 or not empty else empty)),
-    }:
+    taken = {*filled, *([scene.number.place] if scene.number else [])}
+    empty = [place for place in range(9) if place not in taken]
+    for place in [*rng.permutation(list(filled))[:2], rng.choice(empty)][
+        : 2 + (rng.random() < 0.5)
+    ]:
         answer = f"A {filled[place].kind}." if place in filled else "Nothing."
         questions.append(ask(rng, "at", answer, place=PLACES[place]))
-    kind = one(0.5)
-    questions.append(ask(rng, "exists", "Yes." if kind in present else "No.", kind=kind))
-    questions.append(
-        ask(rng, "number", f"{scene.number.kind}." if scene.number else "There is no number.")
-    )
+    for kinds, answer in ((present, "Yes."), (absent, "No.")):
+        if kinds:
+            questions.append(ask(rng, "exists", answer, kind=str(rng.choice(kinds))))
+    if rng.random() < 0.5:
+        questions.append(ask(rng, "count", f"{len(scene.shapes)}."))
+        number = f"{scene.number.kind}." if scene.number else "There is no number."
+        questions.append(ask(rng, "number", number))
+    else:
+        questions.append(ask(rng, "describe", description(scene)))
     return questions
 
 

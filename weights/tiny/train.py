@@ -11,8 +11,11 @@ Read before: lessons.py. Read next: exam.py.
 """
 
 import argparse
+import hashlib
+import json
 import math
 import os
+import platform
 import tempfile
 import time
 from pathlib import Path
@@ -153,7 +156,11 @@ class Training:
             batch = self.teacher.draw(rng, kind, count)
             with bfloat16():
                 logits, targets = answer_logits(self.model, batch, self.run)
-                loss = F.cross_entropy(logits.float(), targets)
+                each = F.cross_entropy(logits.float(), targets, reduction="none")
+            weights = torch.from_numpy(batch.weights)[
+                torch.from_numpy(batch.targets) != lessons.IGNORED
+            ]
+            loss = (each * weights).sum() / weights.sum()
             (loss * count / total).backward()
             losses[kind] = loss.item()
         return losses
@@ -236,7 +243,7 @@ def export(model: Llava, folder: Path) -> None:
 
 def evaluate(options) -> None:
     """Print the accuracy of the checkpoint on fresh scenes, drawn with an unused seed."""
-    model = load(FOLDER)
+    began, model = time.time(), load(FOLDER)
     torch.set_num_threads(options.workers * options.threads)
     teacher = lessons.Teacher(model.config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
     progress = Progress("examining", quiet=False)
@@ -249,6 +256,22 @@ def evaluate(options) -> None:
         progress=progress,
     )
     print(exam.table(marks))
+    if options.record:
+        seconds = time.time() - began
+        note = (
+            f"{min(len(m.right) for m in marks.values()):,} or more fresh questions a task, seed "
+            f"{10**6 + options.seed}, {time.strftime('%Y-%m-%d')}, {platform.machine()} CPU, "
+            f"torch {torch.__version__}, {seconds:.0f} s."
+        )
+        head = {"columns": exam.HEADS[0], "rule": exam.HEADS[1], "note": note,
+                "checkpoint": digest(FOLDER / "model.safetensors")}  # fmt: skip
+        rows = [head, *({"task": task, "row": exam.row(task, marks[task])} for task in marks)]
+        options.record.write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, which says which checkpoint a result belongs to."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -272,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument(
         "--samples", default=1000, help="a task, with --evaluate (%(default)s)", **number
     )
+    root.add_argument("--record", type=Path, metavar="FILE", help="write the result as JSON lines")
     return root
 
 

@@ -1,0 +1,330 @@
+"""A question and its pictures and videos -> a plan and tiles, ready for the model.
+
+in:  text, messages or token ids; sources of pictures and videos; Options
+out: Prepared: the plan, the tiles of each visual in the plan's order, what became of each medium
+Read next: loaded.py.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import budget, image, media, prompt, video
+from .config import LlavaConfig
+from .errors import CheckpointError, ParameterError, PromptError
+from .generate import Options
+from .image import Tiles
+from .prompt import Visual
+from .tokenizer import VISUAL, Tokenizer, split_specials
+
+log = logging.getLogger("llava_min")
+
+
+@dataclass(frozen=True)
+class Encodable:
+    """What stands at one place of the prompt: its segment, its tiles, and whether these are a
+    clip's frames.
+    """
+
+    segment: budget.Image | budget.Video
+    tiles: Tiles
+    is_clip: bool
+
+
+@dataclass
+class Medium:
+    """A picture or clip as it was opened; a family without video placeholders takes a clip frame by
+    frame.
+    """
+
+    places: list[Encodable]
+    entry: dict
+    instruction: str = ""
+
+
+@dataclass
+class Prepared:
+    """A prompt ready for the model."""
+
+    plan: budget.Plan
+    tokenizer: Tokenizer | None
+    visuals: list[Encodable]
+    media: list[dict]
+    seconds: float = 0.0
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the prompt's text."""
+        texts = (s for s in self.plan.segments if isinstance(s, budget.Text))
+        return [token for text in texts for token in text.ids]
+
+    @property
+    def visual_tokens(self) -> int:
+        return self.plan.tokens - len(self.ids)
+
+    def text(self) -> str:
+        """The rendered prompt as one text, special tokens and the places of visuals included."""
+        parts = []
+        for segment in self.plan.segments:
+            if not isinstance(segment, budget.Text):
+                kind = "image" if isinstance(segment, budget.Image) else "video"
+                parts.append(f"<{kind}: {segment.tokens} tokens>")
+            elif self.tokenizer is None:
+                parts.append(str(list(segment.ids)))
+            else:
+                parts.append(
+                    self.tokenizer.inner.decode(list(segment.ids), skip_special_tokens=False)
+                )
+        return "".join(parts)
+
+
+def prepare(question, images, videos, options: Options, config: LlavaConfig,
+            tokenizer: Tokenizer | None) -> Prepared:  # fmt: skip
+    """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError."""
+    start = time.perf_counter()
+    images, videos, turns = one_or_many(images), one_or_many(videos), None
+    if is_messages(question):
+        turns, in_images, in_videos = prompt.from_messages(list(question))
+        images, videos = fill_in(in_images, images, "image"), fill_in(in_videos, videos, "video")
+    opened = open_media(images, videos, options, config)
+    clips = [len(opened["video", i].places) for i in range(len(videos))]
+    frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not images else None
+    if is_ids(question):
+        pieces = [("image", i, 0) for i in range(len(images))]
+        pieces += [("video", i, f) for i, count in enumerate(clips) for f in range(count)]
+        ids = list(question)
+        if ids.count(VISUAL) != len(pieces):
+            raise PromptError(
+                "cannot place the visuals",
+                "token ids",
+                f"{len(pieces)} times {VISUAL}",
+                ids.count(VISUAL),
+            )
+    else:
+        if turns is None and not options.raw:
+            text = default_question(images, videos) if question is None else checked(question)
+            turns = [prompt.user_turn(text, len(images), len(videos), frames)]
+        if options.raw:
+            written = raw_pieces(checked(question), needed(tokenizer))
+            prompt.check_counts(written, len(images), len(videos), frames)
+        else:
+            written = rendered(turns, opened, options, config)
+        pieces = [(p.kind, p.index, p.frame or 0) for p in written if isinstance(p, Visual)]
+        ids = needed(tokenizer).encode(written)
+    visuals = [opened[kind, index].places[frame] for kind, index, frame in pieces]
+    plan = budget.Plan(tuple(segments(ids, visuals, config)), config.text.context)
+    entries = [
+        opened[key].entry for key in dict.fromkeys((kind, index) for kind, index, _ in pieces)
+    ]
+    return Prepared(plan, tokenizer, visuals, entries, time.perf_counter() - start)
+
+
+def rendered(turns, opened: dict, options: Options, config: LlavaConfig) -> list[prompt.Piece]:
+    """The turns in the words of the template, with the system turn, time instructions and prefill
+    asked for.
+    """
+    if options.system is not None:
+        turns = [prompt.Turn("system", ((options.system,),)), *turns]
+    if config.pool_mode is None:
+        turns = [
+            prompt.frame_by_frame(turn, lambda i: len(opened["video", i].places)) for turn in turns
+        ]
+    timed = config.time_instruction if options.timestamps is None else options.timestamps
+    if timed:
+        turns = [
+            prompt.with_times(turn, lambda i: opened["video", i].instruction) for turn in turns
+        ]
+    name = config.template if options.template == "auto" else options.template
+    if name not in prompt.TEMPLATES:
+        raise ParameterError(
+            "cannot render the prompt",
+            "template",
+            f"one of {', '.join(prompt.TEMPLATES)}",
+            repr(name),
+        )
+    return [*prompt.TEMPLATES[name](turns), *([options.prefill] if options.prefill else [])]
+
+
+def raw_pieces(text: str, tokenizer: Tokenizer) -> list[prompt.Piece]:
+    """A prompt that is complete: <image> and <video> are visuals, special tokens are parsed."""
+    pieces: list[prompt.Piece] = []
+    counts = {"image": 0, "video": 0}
+    for index, part in enumerate(prompt.PLACEHOLDER.split(text)):
+        if index % 2:
+            pieces.append(Visual(part, counts[part]))
+            counts[part] += 1
+        else:
+            pieces += split_specials(part, tokenizer)
+    return pieces
+
+
+def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> Iterator:
+    """Runs of ids as Text, and the segment of each visual in its place."""
+    remaining, run = iter(visuals), []
+    for token in [*ids, None]:
+        if token is None or token == VISUAL:
+            if run:
+                yield budget.Text(tuple(run))
+            run = []
+            if token is not None:
+                yield next(remaining).segment
+        elif 0 <= token < config.text.vocab_size:
+            run.append(token)
+        else:
+            raise PromptError(
+                "cannot embed the prompt", "token id", f"0 to {config.text.vocab_size - 1}", token
+            )
+
+
+# Media
+# ---------------------------------------------------------------------------------------------
+
+
+def open_media(images: list, videos: list, options: Options, config: LlavaConfig) -> dict:
+    """{(kind, index): Medium} of every picture and clip."""
+    mode = image_mode(len(images), options, config)
+    if options.max_tiles is not None:
+        grids = tuple(g for g in config.grids if g[0] * g[1] <= options.max_tiles)
+        config = replace(config, grids=grids or config.grids[:1])
+    opened = {("image", i): open_picture(source, mode, config) for i, source in enumerate(images)}
+    frames = options.frames or config.frames
+    if frames > config.frames and videos:
+        log.warning(
+            f"{frames} frames are more than the {config.frames} that this checkpoint was made for"
+        )
+    return opened | {
+        ("video", i): open_clip(source, frames, config) for i, source in enumerate(videos)
+    }
+
+
+def image_mode(count: int, options: Options, config: LlavaConfig) -> str:
+    """How the pictures become tiles; a line says what was done with several."""
+    wanted = options.multi_image
+    if wanted != "auto" and wanted not in config.image_modes:
+        raise ParameterError(
+            "cannot prepare the pictures",
+            "multi_image",
+            f"auto or {' or '.join(config.image_modes)} for {config.family}",
+            repr(wanted),
+        )
+    if count < 2:
+        return config.image_modes[0]
+    mode = config.several_images if wanted == "auto" else wanted
+    how = {
+        "anyres": "in a grid of tiles",
+        "pad": "padded to a square, one tile",
+        "square": "one tile",
+        "crop": "one tile, its middle",
+    }[mode]
+    log.info(f"{count} pictures: each {how} (--multi-image {wanted})")
+    return mode
+
+
+def open_picture(source, mode: str, config: LlavaConfig) -> Medium:
+    """A picture as tiles."""
+    picture = media.open_picture(source, log.warning)
+    tiles = image.MODES[mode](picture, config)
+    segment = budget.picture(picture.size, mode, config)
+    entry = {
+        "type": "image",
+        "source": media.name_of(source),
+        "size": list(picture.size),
+        "tiles": len(tiles.pixels),
+        "tokens": segment.tokens,
+    }
+    return Medium([Encodable(segment, tiles, False)], entry)
+
+
+def open_clip(source, frames: int, config: LlavaConfig) -> Medium:
+    """A clip as one visual, or as one for each frame where the family has no video of its own."""
+    clip = video.read(source, frames)
+    size = clip.frames.shape[2:0:-1]
+    pixels = image.frame_tiles(clip.frames, config)
+    if config.pool_mode is None:
+        places = [
+            Encodable(
+                budget.picture(size, config.frame_mode, config),
+                Tiles(tile[None], size, None),
+                False,
+            )
+            for tile in pixels
+        ]
+    else:
+        places = [Encodable(budget.clip(list(clip.times), config), Tiles(pixels, size, None), True)]
+    entry = {
+        "type": "video",
+        "source": media.name_of(source),
+        "size": list(size),
+        "frames": len(clip.times),
+        "times": list(clip.times),
+        "tokens": sum(place.segment.tokens for place in places),
+    }
+    return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds))
+
+
+# What was given
+# ------------------------------------------------------------------------------------
+
+
+def is_ids(question) -> bool:
+    return (
+        isinstance(question, list | tuple)
+        and bool(question)
+        and all(type(i) is int for i in question)
+    )
+
+
+def is_messages(question) -> bool:
+    return isinstance(question, list | tuple) and not is_ids(question)
+
+
+def checked(question) -> str:
+    """A question that says something."""
+    if not isinstance(question, str) or not question.strip():
+        raise PromptError("cannot ask", "prompt", "a question", "an empty text")
+    return question
+
+
+def needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    """The tokenizer, where there is one."""
+    if tokenizer is None:
+        raise CheckpointError(
+            "cannot read text",
+            "tokenizer.json",
+            "it, or vocab.json and merges.txt, in the checkpoint",
+            "neither",
+            "Pass token ids instead.",
+        )
+    return tokenizer
+
+
+def one_or_many(sources) -> list:
+    """A list of sources, also of one that was given alone."""
+    alone = isinstance(sources, str | bytes | Path | np.ndarray) or hasattr(sources, "convert")
+    return [sources] if alone else list(sources or ())
+
+
+def fill_in(sources: list, beside: list, kind: str) -> list:
+    """Sources from the messages, those that were None taken from what is passed beside them, in
+    order.
+    """
+    places = sum(source is None for source in sources)
+    if places != len(beside):
+        raise PromptError(
+            "cannot place the visuals", "messages", f"{places} {kind}s beside them", len(beside)
+        )
+    remaining = iter(beside)
+    return [next(remaining) if source is None else source for source in sources]
+
+
+def default_question(images: list, videos: list) -> str:
+    """What is asked about media without a prompt."""
+    if not images and not videos:
+        raise PromptError("cannot ask", "prompt", "a question", "none")
+    counts = (("picture", len(images)), ("video", len(videos)))
+    nouns = [noun + "s" * (count > 1) for noun, count in counts if count]
+    return f"Describe the {' and the '.join(nouns)}."

@@ -1,0 +1,380 @@
+"""Every other family against its transformers class: small random models, float32.
+
+long-llava (CLIP, Qwen2), llava-interleave (SigLIP, Qwen1.5, tied), LLaVA-1.5 (CLIP, LLaMA), LLaVA-
+NeXT and LLaVA-NeXT-Video (CLIP, anyres, LLaMA, linear rope scaling).
+"""
+
+import json
+
+import pytest
+import small
+import torch
+from safetensors.torch import save_file
+
+import llava_min
+from llava_min import budget, config, image, prompt
+
+transformers = pytest.importorskip("transformers")
+TILE, SIDE = 56, 4
+GRIDS = [
+    [56, 112],
+    [112, 56],
+    [112, 112],
+    [168, 56],
+    [56, 168],
+]  # the published five, (height, width)
+
+
+def clip(**changes) -> dict:
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": TILE,
+        "patch_size": 14,
+        "projection_dim": 16,
+        **changes,
+    }
+
+
+def siglip() -> dict:
+    return {**clip(), "model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+def decoder(kind: str, **changes) -> dict:
+    return {
+        "model_type": kind,
+        "vocab_size": 512,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": 509,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        **changes,
+    }
+
+
+QWEN = decoder("qwen2", rope_theta=1e9)
+TIED = decoder("qwen2", rope_theta=1e6, tie_word_embeddings=True, num_key_value_heads=4)
+LLAMA = decoder("llama", rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.5})
+COMMON = {"image_token_index": 510, "projector_hidden_act": "gelu"}
+FAMILIES = {
+    "long_llava": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        **COMMON,
+        "vision_config": clip(),
+        "text_config": QWEN,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
+    "interleave": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        **COMMON,
+        "vision_config": siglip(),
+        "text_config": TIED,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "llava_1_5": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        **COMMON,
+        "vision_config": clip(),
+        "text_config": decoder("llama"),
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
+    "next": {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        **COMMON,
+        "vision_config": clip(),
+        "text_config": decoder("llama"),
+        "image_grid_pinpoints": GRIDS,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
+    "next_video": {
+        "architectures": ["LlavaNextVideoForConditionalGeneration"],
+        "model_type": "llava_next_video",
+        **COMMON,
+        "video_token_index": 511,
+        "vision_config": clip(),
+        "text_config": LLAMA,
+        "image_grid_pinpoints": GRIDS,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "spatial_pool_mode": "average",
+        "spatial_pool_stride": 2,
+    },
+}
+
+
+class Family:
+    """A family's transformers model with random weights, saved by us in the old names, and ours
+    loaded from it.
+    """
+
+    def __init__(self, name: str, folder):
+        self.settings = FAMILIES[name]
+        torch.manual_seed(0)
+        cls = getattr(transformers, self.settings["architectures"][0])
+        self.model = cls(cls.config_class.from_dict(self.settings)).eval()
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+                parameter.copy_(scale * torch.randn(parameter.shape) + (parameter.ndim == 1) * 0.5)
+        tensors = {
+            old_name(name): t.contiguous().clone() for name, t in self.model.state_dict().items()
+        }
+        if self.settings["text_config"].get("tie_word_embeddings"):
+            tensors.pop("language_model.lm_head.weight")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(self.settings))
+        tokenizer = (small.TINY / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(tokenizer.replace("<|endoftext|>", "<s>"))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        self.ours = llava_min.load(folder, dtype="float32")
+
+    @torch.no_grad()
+    def logits(self, ids, **inputs) -> torch.Tensor:
+        return self.model(input_ids=torch.tensor([ids]), **inputs).logits[0]
+
+    def expanded(self, question, media, token: int, **options) -> list[int]:
+        """The prompt's ids with `token` in place of every visual row."""
+        ids = []
+        for segment in self.ours.prepare(question, **media, **options).plan.segments:
+            ids += segment.ids if isinstance(segment, budget.Text) else [token] * segment.tokens
+        return ids
+
+
+def old_name(name: str) -> str:
+    """A name of transformers 5 in the wording of the published files."""
+    for new, old in (
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.image_newline", "image_newline"),
+    ):
+        if name.startswith(new):
+            return old + name[len(new) :].removeprefix("vision_model.")
+    return name
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    return {name: Family(name, folder / name) for name in FAMILIES}
+
+
+def check(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max().item() <= 5e-5 * max(1.0, theirs.abs().max().item() / 5)
+
+
+def clip_processor(**changes):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, **changes
+    )
+
+
+def pixels_of(name: str, pictures) -> torch.Tensor:
+    """One tile for each picture, by transformers' processors."""
+    if name == "interleave":
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        processor = SiglipImageProcessorPil(
+            size={"height": TILE, "width": TILE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+    else:
+        processor = clip_processor()
+    return processor(pictures, return_tensors="pt")["pixel_values"]
+
+
+@pytest.mark.parametrize("name", ["long_llava", "interleave", "llava_1_5"])
+@pytest.mark.parametrize(
+    "sizes", [[(90, 60)], [(57, 56), (56, 81)], [(30, 200), (339, 336), (56, 56)]], ids=str
+)
+def test_one_tile_a_picture(families, name, sizes):
+    family = families[name]
+    pictures = [small.picture(*size, seed=sum(size)) for size in sizes]
+    ids = family.expanded("What?", {"images": pictures}, 510)
+    theirs = family.logits(ids, pixel_values=pixels_of(name, pictures))
+    check(family.ours.logits("What?", images=pictures), theirs)
+    assert ids.count(510) == SIDE**2 * len(pictures)
+
+
+@pytest.mark.parametrize("name", ["next", "next_video"])
+@pytest.mark.parametrize(
+    "size", [(56, 56), (100, 60), (60, 100), (300, 40), (40, 300), (57, 113)], ids=str
+)
+def test_anyres_with_clip(families, name, size):
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    family, picture = families[name], small.picture(*size)
+    processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=GRIDS,
+    )
+    pixels = processor([picture], return_tensors="pt")
+    ids = family.expanded("What?", {"images": [picture]}, 510)
+    check(family.ours.logits("What?", images=[picture]), family.logits(ids, **pixels))
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_next_video_averages_before_the_projector(families, count):
+    family, frames = families["next_video"], small.frames(count)
+    pixels = clip_processor()(list(frames), return_tensors="pt")["pixel_values"][None]
+    ids = family.expanded("What?", {"videos": [frames]}, 511)
+    assert ids.count(511) == count * (SIDE // 2) ** 2
+    check(
+        family.ours.logits("What?", videos=[frames]), family.logits(ids, pixel_values_videos=pixels)
+    )
+
+
+def test_a_picture_and_a_clip_in_one_prompt(families):
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    family, frames, picture = families["next_video"], small.frames(3), small.picture(100, 60)
+    processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=GRIDS,
+    )
+    video = clip_processor()(list(frames), return_tensors="pt")["pixel_values"][None]
+    ids = []
+    for segment in family.ours.prepare("What?", images=[picture], videos=[frames]).plan.segments:
+        if isinstance(segment, budget.Text):
+            ids += segment.ids
+        else:
+            ids += [510 if isinstance(segment, budget.Image) else 511] * segment.tokens
+    theirs = family.logits(
+        ids, **processor([picture], return_tensors="pt"), pixel_values_videos=video
+    )
+    check(family.ours.logits("What?", images=[picture], videos=[frames]), theirs)
+
+
+@pytest.mark.parametrize("name", ["long_llava", "interleave"])
+def test_frames_become_pictures_where_there_is_no_video(families, name):
+    """A clip is its frames, whether they are given as a clip, as pictures, or placed one by one."""
+    ours, frames = families[name].ours, small.frames(4)
+    as_clip = ours.logits("What?", videos=[frames])
+    assert torch.equal(as_clip, ours.logits("What?", images=list(frames)))
+    placed = "<image>" * 4 + "\nWhat?"
+    assert torch.equal(as_clip, ours.logits(placed, videos=[frames]))
+    check(
+        as_clip,
+        families[name].logits(
+            families[name].expanded("What?", {"videos": [frames]}, 510),
+            pixel_values=pixels_of(name, list(frames)),
+        ),
+    )
+
+
+def test_towers_and_decoders_are_what_the_files_say(families):
+    """CLIP's last block is left out; the linear factor divides positions, multiplies context."""
+    ours = {name: family.ours.config for name, family in families.items()}
+    assert ours["long_llava"].vision.num_layers == 2 and ours["interleave"].vision.num_layers == 3
+    assert ours["next_video"].text.rope_factor == 2.5 and ours["next_video"].text.context == 10240
+    assert ours["interleave"].text.tied and not ours["long_llava"].text.tied
+    assert not ours["next"].text.qkv_bias and ours["long_llava"].text.qkv_bias
+    assert [ours[n].template for n in FAMILIES] == [
+        "long_llava",
+        "interleave",
+        "vicuna",
+        "vicuna",
+        "vicuna",
+    ]
+
+
+def test_a_stray_factor_without_rope_scaling_is_not_obeyed():
+    """The first revision of LLaVA-NeXT-Video had `factor` as a stray key of text_config."""
+    settings = {
+        **FAMILIES["next_video"],
+        "text_config": decoder("llama", factor=2.0, type="linear"),
+    }
+    assert config.from_values(settings).text.rope_factor == 1.0
+
+
+def test_the_original_walks_its_grids_by_width_first():
+    """300 x 300 on the five grids: the original takes 336 wide and 672 high, HF the other."""
+    from llava_min.anyres import best_grid
+
+    pairs = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
+    hf = [(a // 336, b // 336) for a, b in pairs]
+    original = [(b // 336, a // 336) for a, b in pairs]
+    assert best_grid((300, 300), tuple(hf), 336) == (1, 2)
+    assert best_grid((300, 300), tuple(original), 336) == (2, 1)
+
+
+@pytest.mark.parametrize("mode, allowed", [("pad", False), ("anyres", True)])
+def test_only_the_family_s_own_modes(families, mode, allowed):
+    picture = small.picture(60, 60)
+    if allowed:
+        families["next"].ours.logits("What?", images=[picture], multi_image=mode)
+    else:
+        with pytest.raises(llava_min.ParameterError, match="multi_image"):
+            families["next"].ours.logits("What?", images=[picture], multi_image=mode)
+
+
+@pytest.mark.parametrize(
+    "size, grid, tokens",
+    [
+        ((336, 336), (1, 2), 1176),
+        ((384, 384), (2, 2), 2928),
+        ((300, 200), (1, 2), 1464),
+        ((200, 300), (1, 2), 984),
+        ((640, 480), (2, 2), 2340),
+        ((1024, 899), (2, 2), 2634),
+        ((500, 1500), (3, 1), 2376),
+        ((2000, 700), (1, 3), 2232),
+        ((1920, 1080), (2, 2), 1948),
+        ((101, 997), (3, 1), 1224),
+        ((2304, 2304), (2, 2), 2928),
+    ],
+)
+def test_token_counts_of_next_video_at_its_real_size(size, grid, tokens):
+    settings = {
+        **FAMILIES["next_video"],
+        "vision_config": clip(image_size=336),
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    }
+    segment = budget.picture(size, "anyres", config.from_values(settings))
+    assert (segment.grid, segment.tokens) == (grid, tokens)
+
+
+def test_cropping_takes_the_floor_of_the_middle():
+    """339 x 336: offset 1; torchvision's own centre crop would round to 2."""
+    settings = config.from_values({**FAMILIES["long_llava"], "vision_config": clip(image_size=336)})
+    picture = small.picture(339, 336)
+    import numpy as np
+
+    assert np.array_equal(
+        image.cropped_tile(picture, settings).pixels[0], np.asarray(picture)[:, 1:337]
+    )
+
+
+def test_time_instruction_word_for_word():
+    text = prompt.time_instruction((0.0, 1.5), 3.0)
+    assert text == (
+        "The video lasts for 3.00 seconds, and 2 frames are uniformly sampled from it. These "
+        "frames are "
+        "located at 0.00s,1.50s.Please answer the following questions related to this video."
+    )
