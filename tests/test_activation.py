@@ -93,6 +93,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a mistake may well divide by zero
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, tmp_path):
     mutant = mutated(activation, tmp_path, *MUTANTS[name])

@@ -46,7 +46,11 @@ def check_layer_norm(norm, count, width, dtype, scale, offset, seed):
     weight, bias = rows_of(seed + 1, (width,), dtype), rows_of(seed + 2, (width,), dtype)
     normed = norm.layer_norm_triton(rows, weight, bias, 1e-6, tile=256)
     exact = norm.layer_norm_reference(rows.double(), weight.double(), bias.double(), 1e-6)
-    no_worse_than_torch(normed, norm.layer_norm_reference(rows, weight, bias, 1e-6), exact)
+    # a float32 mean is off by one step of the largest number, which then counts in deviations
+    spread = rows.double().std(-1, correction=0).clamp(min=1e-3)
+    largest = (rows.double().abs().amax(-1) / spread).max()
+    by_torch = norm.layer_norm_reference(rows, weight, bias, 1e-6)
+    no_worse_than_torch(normed, by_torch, exact, score=float(largest))
 
 
 @settings(max_examples=8, deadline=None)
