@@ -3,6 +3,7 @@ be trusted a little.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -147,12 +148,21 @@ def test_the_template_of_the_lessons_is_the_renderer_s(model, teacher):
 
 
 def test_text_files_are_what_their_code_writes(tmp_path):
-    """The committed configuration and tokenizer come from files.py, not from a hand."""
+    """The committed configuration comes from files.py, not from a hand."""
+    shutil.copy(small.TINY / "tokenizer.json", tmp_path / "tokenizer.json")
     files.write(tmp_path)
     for path in tmp_path.iterdir():
-        assert json.loads(path.read_text()) == json.loads((small.TINY / path.name).read_text()), (
-            path.name
-        )
+        assert json.loads(path.read_text()) == json.loads((small.TINY / path.name).read_text())
+
+
+def test_the_vocabulary_knows_the_words_of_the_world(model):
+    """512 ids: every byte, the words of the scenes as one token each, and the special tokens last."""
+    tokenizer = model.tokenizer
+    assert len(tokenizer) == model.config.text.vocab_size == files.WORDS + len(files.SPECIAL)
+    assert [tokenizer.special[token] for token in files.SPECIAL] == list(range(files.WORDS, 512))
+    for word in (*scenes.KINDS, *scenes.COLORS, "left", "right", "top", "bottom", "center"):
+        assert len(tokenizer.encode_text(f" {word}")) == 1, word
+    assert tokenizer.decode(tokenizer.encode_text("\x00\x7fé☕")) == "\x00\x7fé☕"
 
 
 def test_sample_pictures_are_what_their_code_draws():

@@ -137,10 +137,14 @@ def configuration(ids: dict[str, int]) -> dict:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write every file but the weights into `folder`."""
-    built = tokenizer()
+    """Write every file but the weights into `folder`. A tokenizer that is there stays: the weights
+    know it.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        tokenizer().save(str(path))
+    built = Tokenizer.from_file(str(path))
     ids = {token: built.token_to_id(token) for token in SPECIAL}
-    built.save(str(folder / "tokenizer.json"))
     image_processor = {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "do_resize": True,
