@@ -1,5 +1,6 @@
 # make demo | test | lint | bench | bench-gpu | mutants
 #
+# bench walks through the benchmarks at toy sizes on any machine; bench-gpu measures, on a CUDA device.
 # Each makes .venv on its first run. PYTHON=/path/to/python VENV= uses an existing environment as it is.
 
 PYTHON ?= python3
@@ -20,8 +21,8 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 
 bench: $(READY)
-	$(RUN) -m bench kernels
-	$(RUN) -m bench generate
+	$(RUN) -m bench kernels --dry-run
+	$(RUN) -m bench generate --dry-run
 
 bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

@@ -6,7 +6,7 @@ import os
 import sys
 
 from . import arguments
-from .errors import LlavaMinError
+from .errors import LlavaMinError, ParameterError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def answer(settings: arguments.Settings) -> int:
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.kernels == "triton" and not choose.language.AVAILABLE:
+        raise ParameterError("cannot run", "--kernels", "a CUDA GPU for triton", "none")
     choose.use(settings.kernels)
     model = loaded.load(
         settings.model, progress=report.Progress("loading", settings.quiet), **settings.load

@@ -185,26 +185,15 @@ def parse(arguments: list[str]) -> Settings | str:
     )
     overrides = dict(map(override, given.config))
     return Settings(
-        prompt=read_prompt(given.prompt),
-        model=given.model,
-        images=tuple(given.image),
-        videos=tuple(given.video),
-        options={name: getattr(given, name) for name in names},
-        load={
-            "device": given.device,
-            "dtype": given.dtype,
-            "context": given.context,
-            "config": overrides,
-        },
-        kernels=given.kernels,
-        threads=given.threads,
+        prompt=read_prompt(given.prompt), model=given.model, images=tuple(given.image),
+        videos=tuple(given.video), options={name: getattr(given, name) for name in names},
+        load={"device": given.device, "dtype": given.dtype, "context": given.context,
+              "config": overrides},
+        kernels=given.kernels, threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
-        stream=not given.no_stream,
-        show_prompt=given.show_prompt,
-        trace=given.trace,
-        quiet=given.quiet,
-        verbose=given.verbose,
-    )
+        stream=not given.no_stream, show_prompt=given.show_prompt, trace=given.trace,
+        quiet=given.quiet, verbose=given.verbose
+    )  # fmt: skip
 
 
 def refuse(message: str) -> None:

@@ -179,6 +179,7 @@ def vision_config(fields: Fields, layer: int) -> VisionConfig:
     """
     kind = fields.get("model_type", str, choices=tuple(TOWERS))
     tower = TOWERS[kind]
+    activation = tower["activation"]
     fields.get("num_channels", int, 3, choices=(3,))
     fields.get("vision_use_head", bool, True)
     fields.get("projection_dim", int, 0)
@@ -191,18 +192,13 @@ def vision_config(fields: Fields, layer: int) -> VisionConfig:
             "num_hidden_layers", f"enough blocks for feature layer {layer}", stored
         )
     return VisionConfig(
-        hidden_size=width,
-        intermediate_size=fields.size("intermediate_size", 3072),
-        num_layers=stored + 1 + layer,
-        num_heads=heads,
-        image_size=fields.size("image_size"),
+        hidden_size=width, intermediate_size=fields.size("intermediate_size", 3072),
+        num_layers=stored + 1 + layer, num_heads=heads, image_size=fields.size("image_size"),
         patch_size=fields.size("patch_size"),
-        activation=fields.get(
-            "hidden_act", str, tower["activation"], choices=(tower["activation"],)
-        ),
+        activation=fields.get("hidden_act", str, activation, choices=(activation,)),
         norm_eps=fields.get("layer_norm_eps", float, tower["norm_eps"]),
-        **{name: tower[name] for name in ("patch_bias", "class_token", "pre_norm", "mean", "std")},
-    )
+        **{name: tower[name] for name in ("patch_bias", "class_token", "pre_norm", "mean", "std")}
+    )  # fmt: skip
 
 
 def rope_settings(fields: Fields) -> tuple[float, float]:
@@ -248,21 +244,14 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
     theta, factor = rope_settings(fields)
     context = fields.size("max_position_embeddings", missing["max_position_embeddings"])
     return TextConfig(
-        vocab_size=fields.size("vocab_size", missing["vocab_size"]),
-        hidden_size=width,
+        vocab_size=fields.size("vocab_size", missing["vocab_size"]), hidden_size=width,
         intermediate_size=fields.size("intermediate_size", missing["intermediate_size"]),
-        num_layers=fields.size("num_hidden_layers", missing["num_hidden_layers"]),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=fields.get("head_dim", int, None) or width // heads,
-        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
-        rope_theta=theta,
-        rope_factor=factor,
-        context=int(context * factor),
-        tied=tied,
-        qkv_bias=missing["qkv_bias"],
-        eos_ids=eos or missing["eos"],
-    )
+        num_layers=fields.size("num_hidden_layers", missing["num_hidden_layers"]), num_heads=heads,
+        num_kv_heads=kv_heads, head_dim=fields.get("head_dim", int, None) or width // heads,
+        norm_eps=fields.get("rms_norm_eps", float, 1e-6), rope_theta=theta, rope_factor=factor,
+        context=int(context * factor), tied=tied, qkv_bias=missing["qkv_bias"],
+        eos_ids=eos or missing["eos"]
+    )  # fmt: skip
 
 
 def eos_ids(values: dict) -> tuple[int, ...]:
@@ -357,17 +346,11 @@ def from_hf_onevision(fields: Fields) -> LlavaConfig:
     tower = hf_tower(fields, vision, -1)
     fields.get("use_image_newline_parameter", bool, True, choices=(True,))
     return LlavaConfig(
-        family="llava_onevision",
-        vision=tower,
-        text=decoder,
-        template="onevision",
+        family="llava_onevision", vision=tower, text=decoder, template="onevision",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
-        max_tiles=max_tiles(fields, "vision_aspect_ratio", "anyres_max_9"),
-        newline=True,
-        newline_position="one_token",
-        pool_mode="bilinear",
-        ignored=ignored(fields, text, vision),
-    )
+        max_tiles=max_tiles(fields, "vision_aspect_ratio", "anyres_max_9"), newline=True,
+        newline_position="one_token", pool_mode="bilinear", ignored=ignored(fields, text, vision)
+    )  # fmt: skip
 
 
 def from_hf_llava(fields: Fields) -> LlavaConfig:
@@ -379,16 +362,11 @@ def from_hf_llava(fields: Fields) -> LlavaConfig:
     qwen = decoder.qkv_bias
     mode = "crop" if tower.class_token else "square"
     return LlavaConfig(
-        family="llava",
-        vision=tower,
-        text=decoder,
+        family="llava", vision=tower, text=decoder,
         template=("long_llava" if tower.class_token else "interleave") if qwen else "vicuna",
-        image_modes=(mode,),
-        several_images=mode,
-        frame_mode=mode,
-        frames=32 if tower.class_token else 16,
-        ignored=ignored(fields, text, vision),
-    )
+        image_modes=(mode,), several_images=mode, frame_mode=mode,
+        frames=32 if tower.class_token else 16, ignored=ignored(fields, text, vision)
+    )  # fmt: skip
 
 
 def from_hf_next(fields: Fields) -> LlavaConfig:
@@ -402,20 +380,12 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
     fields.get("spatial_pool_stride", int, 2, choices=(2,))
     fields.get("spatial_pool_out_channels", int, 1024)
     return LlavaConfig(
-        family="llava_next_video",
-        vision=tower,
-        text=decoder,
-        template="vicuna",
+        family="llava_next_video", vision=tower, text=decoder, template="vicuna",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
-        image_modes=("anyres",),
-        several_images="anyres",
-        frame_mode="crop",
-        newline=True,
-        pool_mode="average",
-        pool_before_projector=True,
-        frames=8,
-        ignored=ignored(fields, text, vision),
-    )
+        image_modes=("anyres",), several_images="anyres", frame_mode="crop", newline=True,
+        pool_mode="average", pool_before_projector=True, frames=8,
+        ignored=ignored(fields, text, vision)
+    )  # fmt: skip
 
 
 def from_original(fields: Fields) -> LlavaConfig:

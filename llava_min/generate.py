@@ -117,6 +117,42 @@ class StopTexts:
         return "" if self.found else self.held
 
 
+class Continuation:
+    """One row's answer as it grows: chooses ids, makes text of them, knows when to stop.
+
+    `ids` are the prompt's, for the repetition penalty. `reason` is empty while there is more to
+    say.
+    """
+
+    def __init__(self, model: Llava, tokenizer: Tokenizer | None, ids: list[int], options: Options):
+        self.options, self.ids, self.new, self.reason = options, list(ids), [], ""
+        self.stream = CharacterStream(tokenizer) if tokenizer else None
+        self.stops = StopTexts(options.stop)
+        vocabulary = model.config.text.vocab_size
+        self.known = min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
+        self.eos = () if options.ignore_eos else model.config.text.eos_ids
+
+    def take(self, logits: Tensor, position: int) -> Token:
+        """Choose the token at `position` from logits [V]."""
+        chosen = next_id(logits, self.ids + self.new, position, self.options, self.known)
+        self.new.append(chosen)
+        if chosen in self.eos:
+            self.reason = "stop"
+            return Token(chosen, "")
+        text = self.stops.feed(self.stream.feed(chosen)) if self.stream else ""
+        if self.stops.found:
+            self.reason = "stop"
+        elif len(self.new) == self.options.max_tokens:
+            self.reason = "length"
+        return Token(chosen, text)
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        if self.stream is None:
+            return ""
+        return self.stops.feed(self.stream.finish()) + self.stops.finish()
+
+
 def generate(
     model: Llava,
     tokenizer: Tokenizer | None,
@@ -125,35 +161,22 @@ def generate(
     ids: list[int],
     options: Options,
 ) -> Iterator[Token | Finished]:
-    """Tokens after a prefilled prompt. logits [V] of its last token; `ids` are the prompt's, for
-    the penalty.
+    """Tokens after a prefilled prompt of one row: logits [V] of its last token, its text's ids.
 
     Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.
     """
-    stream = CharacterStream(tokenizer) if tokenizer else None
-    stops, reason = StopTexts(options.stop), "length"
-    known = min(len(logits), len(tokenizer)) if tokenizer else len(logits)
-    eos = () if options.ignore_eos else model.config.text.eos_ids
-    ids, first = list(ids), 0.0
+    row, first = Continuation(model, tokenizer, ids, options), 0.0
     try:
-        for count in range(options.max_tokens):
-            token = next_id(logits, ids, int(cache.seen[0]), options, known)
+        while True:
+            token = row.take(logits, int(cache.seen[0]))
             first = first or time.perf_counter()
-            ids.append(token)
-            if token in eos:
-                reason = "stop"
-                yield Token(token, "")
+            yield token
+            if row.reason:
                 break
-            yield Token(token, stops.feed(stream.feed(token)) if stream else "")
-            if stops.found:
-                reason = "stop"
-                break
-            if count + 1 < options.max_tokens:
-                logits = model.decode(torch.tensor([token], device=model.device), cache)[0]
+            logits = model.decode(torch.tensor([token.id], device=model.device), cache)[0]
     except KeyboardInterrupt:
-        reason = "interrupted"
-    rest = stops.feed(stream.finish()) + stops.finish() if stream else ""
-    yield Finished(reason, rest, first, time.perf_counter())
+        row.reason = "interrupted"
+    yield Finished(row.reason, row.finish(), first, time.perf_counter())
 
 
 if __name__ == "__main__":

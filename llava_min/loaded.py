@@ -141,6 +141,14 @@ class LoadedModel:
             prepared.media,
         )
 
+    def generate_batch(self, requests: list[dict]) -> list[Answer]:
+        """Answer many requests, each {"question", "images", "videos", options...}, with one forward
+        a step.
+        """
+        from .batch import generate_batch
+
+        return generate_batch(self, requests)
+
     def prepare(self, question, images=(), videos=(), **options) -> Prepared:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
@@ -206,12 +214,7 @@ def load(
     weights.fill(network, checkpoint, torch_dtype, device, progress)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     return LoadedModel(
-        name,
-        settings,
-        network,
-        tokenizer,
-        time.perf_counter() - start,
-        list(settings.ignored),
+        name, settings, network, tokenizer, time.perf_counter() - start, list(settings.ignored)
     )
 
 

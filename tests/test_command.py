@@ -214,6 +214,7 @@ def test_trace_names_every_file_of_the_walk_in_order(capsys):
     (["x", "y"], 2, "y"),
     (["x", "--config", "novalue"], 2, "--config"),
     (["x", "--json", "--jsonl"], 2, "--json"),
+    (["x", "--device", "cuda"], 2, "CUDA"),
     (["-", "--image", "-"], 2, "stdin"),
     (["x", "--template", "jinja"], 2, "jinja"),
     (["x", "--context", "20"], 4, "at most 20 tokens"),

@@ -33,18 +33,16 @@ EVERYTHING = SOURCES + sorted((ROOT / "weights" / "tiny").glob("*.py"))
 
 
 def code_lines(path: Path) -> int:
-    """Lines that hold code: no blanks, no comments, no docstrings."""
+    """Lines that hold code: no blanks, comments, docstrings, or closing brackets on their own."""
     source = path.read_text()
+    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     lines: set[int] = set()
-    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-               tokenize.ENDMARKER, tokenize.ENCODING)  # fmt: skip
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in ignored:
+        if token.type not in ignored and token.string.strip(")]},:"):
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
             lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
 

@@ -53,6 +53,14 @@ class Checkpoint:
         with open_shard(self.shards[name]) as shard:
             return shard.get_tensor(name)
 
+    def headers(self):
+        """(name, shape, dtype as stored) of all, without reading any."""
+        for path in dict.fromkeys(self.shards.values()):
+            with open_shard(path) as shard:
+                for name in (name for name, where in self.shards.items() if where == path):
+                    part = shard.get_slice(name)
+                    yield name, tuple(part.get_shape()), part.get_dtype()
+
     def tensors(self):
         """(name, tensor) of all, shard after shard, one tensor in memory at a time."""
         for path in dict.fromkeys(self.shards.values()):

@@ -1,0 +1,140 @@
+"""The real checkpoints without their weights: each published configuration, built on meta, has the
+tensors and bytes that its index lists. (Sizes as the hub shows them, in units of 10^9 bytes.)
+"""
+
+import pytest
+
+from llava_min import config
+from llava_min.weights import load, names
+
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+          "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}  # fmt: skip
+QWEN2_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+}
+QWEN2_05B = {**QWEN2_7B, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+             "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
+QWEN15_05B = {
+    **QWEN2_05B,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 152000,
+}
+GRID36 = [[384 * a, 384 * b] for a in range(1, 7) for b in range(1, 7)]
+GRID5 = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+ORIGINAL = {
+    "architectures": ["LlavaQwenForCausalLM"],
+    "model_type": "llava",
+    "image_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": GRID36,
+    "mm_hidden_size": 1152,
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_vision_select_layer": -2,
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+}
+
+
+def flat(text: dict, **more) -> dict:
+    """A configuration in the original layout."""
+    return {
+        **{key: value for key, value in text.items() if key != "model_type"},
+        **ORIGINAL,
+        **more,
+    }
+
+
+def hf(name: str, vision: dict, text: dict, **more) -> dict:
+    layer, strategy = (-2, "default") if vision is CLIP else (-1, "full")
+    return {
+        "architectures": [name],
+        "vision_config": vision,
+        "text_config": text,
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": strategy,
+        **more,
+    }
+
+
+VICUNA = {
+    "model_type": "llama",
+    "vocab_size": 32064,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "rope_scaling": {"type": "linear", "factor": 2.5},
+}
+LLAVA, ONEVISION = "LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"
+CHECKPOINTS = {
+    # name: (configuration, bytes on the hub, family, context, frames)
+    "long-llava-qwen2-7b": (
+        hf(LLAVA, CLIP, {**QWEN2_7B, "max_position_embeddings": 224000, "rope_theta": 1e9}),
+        16.48e9 - 0.62e9,
+        "llava",
+        224000,
+        32,
+    ),
+    "llava-interleave-qwen-0.5b": (hf(LLAVA, SIGLIP, QWEN15_05B), 1.73e9, "llava", 32768, 16),
+    "llava-video-7b-qwen2": (
+        flat(QWEN2_7B, add_time_instruction=True, force_sample=True),
+        16.06e9,
+        "llava_qwen",
+        32768,
+        110,
+    ),
+    "llava-next-video-7b-hf": (
+        hf("LlavaNextVideoForConditionalGeneration", CLIP, VICUNA, image_grid_pinpoints=GRID5),
+        14.1e9,
+        "llava_next_video",
+        10240,
+        8,
+    ),
+    "llava-onevision-7b-ov": (flat(QWEN2_7B), 16.06e9, "llava_qwen", 32768, 32),
+    "llava-onevision-0.5b-ov-hf": (
+        hf(ONEVISION, SIGLIP, {**QWEN2_05B, "vocab_size": 152000}, image_grid_pinpoints=GRID36),
+        1.79e9,
+        "llava_onevision",
+        32768,
+        32,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_published_configuration_has_the_published_size(name):
+    """Within 1%: shards also hold headers and the parts of the tower that are dropped."""
+    values, published, family, context, frames = CHECKPOINTS[name]
+    settings = config.from_values(values)
+    assert (settings.family, settings.text.context, settings.frames) == (family, context, frames)
+    model = load.on_meta(settings)
+    size = 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert size == pytest.approx(published, rel=0.01)
+    assert settings.ignored == ()
+
+
+def test_llava_onevision_7b_has_765_tensors():
+    """28 x 12 + 3 of text, 4 of the projector, the newline, 26 x 16 + 3 of the tower, and 2 that
+    are dropped.
+    """
+    model = load.on_meta(config.from_values(CHECKPOINTS["llava-onevision-7b-ov"][0]))
+    stored = [name for own in model.state_dict() for name, _ in names.theirs(own, "original")]
+    assert len(stored) == len(set(stored)) == 765 - 2
+
+
+def test_23_of_24_blocks_of_clip_run():
+    settings = config.from_values(CHECKPOINTS["long-llava-qwen2-7b"][0])
+    assert settings.vision.num_layers == 23 and settings.vision.num_positions == 577

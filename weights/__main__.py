@@ -1,0 +1,86 @@
+"""python -m llava_min.weights inspect FOLDER: what a checkpoint holds, without loading any of it.
+
+Every tensor with its shape and dtype, our name for it, and what is dropped, missing or unexpected.
+Read before: checkpoint.py.
+"""
+
+import argparse
+import sys
+
+from .. import config as configuration
+from ..errors import CheckpointError, LlavaMinError
+from . import load, names
+from .checkpoint import DTYPES, Checkpoint
+
+
+def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
+    """((name, shape, dtype, what becomes of it) of each tensor, the names that are missing)."""
+    wanted = load.pieces(load.on_meta(config), config)
+    found, table = set(), []
+    for name, shape, dtype in checkpoint.headers():
+        own, piece = names.ours(name)
+        why = names.dropped(own, config.vision.num_layers)
+        if load.tied_head(own, config):
+            becomes = "dropped: the head is the embedding"
+        elif why:
+            becomes = f"dropped: {why}"
+        elif (own, piece) not in wanted:
+            becomes = "UNEXPECTED"
+        elif wanted[own, piece] != shape:
+            becomes = f"WRONG SHAPE: expected {list(wanted[own, piece])}"
+        else:
+            becomes = own if piece is None else f"{own} [{piece}]"
+            found.add((own, piece))
+        table.append((name, list(shape), dtype, becomes))
+    missing = [
+        name
+        for own, piece in wanted
+        if (own, piece) not in found
+        for name, stored in names.theirs(own, "hf")
+        if stored == piece
+    ]
+    return table, missing
+
+
+def inspect(folder: str) -> int:
+    """Print the table; 3 where the checkpoint would be refused."""
+    checkpoint = Checkpoint.open(folder)
+    config = configuration.read(checkpoint.folder)
+    table, missing = rows(checkpoint, config)
+    width = max(len(row[0]) for row in table)
+    for name, shape, dtype, becomes in table:
+        print(f"{name:{width}}  {dtype:4}  {str(shape):18}  {becomes}")
+    for name in missing:
+        print(f"{name:{width}}  MISSING")
+    total = sum(DTYPES.get(dtype, 0) * count(shape) for _, shape, dtype, _ in table)
+    wrong = len(missing) + sum(row[3].startswith(("UNEXPECTED", "WRONG")) for row in table)
+    verdict = f"{wrong} would be refused" if wrong else "exact both ways"
+    print(f"{config.family}: {len(table)} tensors, {total:,} bytes: {verdict}")
+    for key in config.ignored:
+        print(f"not read: {key}")
+    return CheckpointError.exit_code if wrong else 0
+
+
+def count(shape: list[int]) -> int:
+    """How many numbers a shape holds."""
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def main() -> int:
+    root = argparse.ArgumentParser(prog="python -m llava_min.weights", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
+    command.add_argument("folder", metavar="FOLDER")
+    given = root.parse_args()
+    try:
+        return inspect(given.folder)
+    except LlavaMinError as error:
+        print(f"llava_min: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
