@@ -7,10 +7,24 @@ import pytest
 from llava_min import config
 from llava_min.weights import load, names
 
-CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
-        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
-SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
-          "num_hidden_layers": 26, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}  # fmt: skip
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
 QWEN2_7B = {
     "model_type": "qwen2",
     "hidden_size": 3584,
@@ -23,8 +37,15 @@ QWEN2_7B = {
     "rope_theta": 1e6,
     "rms_norm_eps": 1e-6,
 }
-QWEN2_05B = {**QWEN2_7B, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-             "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
+QWEN2_05B = {
+    **QWEN2_7B,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
 QWEN15_05B = {
     **QWEN2_05B,
     "hidden_size": 1024,

@@ -156,7 +156,7 @@ def test_text_files_are_what_their_code_writes(tmp_path):
 
 
 def test_the_vocabulary_knows_the_words_of_the_world(model):
-    """512 ids: every byte, the words of the scenes as one token each, and the special tokens last."""
+    """512 ids: every byte, the words of the scenes as one token each, special tokens last."""
     tokenizer = model.tokenizer
     assert len(tokenizer) == model.config.text.vocab_size == files.WORDS + len(files.SPECIAL)
     assert [tokenizer.special[token] for token in files.SPECIAL] == list(range(files.WORDS, 512))
