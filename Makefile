@@ -30,7 +30,7 @@ bench-gpu: $(READY)
 	$(RUN) -m bench generate
 
 mutants: $(READY)
-	$(RUN) -m tests.mutants
+	$(RUN) tests/mutants.py
 
 # torch without gigabytes of CUDA where there is no GPU: a CPU build as pip is configured, else PyTorch's own
 # CPU index, else whatever pip finds.

@@ -1,0 +1,157 @@
+"""Mutants by machine: change one operator or number at a time, run the tests that should notice.
+
+    python tests/mutants.py [--count 200] [--file anyres.py]...
+
+Each mutant lives in a copy of the project. One that no test notices is a survivor and is printed
+with its line: a test that is missing, or a change that means nothing. Minutes to hours; `make
+mutants` starts it.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = {
+    # file: the tests that should notice a slip in it
+    "llava_min/anyres.py": ("test_anyres", "test_image"),
+    "llava_min/image.py": ("test_image", "test_families"),
+    "llava_min/vision.py": ("test_families", "test_image"),
+    "llava_min/projector.py": ("test_properties", "test_agrees_golden"),
+    "llava_min/cache.py": ("test_properties",),
+    "llava_min/decoder.py": ("test_properties", "test_families"),
+    "llava_min/model.py": ("test_properties",),
+    "llava_min/budget.py": ("test_properties", "test_anyres", "test_generate"),
+    "llava_min/sampling.py": ("test_sampling",),
+    "llava_min/tokenizer.py": ("test_tokenizer",),
+    "llava_min/prompt.py": ("test_prompt",),
+    "llava_min/generate.py": ("test_generate", "test_batch"),
+    "weights/names.py": ("test_checkpoint", "test_families"),
+    "weights/load.py": ("test_checkpoint",),
+    "kernels/norm.py": ("test_norm", "test_families"),
+    "kernels/activation.py": ("test_activation", "test_families"),
+    "kernels/rope.py": ("test_rope", "test_properties"),
+    "kernels/attention.py": ("test_attention", "test_properties"),
+    "kernels/decode_attention.py": ("test_decode_attention", "test_properties"),
+    "kernels/int4.py": ("test_int4",),
+}
+SWAPS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+class Mutator(ast.NodeTransformer):
+    """Changes the `wanted`-th place that can be changed, and counts them all."""
+
+    def __init__(self, wanted: int):
+        self.wanted, self.count, self.line = wanted, 0, 0
+
+    def hit(self, node: ast.AST) -> bool:
+        self.count += 1
+        if self.count - 1 == self.wanted:
+            self.line = node.lineno
+            return True
+        return False
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        if type(node.op) in SWAPS and self.hit(node):
+            node.op = SWAPS[type(node.op)]()
+        return node
+
+    def visit_BoolOp(self, node):
+        self.generic_visit(node)
+        if self.hit(node):
+            node.op = SWAPS[type(node.op)]()
+        return node
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        if type(node.ops[0]) in SWAPS and self.hit(node):
+            node.ops[0] = SWAPS[type(node.ops[0])]()
+        return node
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, int | float) and self.hit(node):
+            value = not node.value if isinstance(node.value, bool) else node.value + 1
+            return ast.copy_location(ast.Constant(value), node)
+        return node
+
+    def visit_UnaryOp(self, node):
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Not | ast.USub) and self.hit(node):
+            return node.operand
+        return node
+
+
+def places(source: str) -> int:
+    """How many mutants a file has."""
+    mutator = Mutator(-1)
+    mutator.visit(ast.parse(source))
+    return mutator.count
+
+
+def survives(copy: Path, file: str, wanted: int) -> tuple[bool, int]:
+    """(whether no test notices the mutant, its line)."""
+    source = (ROOT / file).read_text()
+    mutator = Mutator(wanted)
+    mutated = ast.unparse(ast.fix_missing_locations(mutator.visit(ast.parse(source))))
+    (copy / file).write_text(mutated)
+    tests = [f"tests/{name}.py" for name in TESTS[file]]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    try:
+        run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=300)
+        noticed = run.returncode != 0
+    except subprocess.TimeoutExpired:
+        noticed = True
+    (copy / file).write_text(source)
+    return not noticed, mutator.line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=200, help="how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which (%(default)s)")
+    parser.add_argument("--file", action="append", help="only files that end so; repeatable")
+    given = parser.parse_args()
+    files = [file for file in TESTS if not given.file or file.endswith(tuple(given.file))]
+    every = [(file, place) for file in files for place in range(places((ROOT / file).read_text()))]
+    chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
+    start, survivors = time.time(), []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+        for done, (file, place) in enumerate(sorted(chosen), start=1):
+            alive, line = survives(copy, file, place)
+            if alive:
+                text = (ROOT / file).read_text().splitlines()[line - 1].strip()
+                survivors.append(f"{file}:{line}: {text}")
+                print(f"\nsurvivor: {survivors[-1]}")
+            left = (time.time() - start) / done * (len(chosen) - done)
+            print(f"\r{done}/{len(chosen)}, {left / 60:.0f} min left ", end="", flush=True)
+    print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed (of {len(every)})")
+
+
+if __name__ == "__main__":
+    main()
