@@ -5,7 +5,6 @@ Read next: generate.py.
 """
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -185,15 +184,21 @@ class LoadedModel:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the GPU where the model lives there, otherwise of the process."""
+    """The most memory so far: of the GPU where the model lives there, otherwise of the process.
+
+    0 on Windows, which does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-# Loading
-# -------------------------------------------------------------------------------------------
+# Loading -----------------------------------------------------------------------
 
 
 def load(

@@ -180,8 +180,7 @@ def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> I
             )
 
 
-# Media
-# ---------------------------------------------------------------------------------------------
+# Media -------------------------------------------------------------------------
 
 
 def open_media(images: list, videos: list, options: Options, config: LlavaConfig) -> dict:
@@ -266,8 +265,7 @@ def open_clip(source, frames: int, config: LlavaConfig) -> Medium:
     return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds))
 
 
-# What was given
-# ------------------------------------------------------------------------------------
+# What was given ----------------------------------------------------------------
 
 
 def is_ids(question) -> bool:

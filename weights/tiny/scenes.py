@@ -123,8 +123,7 @@ def draw_scene(
     return Scene(size, shapes, number, int(rng.integers(2**31)), bool(rng.random() < 0.7))
 
 
-# Drawing
-# -------------------------------------------------------------------------------------------
+# Drawing -----------------------------------------------------------------------
 
 
 def background(size: tuple[int, int], seed: int) -> Image.Image:
@@ -208,8 +207,7 @@ def render(scene: Scene) -> Image.Image:
     return picture.reduce(scale) if scale > 1 else picture
 
 
-# Questions: (task, question, answer)
-# ---------------------------------------------------------------
+# Questions: (task, question, answer) -------------------------------------------
 
 QUESTIONS = {
     "count": ("How many shapes are there?", "How many shapes do you see?", "Count the shapes."),

@@ -37,7 +37,12 @@ from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
 
-PLAN = (("picture", 20), ("pair", 8), ("clip", 8), ("large", 2))  # a worker's samples in each step
+PLAN = (
+    ("picture", 12),
+    ("pair", 12),
+    ("clip", 14),
+    ("large", 2),
+)  # a worker's samples in each step
 SAVE_EVERY, EXAMINE_EVERY = 200, 400
 
 
