@@ -60,6 +60,11 @@ def fresh(config) -> Llava:
     return model
 
 
+def warm() -> Llava:
+    """The committed checkpoint, in float32, ready to be trained further."""
+    return load(FOLDER, dtype="float32").network.requires_grad_(True).train()
+
+
 def lesson_block(
     block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int
 ) -> Tensor:
@@ -139,7 +144,8 @@ class Training:
         self.worker, self.options = worker, options
         config = configuration.read(FOLDER)
         self.teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
-        self.model, self.reader = fresh(config), sight.Reader(config.vision.hidden_size)
+        self.model = warm() if options.warm else fresh(config)
+        self.reader = sight.Reader(config.vision.hidden_size)
         self.run = torch.compile(lesson_block, dynamic=True) if options.compile else lesson_block
         self.done = {"sight": 0, "answers": 0}
         self.saved = torch.load(options.state) if options.state.exists() else None
@@ -293,6 +299,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--threads", default=1, help="threads of each worker (%(default)s)", **number)
     root.add_argument("--compile", action="store_true",
                       help="compile the decoder's blocks; needs a C++ compiler")  # fmt: skip
+    root.add_argument("--warm", action="store_true",
+                      help="begin from the committed weights (and --sight-steps 0)")  # fmt: skip
     root.add_argument("--seed", default=0, help="of the scenes (%(default)s)", **number)
     root.add_argument("--state", type=Path, default=FOLDER / "state.pt", metavar="FILE",
                       help="where to resume from (%(default)s)")  # fmt: skip
