@@ -5,6 +5,11 @@ Read before: sampling.py. This is the end of the walk.
 Agrees with: GenerationMixin.generate of transformers for greedy decoding.
 """
 
+if __name__ == "__main__":  # the command; above the imports, so that --help does not wait for torch
+    from .__main__ import run
+
+    run()
+
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -177,11 +182,3 @@ def generate(
     except KeyboardInterrupt:
         row.reason = "interrupted"
     yield Finished(row.reason, row.finish(), first, time.perf_counter())
-
-
-if __name__ == "__main__":
-    import sys
-
-    from .__main__ import main
-
-    sys.exit(main())

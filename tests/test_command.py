@@ -254,6 +254,15 @@ def test_help_and_version_do_not_import_torch():
         assert result.returncode == 0
 
 
+@pytest.mark.parametrize("module", ["llava_min", "llava_min.generate"])
+def test_both_forms_of_the_command_show_help_without_torch(module):
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith("usage:")
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "numpy", "PIL", "av", "tokenizers"}
+
+
 def test_help_has_two_tiers(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
