@@ -9,8 +9,6 @@ B requests.
 """
 
 import time
-from collections.abc import Iterator
-from itertools import islice
 
 import torch
 
@@ -78,9 +76,3 @@ def generate_batch(model: LoadedModel, requests: list[dict]) -> list[Answer]:
         )
         for (prepared, _), row, said in zip(prompts, rows, tokens)
     ]
-
-
-def in_groups(requests: Iterator[dict], size: int) -> Iterator[list[dict]]:
-    """The requests, `size` at a time."""
-    while group := list(islice(requests, size)):
-        yield group

@@ -125,8 +125,8 @@ class StopTexts:
 class Continuation:
     """One row's answer as it grows: chooses ids, makes text of them, knows when to stop.
 
-    `ids` are the prompt's, for the repetition penalty. `reason` is empty while there is more to
-    say.
+    `ids` are the prompt's, then its own too, for the repetition penalty. `reason` is empty while
+    there is more to say.
     """
 
     def __init__(self, model: Llava, tokenizer: Tokenizer | None, ids: list[int], options: Options):
@@ -139,7 +139,8 @@ class Continuation:
 
     def take(self, logits: Tensor, position: int) -> Token:
         """Choose the token at `position` from logits [V]."""
-        chosen = next_id(logits, self.ids + self.new, position, self.options, self.known)
+        chosen = next_id(logits, self.ids, position, self.options, self.known)
+        self.ids.append(chosen)
         self.new.append(chosen)
         if chosen in self.eos:
             self.reason = "stop"

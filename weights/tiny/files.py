@@ -22,16 +22,13 @@ from tokenizers import (
     trainers,
 )
 
+from ...tokenizer import QWEN2_SPLIT
 from . import scenes
 
 FOLDER = Path(__file__).parent
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 WORDS = 507  # byte-level tokens; with the five special ones the vocabulary has 512
 TILE = 84
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{# Render all images first #}"
