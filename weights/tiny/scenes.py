@@ -325,7 +325,7 @@ NTH = ("first", "second")
 def draw_pair(rng, size) -> tuple[list[Scene], list[tuple[str, str, str]]]:
     """Two pictures: either unrelated, or the second one is the first with one difference."""
     first, difference = draw_scene(rng, size, most=4, number_chance=0.1), None
-    if rng.random() < 0.4:
+    if rng.random() < 0.2:
         second = draw_scene(rng, size, most=4, number_chance=0.1)
     else:
         first, second, difference = differing(rng, first)

@@ -38,8 +38,8 @@ from . import exam, lessons, sight
 from .files import FOLDER
 
 PLAN = (
-    ("picture", 12),
-    ("pair", 12),
+    ("picture", 10),
+    ("pair", 18),
     ("clip", 14),
     ("large", 2),
 )  # a worker's samples in each step
@@ -189,7 +189,7 @@ class Training:
         clock, recent = time.time(), []
         for step in range(first, steps):
             for tool, lr in zip(tools, full):
-                tool.param_groups[0]["lr"] = lr * rate(step, steps)
+                tool.param_groups[0]["lr"] = lr * self.options.rate * rate(step, steps)
                 tool.zero_grad()
             rng = np.random.default_rng([self.options.seed, name == "sight", step, self.worker])
             recent = [*recent[-24:], getattr(self, name)(rng)]
@@ -301,6 +301,8 @@ def parser() -> argparse.ArgumentParser:
                       help="compile the decoder's blocks; needs a C++ compiler")  # fmt: skip
     root.add_argument("--warm", action="store_true",
                       help="begin from the committed weights (and --sight-steps 0)")  # fmt: skip
+    root.add_argument("--rate", type=float, default=1.0, metavar="X",
+                      help="times the learning rates (%(default)s)")  # fmt: skip
     root.add_argument("--seed", default=0, help="of the scenes (%(default)s)", **number)
     root.add_argument("--state", type=Path, default=FOLDER / "state.pt", metavar="FILE",
                       help="where to resume from (%(default)s)")  # fmt: skip
