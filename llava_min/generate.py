@@ -12,62 +12,16 @@ if __name__ == "__main__":  # the command; above the imports, so that --help doe
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .cache import Cache
-from .errors import ParameterError
 from .model import Llava
-from .sampling import Sampling, next_id
+from .options import Options
+from .sampling import next_id
 from .tokenizer import CharacterStream, Tokenizer
-
-
-@dataclass(frozen=True)
-class Options(Sampling):
-    """How to answer: sampling, when to stop, how prompt and visuals are prepared."""
-
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    frames: int | None = None
-    max_tiles: int | None = None
-    multi_image: str = "auto"
-    timestamps: bool | None = None
-    system: str | None = None
-    template: str = "auto"
-    raw: bool = False
-    prefill: str = ""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("max_tokens", "frames", "max_tiles"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ParameterError("cannot generate", name, "a number from 1 on", repr(value))
-        if self.multi_image not in ("auto", "pad", "anyres"):
-            raise ParameterError(
-                "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)
-            )
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ParameterError(
-                "cannot generate", "stop", "texts that are not empty", repr(self.stop)
-            )
-
-    @classmethod
-    def of(cls, **given) -> "Options":
-        """Options from keyword arguments; ParameterError names one that does not exist."""
-        known = {field.name for field in fields(cls)}
-        for name in given:
-            if name not in known:
-                raise ParameterError(
-                    "cannot generate", name, f"one of {', '.join(sorted(known))}", "no such option"
-                )
-        return cls(**{name: tuple(value) if name == "stop" and not isinstance(value, str) else value
-                      for name, value in given.items()})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from . import budget, image, media, prompt, video
 from .config import LlavaConfig
 from .errors import CheckpointError, ParameterError, PromptError
-from .generate import Options
 from .image import Tiles
+from .options import Options
 from .prompt import Visual
 from .tokenizer import VISUAL, Tokenizer, split_specials
 

@@ -9,50 +9,12 @@ Agrees with: the logits processors of transformers, in their order; min-p as in 
 V vocabulary.
 """
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import NumericsError, ParameterError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do
-    nothing.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self):
-        limits = {
-            "temperature": (0.0, 100.0),
-            "top_k": (0, 2**31 - 1),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.01, 100.0),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            right_type = type(value) in ((int,) if type(low) is int else (int, float))
-            if not right_type or not math.isfinite(value) or not low <= value <= high:
-                raise ParameterError(
-                    "cannot sample",
-                    name,
-                    f"a{'n integer' if type(low) is int else ' number'} from {low} to {high}",
-                    repr(value),
-                )
-        if self.top_p == 0:
-            raise ParameterError("cannot sample", "top_p", "a number above 0", "0")
+from .errors import NumericsError
+from .options import Sampling
 
 
 def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int) -> int:

@@ -67,6 +67,7 @@ def imports(path: Path) -> set[str]:
 ORDER = [
     "errors",
     "limits",
+    "options",
     "files",
     "config",
     "anyres",

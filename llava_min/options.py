@@ -1,0 +1,92 @@
+"""How to answer: what the user chooses beside the question, with its limits.
+
+No torch here: what a prompt will cost is planned from these too (plan.py).
+Read before: sampling.py, generate.py.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+from .errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do
+    nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        limits = {
+            "temperature": (0.0, 100.0),
+            "top_k": (0, 2**31 - 1),
+            "top_p": (0.0, 1.0),
+            "min_p": (0.0, 1.0),
+            "repetition_penalty": (0.01, 100.0),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            right_type = type(value) in ((int,) if type(low) is int else (int, float))
+            if not right_type or not math.isfinite(value) or not low <= value <= high:
+                raise ParameterError(
+                    "cannot sample",
+                    name,
+                    f"a{'n integer' if type(low) is int else ' number'} from {low} to {high}",
+                    repr(value),
+                )
+        if self.top_p == 0:
+            raise ParameterError("cannot sample", "top_p", "a number above 0", "0")
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
+    """How to answer: sampling, when to stop, how prompt and visuals are prepared."""
+
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    frames: int | None = None
+    max_tiles: int | None = None
+    multi_image: str = "auto"
+    timestamps: bool | None = None
+    system: str | None = None
+    template: str = "auto"
+    raw: bool = False
+    prefill: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_tokens", "frames", "max_tiles"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ParameterError("cannot generate", name, "a number from 1 on", repr(value))
+        if self.multi_image not in ("auto", "pad", "anyres"):
+            raise ParameterError(
+                "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)
+            )
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ParameterError(
+                "cannot generate", "stop", "texts that are not empty", repr(self.stop)
+            )
+
+    @classmethod
+    def of(cls, **given) -> "Options":
+        """Options from keyword arguments; ParameterError names one that does not exist."""
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise ParameterError(
+                    "cannot generate", name, f"one of {', '.join(sorted(known))}", "no such option"
+                )
+        return cls(**{name: tuple(value) if name == "stop" and not isinstance(value, str) else value
+                      for name, value in given.items()})  # fmt: skip
