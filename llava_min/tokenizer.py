@@ -1,10 +1,11 @@
 """Text <-> ids: pieces of a prompt -> token ids, and ids -> whole characters while they stream.
 
-in:  pieces (special tokens, text runs, visuals)      out: ids, with VISUAL where a picture or clip
-goes A special token comes only from a `Special` piece. Every added token is marked special when the
+in:  pieces (special tokens, text runs, visuals)      out: ids, VISUAL where a picture or clip goes
+A special token comes only from a `Special` piece. Every added token is marked special when the
 tokenizer is loaded, and special tokens in text are off, so that "<|im_end|>" typed by a user stays
-nine ordinary characters.
-Read before: prompt.py. Read next: cache.py. Agrees with: the tokenizers library on the same files.
+ten ordinary characters.
+Read before: prompt.py. Read next: cache.py.
+Agrees with: the tokenizers library on the same files.
 """
 
 import json
@@ -12,6 +13,8 @@ import re
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
 from .errors import CheckpointError, shown
 from .files import read_json
@@ -37,16 +40,13 @@ class Tokenizer:
         except Exception as error:
             if type(error) is not Exception:  # the library raises the bare base class
                 raise
+            expected = "what the tokenizers library reads"
             raise CheckpointError(
-                "cannot read the tokenizer",
-                "tokenizer.json",
-                "a description that the tokenizers library reads",
-                shown(str(error)),
+                "cannot read the tokenizer", "tokenizer.json", expected, shown(str(error))
             ) from None
         self.inner.encode_special_tokens = True
-        self.special = {
-            token["content"]: token["id"] for token in description.get("added_tokens", [])
-        }
+        added = description.get("added_tokens", [])
+        self.special = {token["content"]: token["id"] for token in added}
 
     def __len__(self) -> int:
         """One more than the largest id that stands for something."""
@@ -96,9 +96,8 @@ class CharacterStream:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.start = self.shown = (
-            0  # ids[start:shown] are out; decoding begins a little before what is new
-        )
+        # ids[start:shown] are out; decoding begins a little before what is new
+        self.start = self.shown = 0
 
     def feed(self, token_id: int) -> str:
         """The text that this id completes, perhaps none."""
@@ -127,11 +126,8 @@ def split_specials(text: str, tokenizer: Tokenizer) -> list:
     text.
     """
     longest_first = sorted(tokenizer.special, key=len, reverse=True)
-    parts = (
-        re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-        if longest_first
-        else [text]
-    )
+    pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # which never matches
+    parts = re.split(f"({pattern})", text)
     return [Special(part) if part in tokenizer.special else part for part in parts if part]
 
 
@@ -148,60 +144,21 @@ def read(folder: Path) -> Tokenizer | None:
 
 def from_slow_files(folder: Path) -> dict:
     """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json."""
-    merges = [line.split(" ") for line in (folder / "merges.txt").read_text("utf-8").split("\n")
-              if line and not line.startswith("#version")]  # fmt: skip
-    added = (
-        read_json(folder / "added_tokens.json", "added tokens")
-        if (folder / "added_tokens.json").exists()
-        else {}
-    )
-    flags = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": id, "content": token, **flags}
-            for token, id in sorted(added.items(), key=lambda item: item[1])
-        ],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": QWEN2_SPLIT},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": False,
-                    "use_regex": False,
-                },
-            ],
-        },
-        "decoder": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": False,
-            "use_regex": False,
-        },
-        "model": {
-            "type": "BPE",
-            "vocab": read_json(folder / "vocab.json", "vocabulary"),
-            "merges": merges,
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-        },
-    }
+    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    inner = tokenizers.Tokenizer(BPE())
+    inner.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
+    inner.decoder = decoders.ByteLevel()
+    path, added = folder / "added_tokens.json", {}
+    if path.exists():
+        added = read_json(path, "added tokens")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    by_id = sorted(added.items(), key=lambda item: item[1])
+    tokens = [{"id": number, "content": token, "special": True, **flags} for token, number in by_id]
+    description = json.loads(inner.to_str()) | {"added_tokens": tokens}
+    vocabulary = read_json(folder / "vocab.json", "vocabulary")
+    description["model"] |= {"vocab": vocabulary, "merges": merges}
+    return description
