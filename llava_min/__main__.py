@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from . import arguments
+from . import arguments, batch_file
 from .errors import LlavaMinError, ParameterError
 
 
@@ -36,6 +36,7 @@ def answer(settings: arguments.Settings) -> int:
     """Load, ask, report."""
     level = logging.ERROR if settings.quiet else logging.INFO
     logging.basicConfig(format="llava_min: %(message)s", level=level, stream=sys.stderr)
+    work = batch_file.Work.of(settings) if settings.batch else None
     import torch
 
     from . import loaded, report, trace
@@ -51,6 +52,8 @@ def answer(settings: arguments.Settings) -> int:
     )
     for detail in model.details if settings.verbose else ():
         print(f"llava_min: not read: {detail}", file=sys.stderr)
+    if work:
+        return work.answer(model, settings)
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
     if question is None and not images and not videos:

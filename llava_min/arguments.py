@@ -34,6 +34,10 @@ class Settings:
     trace: bool
     quiet: bool
     verbose: bool
+    batch: str | None
+    answers: str | None
+    resume: bool
+    batch_size: int
 
 
 def number(kind, low, high, open_low=False):
@@ -122,6 +126,15 @@ DETAILS = (
     ("--jsonl", "print one JSON object a line: the events, then the answer",
      dict(action="store_true")),
     ("--no-stream", "print the answer at once", dict(action="store_true")),
+    ("--batch", "answer each line of a file: JSON with question or messages, images, videos, id, "
+     "and options of its own such as max_tokens; paths are relative to the working directory",
+     dict(metavar="IN.JSONL")),
+    ("-o --output", "where the answers of --batch go, an object a line, in the same order",
+     dict(metavar="OUT.JSONL")),
+    ("--resume", "go on with an output file: only lines without an answer are asked",
+     dict(action="store_true")),
+    ("--batch-size", "lines that are answered together (%(default)s)",
+     dict(type=COUNT, default=4, metavar="N")),
 )  # fmt: skip
 
 
@@ -145,7 +158,8 @@ def parser(everything: bool) -> argparse.ArgumentParser:
     for flags, text, settings in DAILY:
         root.add_argument(*flags.split(" "), help=text, **settings)
     for flags, text, settings in DETAILS:
-        root.add_argument(flags, help=text if everything else argparse.SUPPRESS, **settings)
+        shown = text if everything else argparse.SUPPRESS
+        root.add_argument(*flags.split(" "), help=shown, **settings)
     return root
 
 
@@ -164,6 +178,7 @@ def parse(arguments: list[str]) -> Settings | str:
         raise ParameterError("cannot read stdin", "-", "at most one use of it", "several")
     if given.json and given.jsonl:
         raise ParameterError("cannot print", "--json", "one form of output", "--jsonl too")
+    check_batch(given)
     names = (
         "frames",
         "max_tiles",
@@ -192,8 +207,22 @@ def parse(arguments: list[str]) -> Settings | str:
         kernels=given.kernels, threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
         stream=not given.no_stream, show_prompt=given.show_prompt, trace=given.trace,
-        quiet=given.quiet, verbose=given.verbose
+        quiet=given.quiet, verbose=given.verbose, batch=given.batch, answers=given.output,
+        resume=given.resume, batch_size=given.batch_size
     )  # fmt: skip
+
+
+def check_batch(given: argparse.Namespace) -> None:
+    """--batch wants a place for its answers, and takes its questions from its own file alone."""
+    if given.batch and not given.output:
+        raise ParameterError("cannot answer a batch", "--batch", "-o OUT.JSONL beside it", "none")
+    if not given.batch and (given.output or given.resume):
+        raise ParameterError("cannot go on", "-o, --resume", "--batch IN.JSONL beside them", "none")
+    beside = ("prompt", "image", "video", "json", "jsonl", "show_prompt", "trace", "no_stream")
+    for name in beside if given.batch else ():
+        if getattr(given, name):
+            option = "PROMPT" if name == "prompt" else "--" + name.replace("_", "-")
+            raise ParameterError("cannot answer a batch", option, "it not beside --batch", "it")
 
 
 def refuse(message: str) -> None:

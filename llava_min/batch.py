@@ -3,7 +3,7 @@
 in:  requests, each {"question", "images", "videos", options...}      out: an Answer each, in order
 Rows of different lengths share one cache: no padding on the left, and each row attends to its own
 tokens only, so that every answer is the one of its own single run.
-Read before: generate.py.
+Read before: generate.py. Read next: batch_file.py.
 
 B requests.
 """
@@ -14,65 +14,94 @@ import torch
 
 from .cache import Cache
 from .errors import PromptError
-from .generate import Continuation, Options
-from .loaded import Answer, LoadedModel, peak_bytes
-from .prepare import prepare
+from .generate import Continuation
+from .loaded import Answer, Clock, LoadedModel, peak_bytes
+from .options import Options
+from .prepare import Prepared, prepare
 
 
 def generate_batch(model: LoadedModel, requests: list[dict]) -> list[Answer]:
     """Answer all requests together. Each has the arguments of `generate`; LlavaMinError if any is
     wrong.
     """
-    began, network, config = time.perf_counter(), model.network, model.config
-    prompts = []
-    for number, request in enumerate(requests):
-        if not isinstance(request, dict):
-            raise PromptError(
-                "cannot read the batch", f"request {number}", "an object", repr(request)
-            )
-        given = dict(request)
-        media = given.pop("question", None), given.pop("images", ()), given.pop("videos", ())
-        options = Options.of(**given)
-        prepared = prepare(*media, options, config, model.tokenizer)
-        prepared.plan.check_fits(options.max_tokens)
-        prompts.append((prepared, options))
-    if not prompts:
+    ready = [ready_for(model, f"request {i}", request) for i, request in enumerate(requests)]
+    return answers(model, ready)
+
+
+def ready_for(model: LoadedModel, name: str, request: dict) -> tuple[Prepared, Options]:
+    """A request as a prompt that fits the model, and how to answer it; LlavaMinError if it is
+    wrong.
+    """
+    if not isinstance(request, dict):
+        raise PromptError("cannot read the batch", name, "an object", repr(request))
+    given = dict(request)
+    media = given.pop("question", None), given.pop("images", ()), given.pop("videos", ())
+    options = Options.of(**given)
+    prepared = prepare(*media, options, model.config, model.tokenizer)
+    prepared.plan.check_fits(options.max_tokens)
+    return prepared, options
+
+
+class Row:
+    """One prompt of the batch in its row of the cache: prefilled when made, then one token a step.
+
+    Times are in seconds; `ttft_s` counts from `began`, the rows before this one included.
+    """
+
+    def __init__(self, model: LoadedModel, ready: tuple[Prepared, Options], cache, began: float):
+        (self.prepared, options), self.cache = ready, cache
+        vision, start = Clock(), time.perf_counter()
+        visuals = [
+            vision.around(model.network.encode(visual.tiles, visual.is_clip))
+            for visual in self.prepared.visuals
+        ]
+        logits = model.network.prefill(self.prepared.plan, visuals, cache)
+        self.first = self.last = time.perf_counter()
+        self.said = Continuation(model.network, model.tokenizer, self.prepared.ids, options)
+        self.text, self.timings = "", {
+            "load_s": model.load_seconds,
+            "preprocess_s": self.prepared.seconds,
+            "vision_s": vision.seconds,
+            "prefill_s": self.first - start - vision.seconds,
+            "ttft_s": self.first - began,
+        }  # fmt: skip
+        self.take(logits[-1], int(cache.seen[0]))
+
+    def take(self, logits, position: int) -> None:
+        """Choose one more token, unless the answer has ended."""
+        if not self.said.reason:
+            self.text += self.said.take(logits, position).text
+            self.last = time.perf_counter()
+
+    def answer(self, memory: dict) -> Answer:
+        count, decode = len(self.said.new), self.last - self.first
+        usage = {
+            "prompt_tokens": self.prepared.plan.tokens,
+            "completion_tokens": count,
+            "image_tokens": self.prepared.visual_tokens,
+        }
+        speed = (count - 1) / decode if count > 1 else 0.0
+        timings = {**self.timings, "decode_s": decode, "tokens_per_s": speed}
+        timings = {name: round(value, 4) for name, value in timings.items()}
+        text = self.text + self.said.finish()
+        return Answer(
+            text, self.said.new, self.said.reason, usage, timings, memory, self.prepared.media
+        )
+
+
+def answers(model: LoadedModel, ready: list[tuple[Prepared, Options]]) -> list[Answer]:
+    """Answer prompts that are ready, all together."""
+    if not ready:
         return []
+    began, network = time.perf_counter(), model.network
     weight = network.decoder.embedding.weight
-    capacity = max(p.plan.tokens for p, _ in prompts) + max(o.max_tokens for _, o in prompts)
-    cache = Cache.empty(config.text, len(prompts), capacity, weight.dtype, device=weight.device)
-    rows, tokens = [], []
-    for index, (prepared, options) in enumerate(prompts):
-        visuals = [network.encode(visual.tiles, visual.is_clip) for visual in prepared.visuals]
-        logits = network.prefill(prepared.plan, visuals, cache.row(index))
-        rows.append(Continuation(network, model.tokenizer, prepared.ids, options))
-        tokens.append([rows[-1].take(logits[-1], int(cache.seen[index]))])
-    first = time.perf_counter()
-    while any(not row.reason for row in rows):  # a row that has ended goes along, unheeded
-        newest = torch.tensor([said[-1].id for said in tokens], device=network.device)
+    capacity = max(p.plan.tokens for p, _ in ready) + max(o.max_tokens for _, o in ready)
+    cache = Cache.empty(model.config.text, len(ready), capacity, weight.dtype, device=weight.device)
+    rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
+    while any(not row.said.reason for row in rows):  # one that has ended goes along, unheeded
+        newest = torch.tensor([row.said.new[-1] for row in rows], device=network.device)
         logits = network.decode(newest, cache)
         for index, row in enumerate(rows):
-            if not row.reason:
-                tokens[index].append(row.take(logits[index], int(cache.seen[index])))
-    timings = {
-        "load_s": model.load_seconds,
-        "ttft_s": first - began,
-        "decode_s": time.perf_counter() - first,
-    }
+            row.take(logits[index], int(cache.seen[index]))
     memory = {"peak_bytes": peak_bytes(network.device)}
-    return [
-        Answer(
-            "".join(token.text for token in said) + row.finish(),
-            row.new,
-            row.reason,
-            {
-                "prompt_tokens": prepared.plan.tokens,
-                "completion_tokens": len(row.new),
-                "image_tokens": prepared.visual_tokens,
-            },
-            timings,
-            memory,
-            prepared.media,
-        )
-        for (prepared, _), row, said in zip(prompts, rows, tokens)
-    ]
+    return [row.answer(memory) for row in rows]

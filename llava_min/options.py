@@ -46,6 +46,10 @@ class Sampling:
             raise ParameterError("cannot sample", "top_p", "a number above 0", "0")
 
 
+TYPES = {"system": str | None, "prefill": str, "template": str, "raw": bool, "ignore_eos": bool,
+         "timestamps": bool | None}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Options(Sampling):
     """How to answer: sampling, when to stop, how prompt and visuals are prepared."""
@@ -68,13 +72,23 @@ class Options(Sampling):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ParameterError("cannot generate", name, "a number from 1 on", repr(value))
+        for name, kind in TYPES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ParameterError(
+                    "cannot generate",
+                    name,
+                    getattr(kind, "__name__", kind),
+                    repr(getattr(self, name)),
+                )
         if self.multi_image not in ("auto", "pad", "anyres"):
             raise ParameterError(
                 "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)
             )
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        if not all(isinstance(text, str) and text for text in self.stop):
+        if type(self.stop) is not tuple or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
             raise ParameterError(
                 "cannot generate", "stop", "texts that are not empty", repr(self.stop)
             )
@@ -88,5 +102,5 @@ class Options(Sampling):
                 raise ParameterError(
                     "cannot generate", name, f"one of {', '.join(sorted(known))}", "no such option"
                 )
-        return cls(**{name: tuple(value) if name == "stop" and not isinstance(value, str) else value
+        return cls(**{name: tuple(value) if isinstance(value, list) else value
                       for name, value in given.items()})  # fmt: skip

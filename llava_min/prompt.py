@@ -282,6 +282,13 @@ def separated(runs: list[str | Visual]) -> tuple[Visual | Text, ...]:
     return (*front, *([tuple(runs)] if runs else []))
 
 
+ROLES = ("system", "user", "assistant")
+
+
+def unreadable(where: str, expected: str, found) -> PromptError:
+    return PromptError("cannot read the messages", where, expected, shown(found))
+
+
 def from_messages(messages: list[dict]) -> tuple[list[Turn], list, list]:
     """OpenAI-style messages -> (turns, image sources, video sources); a part without a source takes
     one beside.
@@ -290,34 +297,25 @@ def from_messages(messages: list[dict]) -> tuple[list[Turn], list, list]:
     """
     turns, images, videos = [], [], []
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in (
-            "system",
-            "user",
-            "assistant",
-        ):
-            raise PromptError(
-                "cannot read the messages",
-                "role",
-                "'system', 'user' or 'assistant'",
-                shown(message),
-            )
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise unreadable("role", "'system', 'user' or 'assistant'", message)
         content = message.get("content", "")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+            raise unreadable("content", "a text or a list of parts", content)
         parts: list[Visual | Text] = []
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        for part in content:
             kind = str(part.get("type", "")).removesuffix("_url")
-            if kind == "text":
+            if kind == "text" and isinstance(part.get("text"), str):
                 parts.append((part["text"],))
             elif kind in ("image", "video"):
                 sources = images if kind == "image" else videos
                 parts.append(Visual(kind, len(sources)))
                 sources.append(source_of(part, kind))
             else:
-                raise PromptError(
-                    "cannot read the messages",
-                    "type",
-                    "'text', 'image', 'image_url', 'video' or 'video_url'",
-                    repr(part.get("type")),
-                )
+                known = "'text' with a text, 'image', 'image_url', 'video' or 'video_url'"
+                raise unreadable("type", known, part)
         turns.append(Turn(message["role"], tuple(parts)))
     return turns, images, videos
 
@@ -328,5 +326,5 @@ def source_of(part: dict, kind: str):
     """
     for key in (kind, f"{kind}_url", "url", "path"):
         if part.get(key) is not None:
-            return part[key]["url"] if isinstance(part[key], dict) else part[key]
+            return part[key].get("url") if isinstance(part[key], dict) else part[key]
     return None

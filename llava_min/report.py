@@ -59,18 +59,18 @@ class Reporter:
             )
 
     def object(self, answer) -> None:
-        from . import __version__
-
-        whole = {
-            "model": self.name,
-            **asdict(answer),
-            "settings": self.settings.options,
-            "version": __version__,
-        }
+        entry = whole(answer, self.name, self.settings.options)
         if self.settings.output == "jsonl":
-            self.event("answer", **whole)
+            self.event("answer", **entry)
         else:
-            print(json.dumps(whole, ensure_ascii=False, indent=2), flush=True)
+            print(json.dumps(entry, ensure_ascii=False, indent=2), flush=True)
+
+
+def whole(answer, model: str, options: dict) -> dict:
+    """Everything about an answer, as --json prints it."""
+    from . import __version__
+
+    return {"model": model, **asdict(answer), "settings": options, "version": __version__}
 
 
 class Progress:

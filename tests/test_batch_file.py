@@ -1,0 +1,201 @@
+"""--batch: a file of questions becomes a file of answers, in order, and can be gone on with."""
+
+import json
+
+import pytest
+import small
+
+import llava_min
+from llava_min import batch_file, report
+from llava_min.__main__ import main
+
+STAR = str(small.TINY / "samples" / "shapes.png")
+LINES = [
+    {"question": "Where is the star?", "images": [STAR]},
+    {"id": "count", "prompt": "How many shapes are there?", "images": STAR, "max_tokens": 2},
+    {"question": "What color is the circle?", "images": [STAR], "temperature": 1.0, "seed": 4},
+    {"id": 9, "messages": [{"role": "user", "content": [
+        {"type": "image", "image": STAR}, {"type": "text", "text": "Is there a star?"}]}]},
+    {"question": "What shape is in the top left?", "images": [STAR], "stop": ["a"]},
+]  # fmt: skip
+BAD = {
+    "nonsense": "expected JSON",
+    "[1]": "an object",
+    '{"question": "\\ud800"}': "expected JSON",
+    '{"question": "a", "prompt": "b"}': "several",
+    '{"id": [1], "question": "a"}': "as id",
+    '{"question": "a", "images": [7]}': "as images",
+    '{"question": "a", "images": ["none.png"]}': "none.png",
+    '{"question": " "}': "a question",
+    '{"question": "a", "temperatur": 1}': "temperatur",
+    '{"question": "a", "temperature": "hot"}': "temperature",
+    '{"question": "a", "stop": 3}': "stop",
+    '{"question": "a", "system": 3}': "system",
+    '{"question": "a", "raw": "yes"}': "raw",
+    '{"question": "a", "max_tokens": 99999}': "too long",
+    '{"messages": [{"role": "user", "content": 5}]}': "content",
+    '{"messages": [{"role": "user", "content": ["x"]}]}': "content",
+    '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}': "type",
+    '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}': (
+        "beside"
+    ),
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return source, target
+
+
+def run(files, *more: str) -> int:
+    return main(["--batch", str(files[0]), "-o", str(files[1]), "--quiet", *more])
+
+
+def entries(target) -> list[dict]:
+    return [json.loads(line) for line in target.read_text().splitlines()]
+
+
+def without_times(entry: dict) -> dict:
+    return {k: v for k, v in entry.items() if k not in ("timings", "memory", "line", "id", "model")}
+
+
+@pytest.mark.parametrize("size", ["1", "2", "10"])
+def test_each_line_is_answered_as_by_its_own_command(files, size, capsys):
+    assert run(files, "--batch-size", size, "--max-tokens", "20") == 0
+    found = entries(files[1])
+    assert [(e["line"], e.get("id")) for e in found] == [
+        (1, None), (2, "count"), (3, None), (4, 9), (5, None)]  # fmt: skip
+    model = llava_min.load(dtype="float32")
+    for entry, line in zip(found, LINES):
+        own = {k: v for k, v in line.items() if k not in ("id", "prompt", "question", "messages")}
+        asked = line.get("question") or line.get("prompt") or line["messages"]
+        alone = model.generate(asked, **{"max_tokens": 20, **own})
+        alone = report.whole(alone, "", entry["settings"])
+        assert without_times(entry) == without_times(alone)
+        assert entry["timings"].keys() == alone["timings"].keys()
+        assert all(seconds >= 0 for seconds in entry["timings"].values())
+    assert [e["settings"]["max_tokens"] for e in found] == [20, 2, 20, 20, 20]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_lines_become_errors_in_their_place(files, capsys):
+    text = ["", *BAD, json.dumps(LINES[0])]
+    files[0].write_text("\n".join(text))
+    assert run(files, "--max-tokens", "9") == 4  # the code of the first one
+    found = entries(files[1])
+    assert [e["line"] for e in found] == list(range(2, len(BAD) + 3))
+    for entry, (line, named) in zip(found, BAD.items()):
+        assert named in entry["error"] and "\n" not in entry["error"], line
+    assert found[-1]["text"] == "In the top left."
+
+
+def test_an_id_names_one_line(files):
+    files[0].write_text('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n')
+    assert run(files, "--max-tokens", "1") == 4
+    assert "text" in entries(files[1])[0] and "that of line 1" in entries(files[1])[1]["error"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("cut", [0, 30])
+def test_resume_asks_only_what_has_no_answer(files, monkeypatch, keep, cut):
+    assert run(files, "--max-tokens", "5") == 0
+    whole = files[1].read_bytes()
+    lines = whole.splitlines(keepends=True)
+    half = b"".join(lines[keep : keep + 1])[:cut]
+    files[1].write_bytes(b"".join(lines[:keep]) + half)
+    asked, outcomes = [], batch_file.outcomes
+    monkeypatch.setattr(
+        batch_file, "outcomes",
+        lambda model, batch, options: asked.extend(batch) or outcomes(model, batch, options),
+    )  # fmt: skip
+    assert run(files, "--resume", "--max-tokens", "5") == 0
+    assert [line.number for line in asked] == list(range(keep + 1, 6))
+    assert files[1].read_bytes().startswith(b"".join(lines[:keep]))
+    assert [without_times(e) for e in entries(files[1])] == [
+        without_times(json.loads(line)) for line in lines
+    ]
+
+
+def test_resume_tries_errors_again_and_puts_them_in_their_place(files, tmp_path):
+    picture = tmp_path / "late.png"
+    lines = [{"question": "Where is the star?", "images": [str(picture)]}, *LINES]
+    files[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(files, "--max-tokens", "9") == 4 and "error" in entries(files[1])[0]
+    picture.write_bytes((small.TINY / "samples" / "shapes.png").read_bytes())
+    assert run(files, "--max-tokens", "9", "--resume") == 0
+    assert [e["line"] for e in entries(files[1])] == [1, 2, 3, 4, 5, 6]
+    assert entries(files[1])[0]["text"] == "In the top left."
+
+
+def test_resume_knows_lines_by_their_id(files):
+    """A line that was put in front moves the numbers; an id stays."""
+    for line, mark in zip(LINES, "abcde"):
+        line = {**line, "id": mark}
+        with open(files[0], "a" if mark > "a" else "w") as file:
+            file.write(json.dumps(line) + "\n")
+    assert run(files, "--max-tokens", "5") == 0
+    before = files[1].read_text()
+    files[0].write_text('{"id": "new", "question": "Hi"}\n' + files[0].read_text())
+    assert run(files, "--max-tokens", "5", "--resume") == 0
+    assert files[1].read_text().endswith(before) and entries(files[1])[0]["id"] == "new"
+
+
+def test_answers_are_on_the_disk_when_their_batch_ends(files, monkeypatch):
+    """Interrupted in the third batch: two batches are there, whole, and can be gone on with."""
+    from llava_min import batch
+
+    answers, seen = batch.answers, []
+
+    def third(model, ready):
+        seen.append(files[1].read_bytes().count(b"\n"))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return answers(model, ready)
+
+    monkeypatch.setattr(batch, "answers", third)
+    assert run(files, "--batch-size", "2", "--max-tokens", "5") == 130
+    assert seen == [0, 2, 4] and len(entries(files[1])) == 4
+    monkeypatch.undo()
+    assert run(files, "--resume", "--max-tokens", "5") == 0 and len(entries(files[1])) == 5
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [("my notes\n", "an answer"), ("my notes", "an answer"), ('{"line": 99, "text": ""}\n', "99")],
+)
+def test_a_file_that_is_no_output_is_left_alone(files, content, named, capsys):
+    files[1].write_text(content)
+    for more, code in ((("--resume",), named), ((), "--resume")):
+        assert run(files, *more) == 6
+        assert code in capsys.readouterr().err and files[1].read_text() == content
+
+
+@pytest.mark.parametrize(
+    "arguments, code, named",
+    [
+        (["--batch", "in.jsonl"], 2, "-o OUT.JSONL"),
+        (["-o", "out.jsonl"], 2, "--batch"),
+        (["--resume"], 2, "--batch"),
+        (["x", "--batch", "a", "-o", "b"], 2, "PROMPT"),
+        (["--batch", "a", "-o", "b", "--image", STAR], 2, "--image"),
+        (["--batch", "a", "-o", "b", "--no-stream"], 2, "--no-stream"),
+        (["--batch", "a", "-o", "b", "--batch-size", "0"], 2, "--batch-size"),
+        (["--batch", "nowhere.jsonl", "-o", "b", "-m", "nowhere"], 4, "nowhere.jsonl"),
+    ],
+)
+def test_what_does_not_go_together(arguments, code, named, capsys):
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and named in err
+
+
+def test_a_folder_that_cannot_be_written(files, tmp_path, capsys):
+    assert run((files[0], tmp_path / "none" / "out.jsonl")) == 6
+    assert "cannot write the answers" in capsys.readouterr().err
+
+
+def test_the_summary_counts(files, capsys):
+    assert main(["--batch", str(files[0]), "-o", str(files[1]), "--max-tokens", "2"]) == 0
+    assert "[5 answered, 0 before, 0 in error" in capsys.readouterr().err
