@@ -251,12 +251,38 @@ def prefill(query: Tensor, layer) -> Tensor:
     if triton_for(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"
-    groups = query.shape[2] // key.shape[1]
+    return (attention_cpu if query.device.type == "cpu" else attention_masked)(query, key, value)
+
+
+def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of query [B T H E] over key and value [B K S E], S >= T, by torch on any
+    device.
+    """
+    new, groups = query.shape[1], query.shape[2] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    mask = causal_mask(new, seen, query.device) if seen else None
-    mixed = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key, value, attn_mask=mask, is_causal=mask is None
-    )
+    mask = causal_mask(new, key.shape[2] - new, query.device)
+    query = query.transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def attention_cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same on a CPU without a mask.
+
+    A mask [T S] would be the largest tensor of a long prompt. So the S - T keys behind are seen
+    whole, their heads' queries folded into rows, and the T new ones causally; the two results add
+    up as the two tiles of OnlineSoftmax do, each with its share of the sum of exponentials.
+    """
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    new, seen = query.shape[1], key.shape[2] - query.shape[1]
+    query, groups = query.transpose(1, 2), query.shape[2] // key.shape[1]
+    own = (x[:, :, seen:].repeat_interleave(groups, dim=1) for x in (key, value))
+    mixed, total = flash(query, *own, 0.0, True)
+    if seen:
+        folded = query.reshape(query.shape[0], key.shape[1], groups * new, -1)
+        before, total_before = flash(folded, key[:, :, :seen], value[:, :, :seen])
+        rise = (total - total_before.reshape(total.shape))[..., None]
+        before = wide(before).reshape(mixed.shape) * torch.sigmoid(-rise)
+        mixed = (wide(mixed) * torch.sigmoid(rise) + before).to(mixed.dtype)
     return mixed.transpose(1, 2)
 
 

@@ -174,16 +174,17 @@ def test_named_mutants_break_a_property(llava, monkeypatch):
 
     plan, tiles = plan_of(llava, 1, 1, 3)
     whole, _ = run(llava, plan, tiles)
-    angles = rope.angles
+    angles, whole_attention = rope.angles, attention.attention_cpu
 
-    def upper_left(new, seen, device=None):
-        return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril(0)
+    def upper_left(query, key, value):
+        new = query.shape[1]
+        return whole_attention(query, key[:, :, :new], value[:, :, :new])
 
     def chunk_relative(positions, *rest, **named):
         return angles(positions - positions.min(), *rest, **named)
 
     for module, name, mutant in (
-        (attention, "causal_mask", upper_left),
+        (attention, "attention_cpu", upper_left),
         (rope, "angles", chunk_relative),
     ):
         with monkeypatch.context() as patch:
