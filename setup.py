@@ -41,6 +41,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "safetensors>=0.8",
         "tokenizers>=0.21",
+        "huggingface_hub>=1.0",
         "numpy>=1.26",
         "pillow>=11.3",
         "av>=14",

@@ -65,8 +65,10 @@ COUNT = number(int, 1, 2**31 - 1)
 DAILY = (
     # flags, what --help says, how argparse takes it
     ("-m --model",
-     "checkpoint folder (default: the embedded toy, which knows drawn shapes only)",
-     dict(metavar="FOLDER")),
+     "folder, alias (onevision-0.5b, onevision-7b, llava-video-7b, next-video-7b, interleave-0.5b, "
+     "long-llava-7b, ...) or org/name[@revision] on the Hugging Face hub (default: the embedded "
+     "toy, which knows drawn shapes only)",
+     dict(metavar="MODEL")),
     ("--image", "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
      dict(metavar="SRC", action="append", default=[])),
     ("--video", "a video: path, URL or data:; repeatable",

@@ -24,6 +24,7 @@ from .model import Llava
 from .prepare import Prepared, prepare
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
+from .weights import hub
 from .weights import load as weights
 from .weights.checkpoint import Checkpoint
 
@@ -198,23 +199,38 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_bytes(device: str) -> int | None:
+    """The memory that a model could take on a device now, None where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)
+
+
 # Loading -----------------------------------------------------------------------
 
 
 def load(
     folder=None, *, device="auto", dtype="auto", config=None, context=None, progress=None
 ) -> LoadedModel:
-    """Load a checkpoint folder, or the embedded checkpoint, ready to answer."""
+    """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer."""
     start = time.perf_counter()
-    path = Path(folder) if folder is not None else EMBEDDED
+    device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, device)
+    path = EMBEDDED
+    if folder is not None:
+        path = hub.find(folder, torch_dtype.itemsize, free_bytes(device))
+    if restriction := hub.restriction(path):
+        log.warning(restriction)
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
     settings = configuration.read(path, config)
     if context is not None:
         settings = replace(settings, text=replace(settings.text, context=context))
     settings = replace(settings, template=template_of(checkpoint) or settings.template)
-    device = pick_device(device)
-    torch_dtype = pick_dtype(dtype, device)
     network = weights.on_meta(settings)
     weights.fill(network, checkpoint, torch_dtype, device, progress)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)

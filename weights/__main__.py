@@ -9,7 +9,7 @@ import sys
 
 from .. import config as configuration
 from ..errors import CheckpointError, LlavaMinError
-from . import load, names
+from . import hub, load, names
 from .checkpoint import DTYPES, Checkpoint
 
 
@@ -44,7 +44,7 @@ def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
 
 def inspect(folder: str) -> int:
     """Print the table; 3 where the checkpoint would be refused."""
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(hub.find(folder))
     config = configuration.read(checkpoint.folder)
     table, missing = rows(checkpoint, config)
     width = max(len(row[0]) for row in table)

@@ -1,0 +1,156 @@
+"""What -m names -> a folder on this machine: a path, an alias, or org/name[@revision] on the hub.
+
+A path that exists wins. Anything else comes from the Hugging Face hub by way of its local cache,
+brought up to date where the hub can be reached; huggingface_hub does the work, so HF_ENDPOINT,
+HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they always mean. Only safetensors, JSON, text,
+jinja, README and LICENSE files of the repository's top folder are taken: nothing that could run.
+Read next: checkpoint.py.
+"""
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+from ..errors import CheckpointError, MemoryBudgetError, shown
+
+log = logging.getLogger("llava_min")
+ALIASES = {
+    # alias: (repository, its weights in units of 10^9 bytes at 16 bits)
+    "interleave-0.5b": ("llava-hf/llava-interleave-qwen-0.5b-hf", 1.7),
+    "onevision-0.5b": ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 1.8),
+    "llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", 14.1),
+    "next-video-7b": ("llava-hf/LLaVA-NeXT-Video-7B-hf", 14.1),
+    "long-llava-7b": ("aws-prototyping/long-llava-qwen2-7b", 15.9),
+    "llava-video-7b": ("lmms-lab/LLaVA-Video-7B-Qwen2", 16.1),
+    "onevision-7b": ("llava-hf/llava-onevision-qwen2-7b-ov-hf", 16.1),
+    "interleave-7b": ("llava-hf/llava-interleave-qwen-7b-hf", 16.3),
+    "llava-video-72b": ("lmms-lab/LLaVA-Video-72B-Qwen2", 146.3),
+    "onevision-72b": ("llava-hf/llava-onevision-qwen2-72b-ov-hf", 146.3),
+}
+NAME = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
+WANTED = dict(
+    allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*"],
+    ignore_patterns=["*/*"],
+)
+RESTRICTIVE = (
+    # what a model card's license, or its name, holds -> what that means
+    (r"-nc\b|non-?commercial", "non-commercial use only"),
+    (r"llama", "the Llama community license, with limits on use"),
+    (r"research", "for research only"),
+)
+
+
+def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
+    """The folder of a checkpoint, downloaded first where it must be.
+
+    itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if
+    unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.
+    """
+    match = NAME.fullmatch(str(name))
+    if Path(name).exists() or match is None:
+        return Path(name)
+    repository, revision = match.groups()
+    repository = ALIASES.get(repository, (repository, 0))[0]
+    if "/" not in repository:
+        raise neither(str(name))
+    from huggingface_hub import HfApi, errors, utils
+
+    try:
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    except errors.GatedRepoError:
+        raise gated(repository) from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            "cannot download", repository, f"the revision {revision}", "none"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise neither(str(name)) from None
+    except (errors.HTTPError, OSError):  # no connection, or HF_HUB_OFFLINE
+        return cached(repository, revision)
+    files = list(utils.filter_repo_objects(info.siblings, key=lambda f: f.rfilename, **WANTED))
+    check_room(repository, files, itemsize, room)
+    return download(repository, revision, info, files)
+
+
+def neither(name: str) -> CheckpointError:
+    known = f"a folder, a repository on the hub (org/name), or one of {', '.join(ALIASES)}"
+    hint = "A private repository needs HF_TOKEN."
+    return CheckpointError("cannot find the checkpoint", shown(name), known, "neither", hint)
+
+
+def gated(repository: str) -> CheckpointError:
+    hint = "Accept its terms on its page of the hub, then set HF_TOKEN."
+    return CheckpointError(
+        "cannot download", repository, "access to it", "a gated repository", hint
+    )
+
+
+def cached(repository: str, revision: str | None) -> Path:
+    """The copy in the hub's cache, without a look at the hub."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, **WANTED)
+        )
+    except errors.LocalEntryNotFoundError:
+        wanted = "a connection to the hub, or a whole copy in its cache"
+        raise CheckpointError("cannot download", repository, wanted, "neither") from None
+
+
+def check_room(repository: str, files: list, itemsize: int, room: int | None) -> None:
+    """MemoryBudgetError, with what would fit, where the weights exceed the memory that is free."""
+    stored = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    if room is None or stored / 2 * itemsize <= room:  # published weights have 16 bits
+        return
+    fitting = [a for a, (_, size) in ALIASES.items() if size * 1e9 / 2 * itemsize <= room]
+    fitting = [f"-m {fitting[-1]}"] if fitting else []
+    fitting += ["--dtype bfloat16"] if itemsize > 2 and stored <= room else []
+    free, found = f"at most {room / 1e9:.1f} GB of weights", f"{stored / 2e9 * itemsize:.1f} GB"
+    hint = f"What would fit: {' or '.join(fitting) or 'none that is known'}."
+    raise MemoryBudgetError(
+        "cannot load", repository, f"{free} in the memory that is free", found, hint
+    )
+
+
+def download(repository: str, revision: str | None, info, files: list) -> Path:
+    """All wanted files in the hub's cache; those that are there already stay."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    have = lambda file: hub.try_to_load_from_cache(repository, file.rfilename, revision=info.sha)
+    missing = [file for file in files if not isinstance(have(file), str)]
+    if missing:
+        size, card = sum(file.size or 0 for file in missing) / 1e9, info.card_data or {}
+        log.info(
+            f"downloading {repository} at {info.sha[:7]}: {len(missing)} files, {size:.2f} GB, "
+            f"license {card.get('license_name') or card.get('license') or 'not stated'}"
+        )
+    if not sys.stderr.isatty() or log.getEffectiveLevel() > logging.INFO:
+        hub.utils.disable_progress_bars()
+    try:
+        return Path(hub.snapshot_download(repository, revision=revision, **WANTED))
+    except errors.GatedRepoError:
+        raise gated(repository) from None
+    except (errors.HTTPError, OSError) as error:
+        raise CheckpointError(
+            "cannot download",
+            repository,
+            "all of it",
+            type(error).__name__,
+            "Run it again: files that are whole stay.",
+        ) from None
+
+
+def restriction(folder: Path) -> str | None:
+    """What the license in a folder's model card, the YAML on top of README.md, forbids."""
+    try:
+        card = (folder / "README.md").read_text("utf-8", errors="replace")
+    except OSError:
+        return None
+    head = card.split("\n---", 1)[0] if card.startswith("---") else ""
+    license = " ".join(re.findall(r"^license(?:_name)?:\s*(.+?)\s*$", head, re.MULTILINE))
+    found = (words for pattern, words in RESTRICTIVE if re.search(pattern, license, re.I))
+    meaning = next(found, None)
+    return meaning and f"the license of this checkpoint is {license}: {meaning}"
