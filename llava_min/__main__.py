@@ -56,21 +56,17 @@ def answer(settings: arguments.Settings) -> int:
         return work.answer(model, settings)
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
-    if question is None and not images and not videos:
+    if question is None and not images and not videos and not settings.chat:
         question, images = loaded.EXAMPLE_QUESTION, (str(loaded.EXAMPLE_PICTURE),)
         reporter.line(f"[{question} {os.path.relpath(images[0])}]")
     with trace.tracing(sys.stderr) if settings.trace else contextlib.nullcontext():
-        for event in model.events(question, images=images, videos=videos, **settings.options):
-            if isinstance(event, loaded.Prepared):
-                if settings.show_prompt:
-                    print(event.text(), file=sys.stderr)
-                reporter.event("prepared", tokens=event.plan.tokens, media=event.media)
-            elif isinstance(event, loaded.Answer):
-                reporter.finish(event)
-            else:
-                reporter.piece(event.text)
-                reporter.event("text", text=event.text)
-    return 130 if event.finish_reason == "interrupted" else 0
+        options = settings.options | {"prompt_cache": settings.prompt_cache}
+        if settings.chat:
+            from .chat import Console
+
+            return Console(model.chat(**options), reporter, images, videos).run(question)
+        asked = model.events(question, images=images, videos=videos, **options)
+        return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
 
 
 def run() -> None:

@@ -34,6 +34,8 @@ class Settings:
     trace: bool
     quiet: bool
     verbose: bool
+    chat: bool
+    prompt_cache: str | None
     batch: str | None
     answers: str | None
     resume: bool
@@ -81,6 +83,10 @@ DAILY = (
      dict(type=number(float, 0, 100), default=0.0, metavar="T")),
     ("--seed", "of the random numbers (%(default)s)",
      dict(type=number(int, 0, 2**63 - 1), default=0, metavar="N")),
+    ("--chat", "a conversation: ask again about the same media (/help inside)",
+     dict(action="store_true")),
+    ("--prompt-cache", "keep the work on the prompt in FILE; where it is there, go on from it",
+     dict(metavar="FILE")),
     ("--json", "print one JSON object instead of text", dict(action="store_true")),
     ("--show-prompt", "print the rendered prompt to stderr", dict(action="store_true")),
     ("--trace", "print every stage from pixels to words to stderr", dict(action="store_true")),
@@ -209,8 +215,8 @@ def parse(arguments: list[str]) -> Settings | str:
         kernels=given.kernels, threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
         stream=not given.no_stream, show_prompt=given.show_prompt, trace=given.trace,
-        quiet=given.quiet, verbose=given.verbose, batch=given.batch, answers=given.output,
-        resume=given.resume, batch_size=given.batch_size
+        quiet=given.quiet, verbose=given.verbose, chat=given.chat, prompt_cache=given.prompt_cache,
+        batch=given.batch, answers=given.output, resume=given.resume, batch_size=given.batch_size
     )  # fmt: skip
 
 
@@ -220,7 +226,8 @@ def check_batch(given: argparse.Namespace) -> None:
         raise ParameterError("cannot answer a batch", "--batch", "-o OUT.JSONL beside it", "none")
     if not given.batch and (given.output or given.resume):
         raise ParameterError("cannot go on", "-o, --resume", "--batch IN.JSONL beside them", "none")
-    beside = ("prompt", "image", "video", "json", "jsonl", "show_prompt", "trace", "no_stream")
+    beside = ("prompt", "image", "video", "json", "jsonl", "show_prompt", "trace", "no_stream",
+              "chat", "prompt_cache")  # fmt: skip
     for name in beside if given.batch else ():
         if getattr(given, name):
             option = "PROMPT" if name == "prompt" else "--" + name.replace("_", "-")

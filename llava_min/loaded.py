@@ -21,6 +21,7 @@ from .config import LlavaConfig
 from .errors import ParameterError
 from .generate import Finished, Options, Token, generate
 from .model import Llava
+from .prefix import Prefix
 from .prepare import Prepared, prepare
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
@@ -70,8 +71,8 @@ class Clock:
 
 @dataclass
 class LoadedModel:
-    """A checkpoint in memory. `generate` answers, `stream` answers piece by piece, `logits` and
-    `embed` look inside.
+    """A checkpoint in memory. `generate` answers, `stream` answers piece by piece, `chat` keeps a
+    conversation, `logits` and `embed` look inside.
     """
 
     name: str
@@ -87,7 +88,8 @@ class LoadedModel:
         question: text (with <image> and <video> where they go, or without: then they come first),
         messages in OpenAI's style, or token ids with -200 where a visual goes. images: path, URL,
         bytes, PIL, or uint8 [H W 3], each; videos: path, URL, bytes, or uint8 [F H W 3]. options:
-        the fields of Options. Raises LlavaMinError.
+        the fields of Options, and prompt_cache: a file to take the beginning of the prompt from,
+        or to write the prompt to where there is none. Raises LlavaMinError.
         """
         *_, answer = self.events(question, images=images, videos=videos, **options)
         return answer
@@ -98,16 +100,32 @@ class LoadedModel:
             if isinstance(event, Token | Finished) and event.text:
                 yield event.text
 
+    def chat(self, *, prompt_cache=None, **options):
+        """A Chat, which keeps its cache from question to question; options are those of every
+        answer.
+        """
+        from .chat import Chat
+
+        return Chat(self, prompt_cache, **options)
+
     def events(
-        self, question=None, *, images=(), videos=(), **given
+        self, question=None, *, images=(), videos=(), prefix=None, prompt_cache=None, **given
     ) -> Iterator[Prepared | Token | Finished | Answer]:
-        """Everything that happens: Prepared, Tokens, Finished, and the Answer that sums it up."""
+        """Everything that happens: Prepared, Tokens, Finished, and the Answer that sums it up.
+
+        prefix: what earlier calls left in a cache; the part that this prompt shares is not computed
+        again.
+        """
         options, began = Options.of(**given), time.perf_counter()
-        prepared = prepare(question, images, videos, options, self.config, self.tokenizer)
+        if prefix is None and prompt_cache is not None:
+            prefix = Prefix(self.empty_cache(0))
+        kept = prefix and prefix.opened
+        prepared = prepare(question, images, videos, options, self.config, self.tokenizer, kept)
         prepared.plan.check_fits(options.max_tokens)
+        stored = prompt_cache is not None and prefix.read(prompt_cache, self.network, prepared)
         yield prepared
         vision, start = Clock(), time.perf_counter()
-        logits, cache = self.prefilled(prepared, options.max_tokens, vision)
+        logits, cache = self.prefilled(prepared, options.max_tokens, vision, prefix=prefix)
         prefilled = time.perf_counter()
         ids, text = [], ""
         for event in generate(
@@ -119,6 +137,10 @@ class LoadedModel:
                 ids.append(event.id)
             else:
                 finished = event
+        if prefix is not None:
+            prefix.said(ids)
+        if prompt_cache is not None and not stored:
+            prefix.write(prompt_cache, self.network, prepared)
         decode = finished.last - finished.first if ids else 0.0
         timings = {
             "load_s": self.load_seconds,
@@ -131,6 +153,8 @@ class LoadedModel:
         }
         usage = {"prompt_tokens": prepared.plan.tokens, "completion_tokens": len(ids),
                  "image_tokens": prepared.visual_tokens}  # fmt: skip
+        if prefix is not None:
+            usage["cached_tokens"] = prefix.reused
         yield Answer(
             text,
             ids,
@@ -153,24 +177,21 @@ class LoadedModel:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
 
-    def prefilled(
-        self, prepared: Prepared, more: int, vision: Clock | None = None, keep: str = "last"
-    ):
+    def empty_cache(self, capacity: int) -> Cache:
+        """A cache of one row."""
+        weight = self.network.decoder.embedding.weight
+        return Cache.empty(self.config.text, 1, capacity, weight.dtype, device=weight.device)
+
+    def prefilled(self, prepared: Prepared, more: int, vision: Clock | None = None,
+                  keep: str = "last", prefix: Prefix | None = None):  # fmt: skip
         """(logits, the cache behind the prompt with room for `more` tokens)."""
-        vision = vision or Clock()
-        embedding = self.network.decoder.embedding.weight
-        cache = Cache.empty(
-            self.config.text,
-            1,
-            prepared.plan.tokens + more,
-            embedding.dtype,
-            device=embedding.device,
-        )
-        visuals = [
-            vision.around(self.network.encode(visual.tiles, visual.is_clip))
-            for visual in prepared.visuals
-        ]
-        return self.network.prefill(prepared.plan, visuals, cache, keep=keep), cache
+        vision, capacity = vision or Clock(), prepared.plan.tokens + more
+        if prefix is None:
+            cache, plan, visuals = self.empty_cache(capacity), prepared.plan, prepared.visuals
+        else:
+            cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
+        encoded = [vision.around(self.network.encode(v.tiles, v.is_clip)) for v in visuals]
+        return self.network.prefill(plan, encoded, cache, keep=keep), cache
 
     def logits(self, question, *, images=(), videos=(), **options) -> Tensor:
         """Logits after every row of the prompt: [rows V] float32, on the CPU."""

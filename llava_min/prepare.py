@@ -5,10 +5,12 @@ out: Prepared: the plan, the tiles of each visual in the plan's order, what beca
 Read next: loaded.py.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from .prompt import Visual
 from .tokenizer import VISUAL, Tokenizer, split_specials
 
 log = logging.getLogger("llava_min")
+HOW = {"anyres": "in a grid of tiles", "pad": "padded to a square, one tile",
+       "square": "one tile", "crop": "one tile, its middle"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Encodable:
     segment: budget.Image | budget.Video
     tiles: Tiles
     is_clip: bool
+
+    @cached_property
+    def hash(self) -> int:
+        """A number below 2^62 for all that the vision tower and the projector will see."""
+        seen = hashlib.blake2b(np.ascontiguousarray(self.tiles.pixels), digest_size=8)
+        seen.update(repr((self.tiles.size, self.tiles.grid, self.is_clip)).encode())
+        return int.from_bytes(seen.digest(), "big") >> 2
 
 
 @dataclass
@@ -83,14 +94,19 @@ class Prepared:
 
 
 def prepare(question, images, videos, options: Options, config: LlavaConfig,
-            tokenizer: Tokenizer | None) -> Prepared:  # fmt: skip
-    """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError."""
+            tokenizer: Tokenizer | None, kept: dict | None = None) -> Prepared:  # fmt: skip
+    """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError.
+
+    kept: media that an earlier question of the same conversation opened; new ones are added.
+    """
     start = time.perf_counter()
     images, videos, turns = one_or_many(images), one_or_many(videos), None
-    if is_messages(question):
+    if isinstance(question, list) and all(isinstance(turn, prompt.Turn) for turn in question):
+        turns = question
+    elif is_messages(question):
         turns, in_images, in_videos = prompt.from_messages(list(question))
         images, videos = fill_in(in_images, images, "image"), fill_in(in_videos, videos, "video")
-    opened = open_media(images, videos, options, config)
+    opened = open_media(images, videos, options, config, {} if kept is None else kept)
     clips = [len(opened["video", i].places) for i in range(len(videos))]
     frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not images else None
     if is_ids(question):
@@ -183,25 +199,32 @@ def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> I
 # Media -------------------------------------------------------------------------
 
 
-def open_media(images: list, videos: list, options: Options, config: LlavaConfig) -> dict:
-    """{(kind, index): Medium} of every picture and clip."""
-    mode = image_mode(len(images), options, config)
+def open_media(
+    images: list, videos: list, options: Options, config: LlavaConfig, kept: dict
+) -> dict:
+    """{(kind, index): Medium} of every picture and clip, those in `kept` not opened again."""
+    mode, opened, new = image_mode(len(images), options, config), {}, len(kept)
     if options.max_tiles is not None:
         grids = tuple(g for g in config.grids if g[0] * g[1] <= options.max_tiles)
         config = replace(config, grids=grids or config.grids[:1])
-    opened = {("image", i): open_picture(source, mode, config) for i, source in enumerate(images)}
+    for i, source in enumerate(images):
+        key = ("image", i, mode, options.max_tiles)
+        opened["image", i] = kept[key] = kept.get(key) or open_picture(source, mode, config)
+    if len(images) > 1 and len(kept) > new:
+        log.info(f"{len(images)} pictures: each {HOW[mode]} (--multi-image {options.multi_image})")
     frames = options.frames or config.frames
     if frames > config.frames and videos:
         log.warning(
             f"{frames} frames are more than the {config.frames} that this checkpoint was made for"
         )
-    return opened | {
-        ("video", i): open_clip(source, frames, config) for i, source in enumerate(videos)
-    }
+    for i, source in enumerate(videos):
+        key = ("video", i, frames)
+        opened["video", i] = kept[key] = kept.get(key) or open_clip(source, frames, config)
+    return opened
 
 
 def image_mode(count: int, options: Options, config: LlavaConfig) -> str:
-    """How the pictures become tiles; a line says what was done with several."""
+    """How the pictures become tiles."""
     wanted = options.multi_image
     if wanted != "auto" and wanted not in config.image_modes:
         raise ParameterError(
@@ -212,15 +235,7 @@ def image_mode(count: int, options: Options, config: LlavaConfig) -> str:
         )
     if count < 2:
         return config.image_modes[0]
-    mode = config.several_images if wanted == "auto" else wanted
-    how = {
-        "anyres": "in a grid of tiles",
-        "pad": "padded to a square, one tile",
-        "square": "one tile",
-        "crop": "one tile, its middle",
-    }[mode]
-    log.info(f"{count} pictures: each {how} (--multi-image {wanted})")
-    return mode
+    return config.several_images if wanted == "auto" else wanted
 
 
 def open_picture(source, mode: str, config: LlavaConfig) -> Medium:

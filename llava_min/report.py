@@ -3,6 +3,7 @@
 The answer goes to stdout and nothing else does; everything about the answer goes to stderr.
 """
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -31,6 +32,23 @@ class Reporter:
         if self.settings.output == "jsonl":
             print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
 
+    def follow(self, events):
+        """Show the events of an answer as they come, to the Answer, which is returned."""
+        from .loaded import Answer, Prepared
+
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, Prepared):
+                    if self.settings.show_prompt:
+                        print(event.text(), file=sys.stderr)
+                    self.event("prepared", tokens=event.plan.tokens, media=event.media)
+                elif isinstance(event, Answer):
+                    self.finish(event)
+                else:
+                    self.piece(event.text)
+                    self.event("text", text=event.text)
+        return event
+
     def finish(self, answer) -> None:
         """The whole answer, and what it took."""
         if self.settings.output == "text":
@@ -44,11 +62,13 @@ class Reporter:
         if answer.finish_reason == "interrupted":
             self.line("llava_min: interrupted")
         usage, timings = answer.usage, answer.timings
-        visual = f" ({usage['image_tokens']} visual)" if usage["image_tokens"] else ""
+        counts = (("image_tokens", "visual"), ("cached_tokens", "from the cache"))
+        of_these = ", ".join(f"{usage[key]} {what}" for key, what in counts if usage.get(key))
+        loading = 0 if self.settings.chat else timings["load_s"]
         self.line(
-            f"[{usage['prompt_tokens']} prompt tokens{visual}, {usage['completion_tokens']} "
-            "generated, "
-            f"first after {timings['ttft_s'] + timings['load_s']:.2f} s with loading, "
+            f"[{usage['prompt_tokens']} prompt tokens{f' ({of_these})' if of_these else ''}, "
+            f"{usage['completion_tokens']} generated, first after {timings['ttft_s'] + loading:.2f}"
+            f" s{' with loading' if loading else ''}, "
             f"{timings['tokens_per_s']:.0f} tokens/s, {answer.memory['peak_bytes'] / 2**20:.0f} "
             "MiB]"
         )
@@ -57,6 +77,7 @@ class Reporter:
                 "[the embedded checkpoint is a toy that knows drawn shapes only; for photos use "
                 "-m FOLDER]"
             )
+            self.embedded = False  # once is enough
 
     def object(self, answer) -> None:
         entry = whole(answer, self.name, self.settings.options)

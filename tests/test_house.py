@@ -85,7 +85,10 @@ ORDER = [
     "model",
     "sampling",
     "generate",
+    "prepare",
+    "prefix",
     "loaded",
+    "chat",
 ]
 
 

@@ -1,0 +1,180 @@
+"""Prompt caches: the same answers without computing the beginning again, and no wrong beginning."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import llava_min
+from llava_min import prefix
+from llava_min.errors import LlavaMinError, OutputError, PromptError
+
+FIRST, SECOND = small.picture(100, 60), small.picture(50, 80, seed=1)
+CLIP = small.frames(4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.small(tmp_path_factory.mktemp("model"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return llava_min.load(folder)
+
+
+@pytest.fixture
+def file(tmp_path, model):
+    """A cache of a question about a picture and a clip."""
+    path = tmp_path / "cache.safetensors"
+    model.generate("What?", images=[FIRST], videos=[CLIP], max_tokens=2, prompt_cache=path)
+    return path
+
+
+NUMBERS = st.lists(st.integers(-1, 1), min_size=1, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(NUMBERS, NUMBERS)
+def test_the_common_part_ends_at_the_first_difference(held, wanted):
+    count = prefix.common(np.array(held, np.int64), np.array(wanted, np.int64))
+    assert count < len(wanted) and held[:count] == wanted[:count]
+    longer = slice(0, count + 1)
+    assert count == len(wanted) - 1 or held[longer] != wanted[longer]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_question_goes_on_from_the_file(folder, tmp_path, monkeypatch, dtype):
+    """Nothing is encoded, the words of the question are all that is computed, the answer is the
+    same, and the file is left as it was; in chats and with a picture more, too.
+    """
+    model, path = llava_min.load(folder, dtype=dtype), tmp_path / "cache"
+    shown = {"images": [FIRST], "videos": [CLIP], "max_tokens": 8, "ignore_eos": True}
+    first = model.generate("What?", **shown, prompt_cache=path)
+    alone = model.generate("And where is it?", **shown)
+    data = path.read_bytes()
+    encode = model.network.encode
+    monkeypatch.setattr(model.network, "encode", lambda *given: iter(()))
+    assert model.generate("What?", **shown, prompt_cache=path).token_ids == first.token_ids
+    again = model.generate("And where is it?", **shown, prompt_cache=path)
+    assert again.token_ids == alone.token_ids
+    assert again.usage["cached_tokens"] > again.usage["image_tokens"]
+    chat = model.chat(prompt_cache=path, max_tokens=8, ignore_eos=True)
+    assert chat.ask("And where is it?", images=[FIRST], videos=[CLIP]).token_ids == alone.token_ids
+    monkeypatch.setattr(model.network, "encode", encode)
+    longer = {**shown, "videos": [CLIP, CLIP[::-1]]}
+    more = model.generate("And?", **longer, prompt_cache=path)
+    assert more.token_ids == model.generate("And?", **longer).token_ids
+    assert more.usage["cached_tokens"] > 0 and path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+def test_in_a_new_process_through_the_command(tmp_path):
+    """The second process prints what it prints without the file, and says what it took from it."""
+    star, path = small.TINY / "samples" / "shapes.png", tmp_path / "star"
+
+    def ask(question, *more):
+        command = [sys.executable, "-m", "llava_min", question, "--image", star, *more]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    first = ask("Where is the star?", "--prompt-cache", path)
+    assert first.stdout == "In the top left.\n" and "kept in" in first.stderr
+    second = ask("What color is the circle?", "--prompt-cache", path)
+    assert second.stdout == "Blue.\n" and "prompt tokens come from" in second.stderr
+    other = ask("What color is the circle?", "--prompt-cache", path, "--max-tiles", "1")
+    assert other.returncode == 4 and other.stderr.count("\n") == 1
+    assert "media 1 to be" in other.stderr and "other contents of that name" in other.stderr
+
+
+def test_what_differs_is_named(model, folder, file, tmp_path):
+    """Checkpoint, dtype, a key of config.json, which medium, or the words before it."""
+    shown = {"images": [FIRST], "videos": [CLIP], "prompt_cache": file}
+
+    def refused(match, model=model, **changed):
+        with pytest.raises(PromptError, match=match) as error:
+            model.generate("And?", **{**shown, **changed})
+        assert str(error.value).count("\n") == 0 and "Remove the file" in str(error.value)
+
+    refused("media 1 to be the Image, found other contents", images=[SECOND])
+    refused("media 2 to be the ndarray, found other contents", videos=[CLIP[::-1]])
+    refused("media 2 to be the ndarray, found none", videos=[])
+    refused("media 1 to be the Image, found other text", system="Be brief.")
+    refused("media 1 to be the Image, found the ndarray", images=[], videos=[CLIP])
+    refused("dtype 'float32'|dtype 'float16'", llava_min.load(folder, dtype="float16"))
+    other = small.small(tmp_path / "other", seed=4)
+    refused("checkpoint", llava_min.load(other))
+    theta = {"text_config": small.hf_config()["text_config"] | {"rope_theta": 1e5}}
+    changed = llava_min.load(folder, config=theta)
+    refused("config text.rope_theta 100000.0, found 1000000.0", changed)
+    wider = llava_min.load(folder, context=9000)  # no key or value depends on it
+    assert wider.generate("And?", **shown, max_tokens=2).usage["cached_tokens"] > 0
+    cache = prefix.Prefix(model.empty_cache(0))
+    cache.cache.keys = cache.cache.keys.half()
+    with pytest.raises(PromptError, match="kv-dtype 'float16', found 'float32'"):
+        cache.read(file, model.network, model.prepare("And?", [FIRST], [CLIP]))
+
+
+@pytest.mark.parametrize("part", [0, 7, 8, 100, 0.5, -1], ids=str)
+def test_a_file_cut_short_is_one_line(model, file, part):
+    data = file.read_bytes()
+    file.write_bytes(data[: part if isinstance(part, int) else int(part * len(data))])
+    with pytest.raises(PromptError, match="expected a whole prompt cache, found one cut short"):
+        model.generate("And?", images=[FIRST], videos=[CLIP], prompt_cache=file)
+
+
+def test_a_foreign_file_is_one_line(model, file, tmp_path, folder):
+    """A checkpoint, a text, a folder, metadata or tensors that are not as ours are."""
+    with safe_open(file, framework="pt") as mine:
+        said = mine.metadata()[prefix.KIND]
+        tensors = {name: mine.get_tensor(name) for name in mine.keys()}
+    text = tmp_path / "text"
+    text.write_text("hello")
+    foreign = [text, tmp_path, folder / "model.safetensors"]
+    changes = (
+        ({"tokens": tensors["tokens"]}, said),
+        (tensors | {"keys.0.0": torch.zeros(3, 7)}, said),
+        (tensors | {"keys.0.0": torch.zeros(3000, 12)[:, :5].contiguous()}, said),
+        (tensors, "[]"),
+        (tensors, "{"),
+        (tensors, json.dumps(json.loads(said) | {"media": [["a.png"]]})),
+    )
+    for number, (changed, metadata) in enumerate(changes):
+        foreign.append(tmp_path / f"foreign{number}")
+        save_file(changed, foreign[-1], metadata={prefix.KIND: metadata})
+    for path in foreign:
+        with pytest.raises(PromptError, match="a whole prompt cache, found .* of another kind"):
+            model.generate("And?", images=[FIRST], videos=[CLIP], prompt_cache=path)
+
+
+def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
+    """No half of a file, under any name; a folder that is not there is refused before any work."""
+    with pytest.raises(OutputError, match="a folder to write it to"):
+        model.generate("What?", prompt_cache=tmp_path / "nowhere" / "cache")
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prefix, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        model.generate("What?", max_tokens=1, prompt_cache=tmp_path / "cache")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_reading_leaves_the_chat_usable(model, file):
+    """After a mismatch, the same conversation goes on without the file."""
+    chat = model.chat(prompt_cache=file, max_tokens=4)
+    with pytest.raises(LlavaMinError):
+        chat.ask("What?", images=[SECOND])
+    chat.prompt_cache = None
+    alone = model.generate("What?", images=[SECOND], max_tokens=4)
+    assert chat.ask("What?", images=[SECOND]).token_ids == alone.token_ids
