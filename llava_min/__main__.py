@@ -1,12 +1,14 @@
 """The command: python -m llava_min, python -m llava_min.generate, or the script llava-min."""
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import sys
 
 from . import arguments, batch_file
-from .errors import LlavaMinError, ParameterError
+from .errors import LlavaMinError, OutputError, ParameterError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     verbose = "-v" in argv or "--verbose" in argv
     try:
+        open_streams()
         settings = arguments.parse(argv)
         if isinstance(settings, str):
             print(settings)
@@ -22,14 +25,40 @@ def main(argv: list[str] | None = None) -> int:
     except LlavaMinError as error:
         if verbose:
             raise
-        print(f"llava_min: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return said(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
-        print("llava_min: interrupted", file=sys.stderr)
-        return 130
+        return said("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return forget_output(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
+        return forget_output(said(f"error: {full}", full.exit_code))
+
+
+def open_streams() -> None:
+    """Standard streams for any text: closed ones lead nowhere, and a character that the terminal
+    lacks is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def said(line: str, code: int) -> int:
+    """The exit code, after a line on stderr, which may be full or closed too."""
+    with contextlib.suppress(OSError):
+        print(f"llava_min: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def forget_output(code: int) -> int:
+    """The exit code; what stdout still holds goes nowhere, or Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def answer(settings: arguments.Settings) -> int:

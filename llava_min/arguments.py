@@ -12,7 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ParameterError, PromptError
+from .errors import ParameterError, PromptError, shown
+from .files import regular
 from .limits import PROMPT_BYTES
 
 
@@ -49,10 +50,8 @@ def number(kind, low, high, open_low=False):
         try:
             value = kind(text)
         except ValueError:
-            value = math.nan
-        if not (
-            math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
-        ):
+            value = math.nan  # which is in no range
+        if not ((low < value if open_low else low <= value) and value <= high):
             article = "an integer" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
                 f"expected {article} {'above' if open_low else 'from'} {low} "
@@ -235,6 +234,7 @@ def check_batch(given: argparse.Namespace) -> None:
 
 
 def refuse(message: str) -> None:
+    message = message if len(message) <= 400 else message[:397] + "..."
     raise ParameterError("cannot understand the command", "arguments", "what --help shows", message)
 
 
@@ -245,7 +245,7 @@ def override(text: str) -> tuple[str, object]:
         raise ParameterError("cannot override", "--config", "KEY=VALUE", repr(text))
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 
@@ -260,10 +260,14 @@ def read_prompt(text: str | None) -> str | None:
         name, data = "stdin", sys.stdin.buffer.read(PROMPT_BYTES + 1)
     elif text.startswith("@"):
         name = text[1:]
-        if not Path(name).is_file():
-            raise PromptError("cannot read the prompt", name, "a file", "none")
-        with open(name, "rb") as file:
-            data = file.read(PROMPT_BYTES + 1)
+        if not regular(Path(name)):
+            raise PromptError("cannot read the prompt", shown(name), "a file", "none")
+        try:
+            with open(name, "rb") as file:
+                data = file.read(PROMPT_BYTES + 1)
+        except OSError as error:
+            found = error.strerror
+            raise PromptError("cannot read the prompt", shown(name), "a file", found) from None
     else:
         data = text.encode("utf-8", "surrogateescape")
     if len(data) > PROMPT_BYTES:

@@ -8,6 +8,7 @@ Read first. Read next: anyres.py.
 Agrees with: the configuration classes of transformers; LlavaQwenConfig of LLaVA-NeXT.
 """
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from .errors import CheckpointError, shown
 from .files import read_json
 
 MISSING = object()
+MOST = {"max_position_embeddings": 2**31 - 1, "vocab_size": 2**24, "image_size": 2**13,
+        "num_hidden_layers": 2**10, "head_dim": 2**10, "tiles": 2**8}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,17 @@ class Fields:
         return value
 
     def size(self, key: str, default=MISSING) -> int:
-        """A count that must be at least 1 and at most 2^31."""
-        value = self.get(key, int, default)
-        if not 1 <= value < 2**31:
-            raise self.refused(key, "a number from 1 to 2147483647", value)
+        """A count from 1 on, small enough that no product of two overflows or takes for ever."""
+        value, most = self.get(key, int, default), MOST.get(key, 2**20)
+        if not 1 <= value <= most:
+            raise self.refused(key, f"a number from 1 to {most}", value)
+        return value
+
+    def positive(self, key: str, default=MISSING) -> float:
+        """A finite number above 0."""
+        value = self.get(key, float, default)
+        if not 0 < value < math.inf:
+            raise self.refused(key, "a finite number above 0", value)
         return value
 
     def section(self, key: str, default=MISSING) -> "Fields":
@@ -191,12 +201,17 @@ def vision_config(fields: Fields, layer: int) -> VisionConfig:
         raise fields.refused(
             "num_hidden_layers", f"enough blocks for feature layer {layer}", stored
         )
+    side = fields.size("image_size")
+    if fields.size("patch_size") > side:
+        raise fields.refused(
+            "patch_size", f"at most image_size {side}", fields.get("patch_size", int)
+        )
     return VisionConfig(
         hidden_size=width, intermediate_size=fields.size("intermediate_size", 3072),
-        num_layers=stored + 1 + layer, num_heads=heads, image_size=fields.size("image_size"),
+        num_layers=stored + 1 + layer, num_heads=heads, image_size=side,
         patch_size=fields.size("patch_size"),
         activation=fields.get("hidden_act", str, activation, choices=(activation,)),
-        norm_eps=fields.get("layer_norm_eps", float, tower["norm_eps"]),
+        norm_eps=fields.positive("layer_norm_eps", tower["norm_eps"]),
         **{name: tower[name] for name in ("patch_bias", "class_token", "pre_norm", "mean", "std")}
     )  # fmt: skip
 
@@ -205,16 +220,16 @@ def rope_settings(fields: Fields) -> tuple[float, float]:
     """(theta, linear factor) from rope_theta and rope_scaling, or from rope_parameters as
     transformers 5 writes.
     """
-    theta = fields.get("rope_theta", float, 10_000.0)
+    theta = fields.positive("rope_theta", 10_000.0)
     scaling = fields.get("rope_parameters", dict, None) or fields.get("rope_scaling", dict, None)
     if scaling is None:
         return theta, 1.0
     scaling = Fields(scaling, f"{fields.where}: rope scaling")
-    theta = scaling.get("rope_theta", float, theta)
+    theta = scaling.positive("rope_theta", theta)
     kind = scaling.get("rope_type", str, None) or scaling.get("type", str, "default")
     if kind not in ("default", "linear"):
         raise scaling.refused("rope_type", "'default' or 'linear'", kind)
-    return theta, scaling.get("factor", float) if kind == "linear" else 1.0
+    return theta, scaling.positive("factor") if kind == "linear" else 1.0
 
 
 TEXTS = {
@@ -241,15 +256,18 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
     if heads % kv_heads:
         raise fields.refused("num_key_value_heads", f"a divisor of the {heads} heads", kv_heads)
+    head = width // heads if fields.values.get("head_dim") is None else fields.size("head_dim")
+    if head % 2:
+        raise fields.refused("head_dim", "an even number", head)
     theta, factor = rope_settings(fields)
     context = fields.size("max_position_embeddings", missing["max_position_embeddings"])
     return TextConfig(
         vocab_size=fields.size("vocab_size", missing["vocab_size"]), hidden_size=width,
         intermediate_size=fields.size("intermediate_size", missing["intermediate_size"]),
         num_layers=fields.size("num_hidden_layers", missing["num_hidden_layers"]), num_heads=heads,
-        num_kv_heads=kv_heads, head_dim=fields.get("head_dim", int, None) or width // heads,
-        norm_eps=fields.get("rms_norm_eps", float, 1e-6), rope_theta=theta, rope_factor=factor,
-        context=int(context * factor), tied=tied, qkv_bias=missing["qkv_bias"],
+        num_kv_heads=kv_heads, head_dim=head,
+        norm_eps=fields.positive("rms_norm_eps", 1e-6), rope_theta=theta, rope_factor=factor,
+        context=int(min(context * factor, 2**31 - 1)), tied=tied, qkv_bias=missing["qkv_bias"],
         eos_ids=eos or missing["eos"]
     )  # fmt: skip
 
@@ -273,7 +291,9 @@ def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tupl
         if len(pairs) < 2:
             raise fields.refused(key, "a range such as '(1x1),...,(6x6)'", value)
         (first_a, first_b), (last_a, last_b) = pairs[0], pairs[-1]
+        check_tiles(fields, key, last_a * last_b)
         return tuple((b, a) for a in range(first_a, last_a + 1) for b in range(first_b, last_b + 1))
+    check_tiles(fields, key, len(value))
     for pair in value:
         if not (
             isinstance(pair, list)
@@ -283,8 +303,14 @@ def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tupl
             raise fields.refused(key, "pairs of positive numbers", pair)
         if pair[0] % tile or pair[1] % tile:
             raise fields.refused(key, f"multiples of the tile's side {tile}", pair)
+        check_tiles(fields, key, pair[0] * pair[1] // tile**2)
     pairs = [(a // tile, b // tile) for a, b in value]
     return tuple(pairs if height_first else [(b, a) for a, b in pairs])
+
+
+def check_tiles(fields: Fields, key: str, tiles: int) -> None:
+    if not 1 <= tiles <= MOST["tiles"]:
+        raise fields.refused(key, f"1 to {MOST['tiles']} grids of as many tiles at most", tiles)
 
 
 ANYRES = re.compile(r"anyres(?:_max_([1-9]\d{0,2}))?")

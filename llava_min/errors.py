@@ -2,7 +2,8 @@
 
 
 class LlavaMinError(Exception):
-    """One line: what failed, in which file, tensor or argument, what was expected, what found.
+    """One printable line: what failed, in which file, tensor or argument; what was expected, what
+    found.
 
     >>> print(LlavaMinError("cannot load", "dtype", "float32", "int8", "Convert it."))
     cannot load: dtype: expected float32, found int8. Convert it.
@@ -12,7 +13,8 @@ class LlavaMinError(Exception):
 
     def __init__(self, what: str, where: str, expected: str, found, hint: str = ""):
         line = f"{what}: {where}: expected {expected}, found {found}."
-        super().__init__(f"{line} {hint}" if hint else line)
+        line = f"{line} {hint}" if hint else line
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
 
 
 class ParameterError(LlavaMinError):

@@ -19,8 +19,29 @@ def regular(path: Path) -> bool:
     """Whether the path leads to a plain file: not to a folder, pipe or device."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
+    except (OSError, ValueError):  # a name that is too long, or that holds a NUL
         return False
+
+
+def parse_json(text: bytes):
+    """JSON, strictly: UTF-8, no key twice, no NaN. ValueError says what is wrong."""
+    try:
+        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=not_a_number)
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
+
+
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """The object of these pairs; ValueError where a key appears twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{shown(next(k for k in keys if keys.count(k) > 1))} twice")
+    return found
+
+
+def not_a_number(name: str):
+    raise ValueError(f"the number {name}")
 
 
 def read_json(path: Path, what: str) -> dict:
@@ -30,7 +51,7 @@ def read_json(path: Path, what: str) -> dict:
         raise CheckpointError(
             f"cannot read the {what}",
             name,
-            f"a file in {path.parent}",
+            f"a file in {shown(str(path.parent))}",
             "none",
             "Is this a checkpoint folder?",
         )
@@ -40,9 +61,9 @@ def read_json(path: Path, what: str) -> dict:
     if size > limit:
         raise CheckpointError(f"cannot read the {what}", name, f"at most {limit} bytes", size)
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"cannot read the {what}", name, "JSON", "something else") from None
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the {what}", name, "JSON", str(error)) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"cannot read the {what}", name, "a JSON object", shown(value))
     return value

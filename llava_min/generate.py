@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache
+from .limits import memory
 from .model import Llava
 from .options import Options
 from .sampling import next_id
@@ -133,7 +134,8 @@ def generate(
             yield token
             if row.reason:
                 break
-            logits = model.decode(torch.tensor([token.id], device=model.device), cache)[0]
+            with memory("continue the answer"):
+                logits = model.decode(torch.tensor([token.id], device=model.device), cache)[0]
     except KeyboardInterrupt:
         row.reason = "interrupted"
     yield Finished(row.reason, row.finish(), first, time.perf_counter())

@@ -1,6 +1,9 @@
 """How much is too much: limits that are checked from headers, before anything large is made."""
 
-from .errors import MediaError
+import contextlib
+import re
+
+from .errors import MediaError, MemoryBudgetError
 
 IMAGE_BYTES = 64 << 20
 VIDEO_BYTES = 2 << 30  # of a video that is fetched or read from stdin; a file on disk may be longer
@@ -10,6 +13,7 @@ SIDE = 65_535
 REDIRECTS = 5
 FETCH_SECONDS = 60
 PROMPT_BYTES = 1 << 20
+EXHAUSTED = re.compile("out of memory|can't allocate|not enough memory|bad_alloc")  # torch's words
 
 
 def check_pixels(name: str, size: tuple[int, int], most: int = PIXELS) -> None:
@@ -22,3 +26,15 @@ def check_pixels(name: str, size: tuple[int, int], most: int = PIXELS) -> None:
             f"1 to {most:,} pixels and sides up to {SIDE:,}",
             f"{width} x {height}",
         )
+
+
+@contextlib.contextmanager
+def memory(what: str):
+    """MemoryBudgetError where the work inside finds no more memory, on the CPU or a GPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not EXHAUSTED.search(str(error)):
+            raise
+        hint = "Try a smaller --dtype, fewer --frames or --max-tiles, or a shorter --max-tokens."
+        raise MemoryBudgetError(f"cannot {what}", "memory", "enough", "no more", hint) from None

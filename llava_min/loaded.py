@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import config as configuration
-from . import prompt
+from . import limits, prompt
 from .cache import Cache
 from .config import LlavaConfig
 from .errors import ParameterError
@@ -182,6 +182,7 @@ class LoadedModel:
         weight = self.network.decoder.embedding.weight
         return Cache.empty(self.config.text, 1, capacity, weight.dtype, device=weight.device)
 
+    @limits.memory("read the prompt")
     def prefilled(self, prepared: Prepared, more: int, vision: Clock | None = None,
                   keep: str = "last", prefix: Prefix | None = None):  # fmt: skip
         """(logits, the cache behind the prompt with room for `more` tokens)."""
@@ -198,6 +199,7 @@ class LoadedModel:
         prepared = self.prepare(question, images, videos, **options)
         return self.prefilled(prepared, 0, keep="all")[0].cpu()
 
+    @limits.memory("embed the prompt")
     def embed(self, question, *, images=(), videos=(), **options) -> Tensor:
         """The rows that enter the decoder, text and visuals alike: [rows W]."""
         prepared = self.prepare(question, images, videos, **options)
@@ -234,6 +236,7 @@ def free_bytes(device: str) -> int | None:
 # Loading -----------------------------------------------------------------------
 
 
+@limits.memory("load the model")
 def load(
     folder=None, *, device="auto", dtype="auto", config=None, context=None, progress=None
 ) -> LoadedModel:
@@ -249,6 +252,8 @@ def load(
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
     settings = configuration.read(path, config)
+    if tokenizer is not None:
+        tokenizer.check_rows(settings.text.vocab_size)
     if context is not None:
         settings = replace(settings, text=replace(settings.text, context=context))
     settings = replace(settings, template=template_of(checkpoint) or settings.template)

@@ -9,9 +9,12 @@ Read next: image.py, video.py.
 
 import base64
 import binascii
+import http.client
 import io
+import os
+import struct
 import sys
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,12 +22,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from . import limits
 from .errors import MediaError, shown
 from .files import regular
 
+# what Pillow's parsers raise over damaged files
+DAMAGED = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError,
+           struct.error, NotImplementedError)  # fmt: skip
+ORIENTATION, Turn = 0x0112, Image.Transpose  # the EXIF tag, and what each of its values asks for
+UPRIGHT = {2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5: Turn.TRANSPOSE,
+           6: Turn.ROTATE_270, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_90}  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -51,12 +60,13 @@ def read_bytes(source, limit: int) -> bytes:
         return decode_data(text, limit)
     if text.startswith(("http://", "https://")):
         return fetch(text, limit)
-    path = local_path(source)
-    if path.stat().st_size > limit:
+    try:
+        with open(local_path(source), "rb") as file:
+            return within(file.read(limit + 1), limit, source)
+    except OSError as error:
         raise MediaError(
-            "cannot read the file", name_of(source), f"at most {limit} bytes", path.stat().st_size
-        )
-    return path.read_bytes()
+            "cannot read the file", name_of(source), "a file that can be read", error.strerror
+        ) from None
 
 
 def within(data: bytes, limit: int, source) -> bytes:
@@ -67,6 +77,8 @@ def within(data: bytes, limit: int, source) -> bytes:
 
 def local_path(source) -> Path:
     """The plain file that a path or file:// URL names."""
+    if not isinstance(source, str | Path):
+        raise MediaError("cannot read the file", name_of(source), "a path, URL or bytes", "neither")
     text = str(source)
     if text.startswith("file://"):
         parsed = urllib.parse.urlsplit(text)
@@ -87,7 +99,8 @@ def local_path(source) -> Path:
         )
     path = Path(text)
     if not regular(path):
-        found = "none" if not path.exists() else "a folder" if path.is_dir() else "something else"
+        found = "none" if not os.path.exists(path) else "a pipe or device"
+        found = "a folder" if os.path.isdir(path) else found
         raise MediaError("cannot read the file", shown(text), "a plain file", found)
     return path
 
@@ -123,37 +136,46 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 def fetch(url: str, limit: int) -> bytes:
     """The body behind an http(s) URL, into memory: the package's one network access besides the
-    hub.
+    hub. A thread does the work, so that no slow host can hold the caller beyond the time limit.
     """
+    done: list = []
+    thread = threading.Thread(target=lambda: done.append(outcome(url, limit)), daemon=True)
+    thread.start()
+    thread.join(limits.FETCH_SECONDS)
+    if not done:
+        expected = f"an answer within {limits.FETCH_SECONDS} seconds"
+        raise MediaError("cannot fetch", shown(url), expected, "none")
+    if isinstance(done[0], MediaError):
+        raise done[0]
+    return done[0]
+
+
+def outcome(url: str, limit: int) -> bytes | MediaError:
+    """What `fetch` returns or raises."""
     web = urllib.request
     opener = web.OpenerDirector()
     for kind in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPErrorProcessor,
                  web.HTTPDefaultErrorHandler, Redirects):  # fmt: skip
         opener.add_handler(kind())
-    deadline = time.monotonic() + limits.FETCH_SECONDS
+    request = web.Request(url, headers={"User-Agent": "llava_min"})
     try:
-        with opener.open(
-            urllib.request.Request(url, headers={"User-Agent": "llava_min"}), timeout=10
-        ) as response:
+        with opener.open(request, timeout=limits.FETCH_SECONDS) as response:
             body = bytearray()
-            while block := response.read1(1 << 16):
+            while len(body) <= limit and (block := response.read(1 << 16)):
                 body += block
-                if len(body) > limit or time.monotonic() > deadline:
-                    what = (
-                        f"{limit} bytes" if len(body) > limit else f"{limits.FETCH_SECONDS} seconds"
-                    )
-                    raise MediaError("cannot fetch", shown(url), f"at most {what}", "more")
             length = response.headers.get("Content-Length", "")
-            if length.isdigit() and int(length) != len(body):
-                raise MediaError("cannot fetch", shown(url), f"{length} bytes", len(body))
-            return bytes(body)
     except urllib.error.HTTPError as error:
         found = (
             "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
         )
-        raise MediaError("cannot fetch", shown(url), "a file", found) from None
-    except (OSError, ValueError):
-        raise MediaError("cannot fetch", shown(url), "an answer", "none that can be read") from None
+        return MediaError("cannot fetch", shown(url), "a file", found)
+    except (OSError, ValueError, MemoryError, http.client.HTTPException):
+        return MediaError("cannot fetch", shown(url), "an answer", "none that can be read")
+    if len(body) > limit:
+        return MediaError("cannot fetch", shown(url), f"at most {limit} bytes", "more")
+    if length.isdigit() and int(length) != len(body):
+        return MediaError("cannot fetch", shown(url), f"{length} bytes", len(body))
+    return bytes(body)
 
 
 def open_picture(source, notice=lambda line: None) -> Image.Image:
@@ -168,12 +190,9 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
         try:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             limits.check_pixels(name, picture.size)
-            if getattr(picture, "n_frames", 1) > 1:
-                notice(
-                    f"{name}: an animation of {picture.n_frames} frames; only the first one is "
-                    "looked at"
-                )
-            picture.load()
+            if getattr(picture, "is_animated", False):
+                notice(f"{name}: several pictures in one file; only the first one is looked at")
+            return to_rgb(picture)
         except Image.DecompressionBombError:
             raise MediaError(
                 "cannot read the picture",
@@ -190,11 +209,10 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
             raise MediaError(
                 "cannot read the picture", name, f"one of {', '.join(FORMATS)}", kind_of(data), heic
             ) from None
-        except (OSError, ValueError, SyntaxError, EOFError):
+        except DAMAGED:
             raise MediaError(
                 "cannot read the picture", name, "a whole file", "one that ends early or is damaged"
             ) from None
-        return to_rgb(picture)
 
 
 def kind_of(data: bytes) -> str:
@@ -204,7 +222,8 @@ def kind_of(data: bytes) -> str:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Upright by its EXIF orientation; 16 bits scaled to 8; transparency on white; then RGB."""
-    picture = ImageOps.exif_transpose(picture)
+    turn = UPRIGHT.get(picture.getexif().get(ORIENTATION))
+    picture = picture if turn is None else picture.transpose(turn)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture, dtype=np.float64)
         top = 65535.0 if picture.mode != "F" else 255.0

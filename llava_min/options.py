@@ -4,10 +4,9 @@ No torch here: what a prompt will cost is planned from these too (plan.py).
 Read before: sampling.py, generate.py.
 """
 
-import math
 from dataclasses import dataclass, fields
 
-from .errors import ParameterError
+from .errors import ParameterError, shown
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Sampling:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             right_type = type(value) in ((int,) if type(low) is int else (int, float))
-            if not right_type or not math.isfinite(value) or not low <= value <= high:
+            if not right_type or not low <= value <= high:  # NaN is in no range
                 raise ParameterError(
                     "cannot sample",
                     name,
                     f"a{'n integer' if type(low) is int else ' number'} from {low} to {high}",
-                    repr(value),
+                    shown(value),
                 )
         if self.top_p == 0:
             raise ParameterError("cannot sample", "top_p", "a number above 0", "0")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import budget, image, media, prompt, video
+from . import budget, image, limits, media, prompt, video
 from .config import LlavaConfig
 from .errors import CheckpointError, ParameterError, PromptError
 from .image import Tiles
@@ -93,6 +93,7 @@ class Prepared:
         return "".join(parts)
 
 
+@limits.memory("prepare the prompt")
 def prepare(question, images, videos, options: Options, config: LlavaConfig,
             tokenizer: Tokenizer | None, kept: dict | None = None) -> Prepared:  # fmt: skip
     """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError.

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, PromptError, shown
 from .files import read_json
 from .prompt import Special, Visual
 
@@ -33,27 +33,38 @@ class Tokenizer:
     """The checkpoint's tokenizer, in which text can never become a special token."""
 
     def __init__(self, description: dict):
-        for token in description.get("added_tokens", []):
+        added = description.get("added_tokens", [])
+        if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+            raise unreadable("a list of added_tokens", added)
+        for token in added:
             token["special"] = True
         try:
             self.inner = tokenizers.Tokenizer.from_str(json.dumps(description))
         except Exception as error:
             if type(error) is not Exception:  # the library raises the bare base class
                 raise
-            expected = "what the tokenizers library reads"
-            raise CheckpointError(
-                "cannot read the tokenizer", "tokenizer.json", expected, shown(str(error))
-            ) from None
+            raise unreadable("what the tokenizers library reads", str(error)) from None
         self.inner.encode_special_tokens = True
-        added = description.get("added_tokens", [])
         self.special = {token["content"]: token["id"] for token in added}
+        for token, number in self.special.items():
+            if self.inner.token_to_id(token) != number:  # the library numbers them by itself
+                found = self.inner.token_to_id(token)
+                raise unreadable(f"the id {found} for the token {shown(token)}", number)
 
     def __len__(self) -> int:
         """One more than the largest id that stands for something."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
+    def check_rows(self, rows: int) -> None:
+        """CheckpointError where there are more tokens than an embedding has rows."""
+        if len(self) > rows:
+            token = shown(self.inner.id_to_token(len(self) - 1))
+            raise unreadable(f"ids below vocab_size {rows}", f"{len(self) - 1} for {token}")
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text run; no special token, whatever it spells."""
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise PromptError("cannot ask", "text", "valid UTF-8", "bytes that are none")
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def encode(self, pieces) -> list[int]:
@@ -88,6 +99,10 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
         return self.inner.decode(ids, skip_special_tokens=True)
+
+
+def unreadable(expected: str, found) -> CheckpointError:
+    return CheckpointError("cannot read the tokenizer", "tokenizer.json", expected, shown(found))
 
 
 class CharacterStream:

@@ -202,7 +202,7 @@ def test_overrides_come_before_the_strict_parse(folder):
             lambda f: (f / "model.safetensors").write_bytes(
                 (f / "model.safetensors").read_bytes()[:-1]
             ),
-            "safetensors file",
+            "as its header says",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "found both"),
     ],

@@ -9,8 +9,8 @@ import sys
 
 from .. import config as configuration
 from ..errors import CheckpointError, LlavaMinError
-from . import hub, load, names
-from .checkpoint import DTYPES, Checkpoint
+from . import header, hub, load, names
+from .checkpoint import Checkpoint
 
 
 def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
@@ -52,7 +52,7 @@ def inspect(folder: str) -> int:
         print(f"{name:{width}}  {dtype:4}  {str(shape):18}  {becomes}")
     for name in missing:
         print(f"{name:{width}}  MISSING")
-    total = sum(DTYPES.get(dtype, 0) * count(shape) for _, shape, dtype, _ in table)
+    total = sum(header.DTYPES.get(dtype, 0) * count(shape) for _, shape, dtype, _ in table)
     wrong = len(missing) + sum(row[3].startswith(("UNEXPECTED", "WRONG")) for row in table)
     verdict = f"{wrong} would be refused" if wrong else "exact both ways"
     print(f"{config.family}: {len(table)} tensors, {total:,} bytes: {verdict}")

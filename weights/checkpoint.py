@@ -8,6 +8,7 @@ files stay unopened.
 Read next: names.py. Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..files import read_json, regular
-
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what a weight may be stored as, and its bytes
+from . import header
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Checkpoint:
     def open(cls, folder: str | Path) -> "Checkpoint":
         """List the folder's tensors; CheckpointError where none can be read safely."""
         folder = Path(folder)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise CheckpointError(
                 "cannot open the checkpoint", shown(str(folder)), "a folder", "none"
             )
@@ -72,9 +72,12 @@ class Checkpoint:
 def read(shard, name: str, path: Path) -> Tensor:
     """One tensor of an open shard, after a look at the dtype that it is stored in."""
     dtype = shard.get_slice(name).get_dtype()
-    if dtype not in DTYPES:
+    if dtype not in header.DTYPES:
         raise CheckpointError(
-            f"cannot load {shown(name)}", path.name, f"one of {', '.join(DTYPES)}", shown(dtype)
+            f"cannot load {shown(name)}",
+            path.name,
+            f"one of {', '.join(header.DTYPES)}",
+            shown(dtype),
         )
     try:
         return shard.get_tensor(name)
@@ -106,6 +109,7 @@ def index(folder: Path) -> dict[str, Path]:
     """{tensor name: file} from model.safetensors, or from the shards that the index names."""
     single, listing = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if listing.exists():
+        listed = read_json(listing, "index of the weights")
         if single.exists():
             raise CheckpointError(
                 "cannot choose the weights",
@@ -114,11 +118,10 @@ def index(folder: Path) -> dict[str, Path]:
                 "both",
                 "Move one of them away.",
             )
-        return sharded(folder, read_json(listing, "index of the weights"))
+        return sharded(folder, listed)
     if not regular(single):
         raise no_weights(folder)
-    with open_shard(single) as shard:
-        return dict.fromkeys(shard.keys(), single)
+    return dict.fromkeys(header.read(single), single)
 
 
 def no_weights(folder: Path) -> CheckpointError:
@@ -127,7 +130,9 @@ def no_weights(folder: Path) -> CheckpointError:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         found = "pickled files only"
         hint = "Pickles can run code when they are opened, so they stay closed. Convert them first."
-    return CheckpointError("cannot load the weights", str(folder), "model.safetensors", found, hint)
+    return CheckpointError(
+        "cannot load the weights", shown(str(folder)), "model.safetensors", found, hint
+    )
 
 
 def sharded(folder: Path, listing: dict) -> dict[str, Path]:
@@ -161,8 +166,7 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
                 "cannot load the weights", shown(name), "a shard in the folder", "none"
             )
         listed = {tensor for tensor, shard in weight_map.items() if shard == name}
-        with open_shard(folder / name) as shard:
-            held = set(shard.keys())
+        held = set(header.read(folder / name))
         if held != listed:
             odd = sorted(held ^ listed)[0]
             raise CheckpointError(

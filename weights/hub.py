@@ -8,6 +8,7 @@ Read next: checkpoint.py.
 """
 
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
     unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.
     """
     match = NAME.fullmatch(str(name))
-    if Path(name).exists() or match is None:
+    if os.path.exists(name) or match is None:
         return Path(name)
     repository, revision = match.groups()
     repository = ALIASES.get(repository, (repository, 0))[0]

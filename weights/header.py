@@ -1,0 +1,65 @@
+"""The header of a safetensors file: read strictly, before the library reads any tensor by it.
+
+in:  a file      out: {tensor name: where its data lies}
+The library refuses most of what is wrong here without a name, and takes a tensor that is listed
+twice. Here the file, the tensor and the range are named.
+Read next: checkpoint.py. Agrees with: the safetensors library, but for names that it takes twice.
+"""
+
+import math
+from pathlib import Path
+
+from ..errors import CheckpointError, shown
+from ..files import parse_json
+
+HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what a weight may be stored as, and its bytes
+
+
+def read(path: Path) -> dict[str, tuple[int, int]]:
+    """{tensor: (begin, end) of its bytes behind the header}. CheckpointError says what is wrong."""
+    length = 0
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, HEADER_BYTES):
+                found = f"a header of {length} bytes in a file of {size} bytes"
+                raise damaged(path, "a whole safetensors file", found)
+            entries = parse_json(file.read(length))
+    except (ValueError, OSError) as error:
+        raise damaged(path, f"a header of {length} bytes in JSON", str(error)) from None
+    if not isinstance(entries, dict):
+        raise damaged(path, "a header that is a JSON object", shown(entries))
+    entries.pop("__metadata__", None)
+    ranges = {name: range_of(path, name, entry) for name, entry in entries.items()}
+    end = 0
+    for name in sorted(ranges, key=ranges.get):
+        if ranges[name][0] != end:
+            raise damaged(path, f"the data of {shown(name)} from byte {end} on", ranges[name][0])
+        end = ranges[name][1]
+    if end != size - 8 - length:
+        raise damaged(path, f"{8 + length + end} bytes, as its header says", f"{size} bytes")
+    return ranges
+
+
+def range_of(path: Path, name: str, entry) -> tuple[int, int]:
+    """Where a tensor's data lies, as long as its shape and dtype say."""
+    entry = entry if isinstance(entry, dict) else {}
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not (counts(shape) and counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise damaged(
+            path, f"a shape and a range for {shown(name)}", f"{shown(shape)} and {shown(offsets)}"
+        )
+    dtype, held = entry.get("dtype"), offsets[1] - offsets[0]
+    if isinstance(dtype, str) and dtype in DTYPES and held != DTYPES[dtype] * math.prod(shape):
+        raise damaged(path, f"{shape} {dtype} of {shown(name)}", f"{held} bytes")
+    return tuple(offsets)
+
+
+def counts(value) -> bool:
+    return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
+
+
+def damaged(path: Path, expected: str, found) -> CheckpointError:
+    return CheckpointError("cannot read the weights", path.name, expected, found, "Fetch it again.")
