@@ -176,6 +176,8 @@ def test_only_the_allowed_packages():
                 names = [node.module]
             for name in names:
                 package = name.split(".")[0]
+                if path.name == "check.py" and package == "transformers":
+                    continue  # the one file that compares with it, where it is installed
                 assert package in allowed or package in sys.stdlib_module_names, (
                     f"{path}: {package}"
                 )
