@@ -44,7 +44,7 @@ setup(
         "huggingface_hub>=1.0",
         "numpy>=1.26",
         "pillow>=11.3",
-        "av>=14",
+        "av>=18",
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.17", "jinja2>=3.1"],

@@ -8,6 +8,7 @@ Read next: __main__.py.
 import argparse
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,17 @@ def number(kind, low, high, open_low=False):
     return convert
 
 
+def seconds(text: str) -> float:
+    """Seconds, M:SS or H:MM:SS, each with a fraction or without.
+
+    >>> seconds("90.5"), seconds("1:02:03")
+    (90.5, 3723.0)
+    """
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
+        raise argparse.ArgumentTypeError(f"expected seconds or H:MM:SS, found {text!r}")
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(text.split(":"))))
+
+
 COUNT = number(int, 1, 2**31 - 1)
 DAILY = (
     # flags, what --help says, how argparse takes it
@@ -72,7 +84,7 @@ DAILY = (
      dict(metavar="MODEL")),
     ("--image", "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
      dict(metavar="SRC", action="append", default=[])),
-    ("--video", "a video: path, URL or data:; repeatable",
+    ("--video", "a video: path, URL, data:, or a folder of pictures; repeatable",
      dict(metavar="SRC", action="append", default=[])),
     ("--frames", "frames to sample from a video (default: the checkpoint's)",
      dict(type=COUNT, metavar="N")),
@@ -95,6 +107,15 @@ DAILY = (
     ("--help-all", "every option", dict(action="store_true")),
 )  # fmt: skip
 DETAILS = (
+    ("--fps", "frames to sample from each second of a video, --frames at most",
+     dict(type=number(float, 0, 1000, open_low=True), metavar="F")),
+    ("--start", "sample a video from here on: seconds or H:MM:SS",
+     dict(type=seconds, metavar="T")),
+    ("--end", "sample a video up to here", dict(type=seconds, metavar="T")),
+    ("--at", "the frames of a video nearest to these times",
+     dict(type=lambda text: tuple(map(seconds, text.split(","))), default=(), metavar="T,T,...")),
+    ("--subtitles", "an .srt file: what is said at the sampled times is told before the question",
+     dict(metavar="FILE")),
     ("--max-tiles", "grids of at most N tiles a picture", dict(type=COUNT, metavar="N")),
     ("--multi-image", "several pictures: auto, pad (one tile each) or anyres",
      dict(choices=("auto", "pad", "anyres"), default="auto")),
@@ -188,6 +209,11 @@ def parse(arguments: list[str]) -> Settings | str:
     check_batch(given)
     names = (
         "frames",
+        "fps",
+        "start",
+        "end",
+        "at",
+        "subtitles",
         "max_tiles",
         "multi_image",
         "system",

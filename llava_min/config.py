@@ -77,7 +77,8 @@ class LlavaConfig:
     tiles, `grids` (rows, columns) allowed, shrunk to `max_tiles`), "pad" (one tile, padded),
     "square" (one tile, squeezed), "crop" (one tile, its middle). several_images: the mode where
     several come. frame_mode: the mode of a clip's frames. pool_mode: how frames are halved, None
-    where each frame is a picture of its own. frames: how many are sampled from a clip.
+    where each frame is a picture of its own. frames: how many are sampled from a clip; sample_ends:
+    evenly with its last frame among them, or without it.
     """
 
     family: str
@@ -96,6 +97,7 @@ class LlavaConfig:
     pool_before_projector: bool = False
     time_instruction: bool = False
     frames: int = 32
+    sample_ends: bool = True
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -409,7 +411,7 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
         family="llava_next_video", vision=tower, text=decoder, template="vicuna",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
         image_modes=("anyres",), several_images="anyres", frame_mode="crop", newline=True,
-        pool_mode="average", pool_before_projector=True, frames=8,
+        pool_mode="average", pool_before_projector=True, frames=8, sample_ends=False,
         ignored=ignored(fields, text, vision)
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_ima
 B tiles, S tile side in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,10 @@ class Tiles:
     """The tiles of one picture: the whole picture first, then the grid's tiles in reading order.
 
     `grid` (rows, columns) is None where the picture is its one tile; then there is no newline per
-    row.
+    row. Of a clip, the tiles are its frames, perhaps yet to be decoded.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Sequence[np.ndarray]
     size: tuple[int, int]
     grid: tuple[int, int] | None
 
@@ -82,7 +83,15 @@ def cropped_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
 MODES = {"anyres": anyres_tiles, "pad": padded_tile, "square": square_tile, "crop": cropped_tile}
 
 
-def frame_tiles(frames: np.ndarray, config: LlavaConfig) -> np.ndarray:
-    """Frames of a clip [F H W 3] -> one tile each, [F S S 3]."""
-    make = MODES[config.frame_mode]
-    return np.concatenate([make(Image.fromarray(frame), config).pixels for frame in frames])
+class FrameTiles(Sequence):
+    """Some frames [H W 3] of a clip as one tile each [S S 3], made when they are asked for."""
+
+    def __init__(self, frames: Sequence[np.ndarray], config: LlavaConfig, which: range):
+        self.frames, self.config, self.which = frames, config, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        frame = Image.fromarray(self.frames[self.which[index]])
+        return MODES[self.config.frame_mode](frame, self.config).pixels[0]

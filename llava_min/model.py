@@ -12,7 +12,7 @@ NeXT.
 B rows of a batch, T tokens, W decoder width, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,10 +45,11 @@ class Llava(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.embedding.weight.device
 
-    def features(self, pixels: np.ndarray, k: int) -> Iterator[Tensor]:
+    def features(self, pixels: Sequence[np.ndarray], k: int) -> Iterator[Tensor]:
         """Tiles [B S S 3] -> the tower's features [k N D], k tiles at a time."""
         for start in range(0, len(pixels), k):
-            tiles = torch.from_numpy(pixels[start : start + k]).to(self.device)
+            some = [pixels[index] for index in range(start, min(start + k, len(pixels)))]
+            tiles = torch.from_numpy(np.stack(some)).to(self.device)
             yield self.vision(see("tiles", tiles, "B S S 3"))
 
     def pooled(self, features: Tensor) -> Tensor:

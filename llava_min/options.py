@@ -5,6 +5,7 @@ Read before: sampling.py, generate.py.
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from .errors import ParameterError, shown
 
@@ -46,7 +47,7 @@ class Sampling:
 
 
 TYPES = {"system": str | None, "prefill": str, "template": str, "raw": bool, "ignore_eos": bool,
-         "timestamps": bool | None}  # fmt: skip
+         "timestamps": bool | None, "at": tuple, "subtitles": str | Path | None}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Options(Sampling):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    at: tuple[float, ...] = ()
+    subtitles: str | Path | None = None
     max_tiles: int | None = None
     multi_image: str = "auto"
     timestamps: bool | None = None
@@ -79,6 +85,21 @@ class Options(Sampling):
                     getattr(kind, "__name__", kind),
                     repr(getattr(self, name)),
                 )
+        beside = (self.frames, self.fps, self.start, self.end)
+        if self.at and beside != (None,) * 4:
+            raise ParameterError(
+                "cannot sample the video", "at", "it alone", "frames, fps, start or end"
+            )
+        for value in (*beside[1:], *self.at):
+            if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+                raise ParameterError(
+                    "cannot sample the video",
+                    "fps, start, end, at",
+                    "numbers from 0 on",
+                    repr(value),
+                )
+        if self.fps == 0:
+            raise ParameterError("cannot sample the video", "fps", "a number above 0", "0")
         if self.multi_image not in ("auto", "pad", "anyres"):
             raise ParameterError(
                 "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)

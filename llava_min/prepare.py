@@ -7,6 +7,7 @@ Read next: loaded.py.
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import budget, image, limits, media, prompt, video
+from . import budget, image, limits, media, prompt, subtitles, video
 from .config import LlavaConfig
 from .errors import CheckpointError, ParameterError, PromptError
 from .image import Tiles
@@ -41,7 +42,9 @@ class Encodable:
     @cached_property
     def hash(self) -> int:
         """A number below 2^62 for all that the vision tower and the projector will see."""
-        seen = hashlib.blake2b(np.ascontiguousarray(self.tiles.pixels), digest_size=8)
+        seen = hashlib.blake2b(digest_size=8)
+        for tile in self.tiles.pixels:
+            seen.update(np.ascontiguousarray(tile))
         seen.update(repr((self.tiles.size, self.tiles.grid, self.is_clip)).encode())
         return int.from_bytes(seen.digest(), "big") >> 2
 
@@ -55,6 +58,7 @@ class Medium:
     places: list[Encodable]
     entry: dict
     instruction: str = ""
+    subtitles: str = ""
 
 
 @dataclass
@@ -107,6 +111,9 @@ def prepare(question, images, videos, options: Options, config: LlavaConfig,
     elif is_messages(question):
         turns, in_images, in_videos = prompt.from_messages(list(question))
         images, videos = fill_in(in_images, images, "image"), fill_in(in_videos, videos, "video")
+    if options.subtitles and (len(videos) != 1 or options.raw or is_ids(question)):
+        expected = "one video, and a prompt that is neither raw nor ids"
+        raise ParameterError("cannot place the subtitles", "subtitles", expected, "another")
     opened = open_media(images, videos, options, config, {} if kept is None else kept)
     clips = [len(opened["video", i].places) for i in range(len(videos))]
     frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not images else None
@@ -151,10 +158,12 @@ def rendered(turns, opened: dict, options: Options, config: LlavaConfig) -> list
             prompt.frame_by_frame(turn, lambda i: len(opened["video", i].places)) for turn in turns
         ]
     timed = config.time_instruction if options.timestamps is None else options.timestamps
-    if timed:
-        turns = [
-            prompt.with_times(turn, lambda i: opened["video", i].instruction) for turn in turns
-        ]
+
+    def note(clip: int) -> str:
+        medium = opened["video", clip]
+        return "\n".join(filter(None, [timed and medium.instruction, medium.subtitles]))
+
+    turns = [prompt.with_notes(turn, note) for turn in turns]
     name = config.template if options.template == "auto" else options.template
     if name not in prompt.TEMPLATES:
         raise ParameterError(
@@ -213,14 +222,14 @@ def open_media(
         opened["image", i] = kept[key] = kept.get(key) or open_picture(source, mode, config)
     if len(images) > 1 and len(kept) > new:
         log.info(f"{len(images)} pictures: each {HOW[mode]} (--multi-image {options.multi_image})")
-    frames = options.frames or config.frames
-    if frames > config.frames and videos:
-        log.warning(
-            f"{frames} frames are more than the {config.frames} that this checkpoint was made for"
-        )
+    most = options.frames or (None if options.fps else config.frames)
+    end = math.inf if options.end is None else options.end
+    choice = video.Choice(
+        most, options.fps, options.start or 0, end, options.at, config.sample_ends
+    )
     for i, source in enumerate(videos):
-        key = ("video", i, frames)
-        opened["video", i] = kept[key] = kept.get(key) or open_clip(source, frames, config)
+        key = ("video", i, choice, options.subtitles)
+        opened["video", i] = kept[key] = kept.get(key) or open_clip(source, *key[2:], config)
     return opened
 
 
@@ -254,31 +263,34 @@ def open_picture(source, mode: str, config: LlavaConfig) -> Medium:
     return Medium([Encodable(segment, tiles, False)], entry)
 
 
-def open_clip(source, frames: int, config: LlavaConfig) -> Medium:
-    """A clip as one visual, or as one for each frame where the family has no video of its own."""
-    clip = video.read(source, frames)
-    size = clip.frames.shape[2:0:-1]
-    pixels = image.frame_tiles(clip.frames, config)
+def open_clip(source, choice: video.Choice, said, config: LlavaConfig) -> Medium:
+    """A clip as one visual, or as one for each frame where the family has no video of its own.
+
+    said: its subtitles, or None.
+    """
+    clip = video.read(source, choice)
+    size, count = clip.size, len(clip)
+    if count > config.frames:
+        log.warning(
+            f"{count} frames are more than the {config.frames} that this checkpoint was made for"
+        )
     if config.pool_mode is None:
-        places = [
-            Encodable(
-                budget.picture(size, config.frame_mode, config),
-                Tiles(tile[None], size, None),
-                False,
-            )
-            for tile in pixels
-        ]
+        segment = budget.picture(size, config.frame_mode, config)
+        each = (image.FrameTiles(clip, config, range(i, i + 1)) for i in range(count))
+        places = [Encodable(segment, Tiles(tile, size, None), False) for tile in each]
     else:
-        places = [Encodable(budget.clip(list(clip.times), config), Tiles(pixels, size, None), True)]
+        tiles = image.FrameTiles(clip, config, range(count))
+        places = [Encodable(budget.clip(list(clip.times), config), Tiles(tiles, size, None), True)]
     entry = {
         "type": "video",
         "source": media.name_of(source),
         "size": list(size),
-        "frames": len(clip.times),
+        "frames": count,
         "times": list(clip.times),
         "tokens": sum(place.segment.tokens for place in places),
     }
-    return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds))
+    told = "" if said is None else subtitles.shown(subtitles.read(said), clip.times)
+    return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds), told)
 
 
 # What was given ----------------------------------------------------------------

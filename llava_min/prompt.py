@@ -240,17 +240,23 @@ def time_instruction(times: tuple[float, ...], seconds: float) -> str:
     )
 
 
-def with_times(turn: Turn, instruction: Callable[[int], str]) -> Turn:
-    """The turn with instruction(i) in front of the text that follows clip i."""
+def with_notes(turn: Turn, note: Callable[[int], str]) -> Turn:
+    """The turn with note(i), if it says something, on lines of its own behind clip i, in front of
+    the text that follows it.
+    """
     parts, waiting = [], ""
     for part in turn.parts:
-        if isinstance(part, Visual):
-            waiting += instruction(part.index) + "\n" if part.kind == "video" else ""
-            parts.append(part)
-        else:
-            parts.append((waiting, *part) if waiting else part)
-            waiting = ""
-    return Turn(turn.role, tuple(parts))
+        runs: list[str | Visual] = []
+        for run in (part,) if isinstance(part, Visual) else part:
+            if isinstance(run, str):
+                runs += [waiting, run] if waiting else [run]
+                waiting = ""
+            else:
+                runs.append(run)
+                if run.kind == "video" and not run.frame and note(run.index):
+                    waiting += note(run.index) + "\n"
+        parts.append(part if isinstance(part, Visual) else tuple(runs))
+    return Turn(turn.role, (*parts, (waiting,)) if waiting else tuple(parts))
 
 
 def frame_by_frame(turn: Turn, count: Callable[[int], int]) -> Turn:

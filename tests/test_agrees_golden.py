@@ -80,7 +80,7 @@ def test_tiles_are_bit_equal(name, load):
     model = load("tiny_video" if name.startswith("video") else "tiny_ov", overrides_of(name))
     pictures, clips = inputs(name)
     if clips:
-        tiles = image.frame_tiles(clips[0], model.config)
+        tiles = image.FrameTiles(clips[0], model.config, range(len(clips[0])))
     else:
         make = image.padded_tile if "pad" in name else image.anyres_tiles
         tiles = np.concatenate([make(picture, model.config).pixels for picture in pictures])

@@ -1,8 +1,9 @@
-"""Frames that are sampled are the frames that were written, at their times, upright; FFmpeg opens
-plain videos only.
+"""Frames that are reached by seeking are those of decoding everything, for every kind of file; few
+are decoded for them; they are chosen by their times, upright; FFmpeg opens plain videos only.
 """
 
 import io
+import logging
 from fractions import Fraction
 
 import numpy as np
@@ -10,37 +11,241 @@ import pytest
 import small
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from llava_min import video
-from llava_min.errors import MediaError
+from llava_min import film, image, video
+from llava_min.errors import MediaError, ParameterError
+from llava_min.film import Film
+from llava_min.video import Choice
 
 av = pytest.importorskip("av")
+FRAMES, GROUP = 140, 25
+TIMES = np.cumsum(np.random.default_rng(1).uniform(0.02, 0.3, FRAMES)).tolist()
+X264 = {"preset": "veryfast", "bf": "2", "sc_threshold": "0"}
+KINDS = {
+    # file: codec, its options, the times of frames where they vary
+    "clip.mp4": ("libx264", X264, None),
+    "open.mp4": ("libx264", X264 | {"bf": "3", "x264-params": "open-gop=1"}, None),
+    "one_group.mp4": ("libx264", X264 | {"g": "1000"}, None),
+    "intra.mp4": ("libx264", X264 | {"g": "1"}, None),
+    "refreshed.mkv": ("libx264", X264 | {"bf": "0", "x264-params": "intra-refresh=1"}, None),
+    "vfr.mp4": ("libx264", X264, TIMES),
+    "vfr.mkv": ("libx264", X264, TIMES),
+    "clip.ts": ("libx264", X264, None),
+    "clip.flv": ("libx264", X264, None),
+    "clip.avi": ("libx264", X264, None),
+    "clip.h264": ("libx264", X264, None),
+    "clip.webm": ("libvpx", {"lag-in-frames": "10", "auto-alt-ref": "1", "b:v": "200k"}, None),
+    "mpeg2.ts": ("mpeg2video", {"bf": "2"}, None),
+    "mpeg4.mp4": ("mpeg4", {"bf": "2"}, None),
+    "hevc.mp4": ("libx265", {"x265-params": "bframes=4:open-gop=1:keyint=25:log-level=0"}, None),
+}
 
 
-def write(path, levels, times=None, rate=10, codec="libx264", size=(64, 48), format=None):
-    """A clip of plain grey frames, one a level; `times` in seconds make the frame rate variable."""
+def picture(index: int) -> np.ndarray:
+    """A frame that differs from its neighbours, all of it and in a line."""
+    frame = np.full((48, 64, 3), (index * 37) % 256, np.uint8)
+    frame[index % 48] = 255
+    return frame
+
+
+def write(path, kind="clip.mp4", frames=FRAMES, rotation=None, times=None, format=None):
+    """A clip of `frames` frames at 25 a second, a key frame every GROUP."""
+    codec, options, kind_times = KINDS[kind]
+    times = times or kind_times
     with av.open(path, "w", format=format) as container:
-        stream = container.add_stream(codec, rate=rate, options={"crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        if times is not None:
+        stream = container.add_stream(codec, rate=25, options={"g": str(GROUP), **options})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if times:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for index, level in enumerate(levels):
-            frame = av.VideoFrame.from_ndarray(
-                np.full((size[1], size[0], 3), level, np.uint8), format="rgb24"
-            )
-            if times is not None:
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            if times:
                 frame.pts, frame.time_base = round(1000 * times[index]), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
-LEVELS = [20 + 10 * index for index in range(20)]
+def everything(path) -> tuple[list[np.ndarray], list[float]]:
+    """All frames and their times, decoded from the start and counted: what must be met."""
+    with av.open(path) as container:
+        frames = list(container.decode(container.streams.video[0]))
+        return [film.upright(frame) for frame in frames], [frame.time for frame in frames]
 
 
-def levels_of(clip) -> list[int]:
-    """Each frame's level, to the nearest that was written."""
-    return [LEVELS[int(np.abs(np.array(LEVELS) - frame.mean()).argmin())] for frame in clip.frames]
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("clips"), {}
+
+    def clip(kind):
+        if kind not in made:
+            path = write(str(folder / kind), kind)
+            made[kind] = (path, *everything(path))
+        return made[kind]
+
+    return clip
+
+
+SELECTIONS = [[0], [FRAMES - 1], [5, 6, 7, 70, 70, 71, 130], [24, 25, 26], [49, 50, 100, 101],
+              list(range(FRAMES)), video.sample_indices(FRAMES, 8)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeking_gives_the_frames_of_decoding_everything(clips, kind):
+    """Groups open and closed, frames shown out of the order of decoding, no times, no seeking."""
+    path, pictures, times = clips(kind)
+    opened = Film(path, kind)
+    assert len(opened) == len(pictures) == FRAMES
+    expected = [t - times[0] if opened.timed else n / 25 for n, t in enumerate(times)]
+    assert list(opened) == pytest.approx(expected, abs=1e-6)
+    for numbers in SELECTIONS:
+        found = list(opened.pictures(numbers))
+        assert len(found) == len(numbers)
+        assert all(np.array_equal(frame, pictures[n]) for frame, n in zip(found, numbers)), numbers
+
+
+@pytest.mark.parametrize("kind", ["clip.mp4", "open.mp4", "vfr.mkv", "clip.ts", "hevc.mp4"])
+def test_few_frames_are_decoded(clips, kind):
+    """From a key frame on and no further; the key frame of several frames once; and a group more
+    for frames that are shown before their own key frame.
+    """
+    opened = Film(clips(kind)[0], kind)
+    for numbers in ([0], [30], [55, 60, 70], [10, 110]):
+        before = opened.decoded
+        list(opened.pictures(numbers))
+        last = {n // GROUP: n % GROUP for n in numbers}
+        assert 0 < opened.decoded - before <= sum(n + 6 for n in last.values()), numbers
+
+
+def test_frames_that_none_refers_to_are_left_out(clips):
+    opened = Film(clips("clip.mp4")[0], "")
+    list(opened.pictures([GROUP - 2]))
+    assert opened.decoded < GROUP - 2
+
+
+@pytest.mark.parametrize("kind", ["clip.mp4", "vfr.mkv", "clip.flv"])
+def test_without_seeking_it_begins_anew(clips, kind):
+    class NoSeeking:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def seek(self, *args, **named):
+            raise av.error.PermissionError(1, "no seeking")
+
+    path, pictures, _ = clips(kind)
+    opened = Film(path, kind)
+    inner = opened.open
+    opened.open = lambda: (inner(), setattr(opened, "container", NoSeeking(opened.container)))
+    opened.open()
+    for frame, number in zip(opened.pictures([3, 60, 120]), [3, 60, 120]):
+        assert np.array_equal(frame, pictures[number])
+
+
+def test_a_trimmed_clip_begins_where_it_says(clips, tmp_path):
+    """An edit list hides the first frames: they are decoded, as others refer to them, not shown."""
+    path, whole = str(tmp_path / "trimmed.mp4"), clips("clip.mp4")[0]
+    with av.open(whole) as source, av.open(path, "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - 10 * 512, packet.dts - 10 * 512
+                packet.stream = copy
+                target.mux(packet)
+    pictures, _ = everything(path)
+    assert len(pictures) < FRAMES
+    opened = Film(path, "")
+    assert len(opened) == len(pictures)
+    for numbers in ([0], [14, 15], [3, 40, 90]):
+        found = list(opened.pictures(numbers))
+        assert all(np.array_equal(frame, pictures[n]) for frame, n in zip(found, numbers))
+
+
+@pytest.mark.parametrize("kind", ["clip.mp4", "clip.ts"])
+def test_damage_costs_frames_and_no_more(clips, tmp_path, kind, caplog):
+    """As many frames as were chosen, those of whole groups untouched, and a line for each other."""
+    path, pictures, _ = clips(kind)
+    data = bytearray(open(path, "rb").read())
+    middle = len(data) // 2
+    data[middle - 400 : middle + 400] = bytes(800)
+    (tmp_path / kind).write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        clip = video.read(str(tmp_path / kind), Choice(FRAMES))
+        found = list(clip)
+    same = [np.array_equal(frame, pictures[n]) for n, frame in enumerate(found)]
+    assert FRAMES - 5 <= len(found) <= FRAMES and all(same[:GROUP]) and not all(same)
+
+
+def test_a_film_cut_short_gives_what_is_there(clips, tmp_path):
+    path, pictures, _ = clips("vfr.mkv")
+    data = open(path, "rb").read()
+    found = list(video.read(data[: len(data) // 2], Choice(4)))
+    assert len(found) == 4 and np.array_equal(found[0], pictures[0])
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_phones_hold_clips_upright(tmp_path, degrees):
+    path = write(str(tmp_path / "clip.mp4"), frames=30, rotation=degrees)
+    plain, _ = everything(write(str(tmp_path / "plain.mp4"), frames=30))
+    clip = video.read(path, Choice(3))
+    assert clip.size == ((64, 48) if degrees == 180 else (48, 64))
+    turned = np.rot90(plain[29], degrees // 90)
+    assert np.array_equal(clip[2], turned)
+
+
+def test_bytes_and_paths_are_the_same_clip(clips):
+    path = clips("clip.mp4")[0]
+    by_path, by_bytes = video.read(path, Choice(4)), video.read(open(path, "rb").read(), Choice(4))
+    assert all(map(np.array_equal, by_path, by_bytes)) and by_path.times == by_bytes.times
+
+
+def test_pictures_are_made_when_asked_for(clips, monkeypatch):
+    """Reading ahead would hold hours of video in memory. In order each is made once."""
+    made = []
+    upright = film.upright
+    monkeypatch.setattr(film, "upright", lambda frame: made.append(1) or upright(frame))
+    clip = video.read(clips("clip.mp4")[0], Choice(20))
+    assert len(clip.times) == 20 and not made
+    assert clip.size == (64, 48) and len(made) == 1
+    config = small.random_model(small.hf_config()).config
+    tiles = image.FrameTiles(clip, config, range(20))
+    first = [tiles[index] for index in range(5)]
+    assert len(made) == 5
+    list(tiles)
+    assert len(made) == 25 and np.array_equal(tiles[2], first[2])
+
+
+def test_a_folder_of_pictures_is_a_clip(tmp_path):
+    """In the order of the numbers in their names, a second apart, of any format and size."""
+    for number in range(12):
+        name = f"frame{number}." + ("png" if number % 2 else "BMP")
+        Image.new("RGB", (8 + number, 6), (number, 0, 0)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    clip = video.read(tmp_path, Choice(12))
+    assert [int(frame[0, 0, 0]) for frame in clip] == list(range(12))
+    assert clip.times == tuple(range(12)) and clip.seconds == 12
+    assert [int(f[0, 0, 0]) for f in video.read(str(tmp_path), Choice(at=(10.4, 2)))] == [2, 10]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MediaError, match="folder of pictures"):
+        video.read(tmp_path / "empty", Choice(4))
+
+
+def test_arrays_are_taken_as_they_are():
+    frames = small.frames(5)
+    assert np.array_equal(list(video.read(frames, Choice(2))), frames)
+    with pytest.raises(MediaError, match="ndarray"):
+        video.read(frames[..., 0], Choice(2))
+    with pytest.raises(ParameterError, match="chosen already"):
+        video.read(frames, Choice(fps=1))
+
+
+# Which frames ------------------------------------------------------------------
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
@@ -52,33 +257,62 @@ def test_sampled_indices(total, frames):
     assert max(np.diff(indices), default=0) - min(np.diff(indices), default=0) <= 1
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.ts"])
-@pytest.mark.parametrize("frames", [1, 5, 20, 64])
-def test_frames_are_those_that_were_written(tmp_path, name, frames):
-    clip = video.read(write(str(tmp_path / name), LEVELS), frames)
-    expected = video.sample_indices(20, frames)
-    assert levels_of(clip) == [LEVELS[index] for index in expected]
-    assert clip.times == pytest.approx([index / 10 for index in expected], abs=0.011)
-    assert clip.frames.shape == (len(expected), 48, 64, 3)
+@given(st.integers(8, 100_000))
+def test_the_families_own_rules(total):
+    """linspace of the tutorials; arange of the card of LLaVA-NeXT-Video-7B-hf."""
+    ends = np.linspace(0, total - 1, 8, dtype=int).tolist()
+    assert video.sample_indices(total, 8) == ends
+    card = np.arange(0, total, total / 8).astype(int).tolist()
+    assert video.sample_indices(total, 8, ends=False) == card
 
 
-def test_a_variable_frame_rate_keeps_its_times(tmp_path):
-    times = [0.0, 0.1, 0.2, 1.5, 3.0, 3.1, 5.0]
-    clip = video.read(write(str(tmp_path / "clip.mp4"), LEVELS[:7], times, rate=30), 7)
-    assert clip.times == pytest.approx(times, abs=0.002)
+ascending = st.lists(st.floats(0.001, 3), min_size=1, max_size=60).map(
+    lambda steps: [round(t - steps[0], 6) for t in np.cumsum(steps)]
+)
 
 
-def test_bytes_and_paths_are_the_same_clip(tmp_path):
-    path = write(str(tmp_path / "clip.mp4"), LEVELS)
-    data = open(path, "rb").read()
-    assert np.array_equal(video.read(data, 4).frames, video.read(path, 4).frames)
+@given(ascending, st.floats(0, 1), st.floats(0.05, 8))
+def test_times_get_their_nearest_frames(times, part, fps):
+    """Of all frames none is nearer; as many as there are seconds, none twice."""
+    time = part * times[-1]
+    found = video.nearest(times, time)
+    assert abs(times[found] - time) <= min(abs(t - time) for t in times) + 1e-5
+    numbers = video.chosen(times, times[-1], Choice(fps=fps), "")
+    wanted = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
+    assert numbers == sorted({video.nearest(times, t) for t in wanted})
+    assert video.chosen(times, times[-1], Choice(2, fps=fps), "") in (
+        numbers, video.chosen(times, times[-1], Choice(2), ""))  # fmt: skip
 
 
-def test_arrays_are_taken_as_they_are():
-    frames = small.frames(5)
-    assert np.array_equal(video.read(frames, 2).frames, frames)
-    with pytest.raises(MediaError, match="ndarray"):
-        video.read(frames[..., 0], 2)
+@pytest.mark.parametrize("rate, fps", [(30, 1), (24, 2), (25, 5), (30, 30)])
+def test_frames_a_second_as_llava_video_takes_them(rate, fps):
+    """Where the file's rate is a multiple, every rate/fps-th frame."""
+    times = [number / rate for number in range(200)]
+    assert video.chosen(times, 200 / rate, Choice(fps=fps), "") == list(range(0, 200, rate // fps))
+
+
+@given(ascending, st.floats(0, 1), st.floats(0, 1), st.integers(1, 9))
+def test_a_span_is_a_clip_of_its_own(times, one, other, frames):
+    start, end = sorted((one * times[-1], other * times[-1]))
+    inside = [number for number, time in enumerate(times) if start <= time <= end]
+    choice = Choice(frames, start=start, end=end)
+    if inside:
+        expected = [inside[n] for n in video.sample_indices(len(inside), frames)]
+        assert video.chosen(times, times[-1], choice, "") == expected
+    else:
+        with pytest.raises(ParameterError, match="times within"):
+            video.chosen(times, times[-1], choice, "")
+
+
+def test_times_outside_are_refused(clips):
+    path = clips("clip.mp4")[0]
+    assert video.read(path, Choice(at=(5.59, 0))).times == (0, 5.56)
+    for choice in (Choice(at=(5.7,)), Choice(4, start=6), Choice(4, start=2, end=1)):
+        with pytest.raises(ParameterError, match="within the 5.56 s of"):
+            video.read(path, choice)
+
+
+# What is refused ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,11 +327,11 @@ def test_arrays_are_taken_as_they_are():
 )
 def test_what_is_no_video_is_refused(tmp_path, content, name):
     """Playlists among them: they name other files and hosts, and FFmpeg would follow."""
-    write(str(tmp_path / "secret.mp4"), LEVELS[:3])
+    write(str(tmp_path / "secret.mp4"), frames=3)
     (tmp_path / name).write_bytes(content)
     for source in (str(tmp_path / name), content):
         with pytest.raises(MediaError, match="cannot read the video"):
-            video.read(source, 4)
+            video.read(source, Choice(4))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +339,7 @@ def test_what_is_no_video_is_refused(tmp_path, content, name):
 )
 def test_protocols_never_reach_ffmpeg(source):
     with pytest.raises(MediaError, match="cannot read the file"):
-        video.read(source, 4)
+        video.read(source, Choice(4))
 
 
 def test_sound_without_pictures_is_refused():
@@ -119,4 +353,4 @@ def test_sound_without_pictures_is_refused():
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(MediaError, match="audio only"):
-        video.read(buffer.getvalue(), 4)
+        video.read(buffer.getvalue(), Choice(4))
