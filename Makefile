@@ -23,6 +23,7 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m bench kernels --dry-run
 	$(RUN) -m bench generate --dry-run
+	$(RUN) -m bench ask --dry-run
 
 bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

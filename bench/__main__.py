@@ -1,10 +1,11 @@
-"""python -m bench kernels | generate: how fast, measured in one process with the peers and the
-limits.
+"""python -m bench kernels | generate | ask: how fast, measured in one process with the peers and
+the limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -28,7 +29,13 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "generate", help="7B and 0.5B decoders with random weights, and the vision tower"
     )
     whole.add_argument("--models", nargs="*", default=["0.5B", "7B"], help="0.5B, 7B")
-    for command in (kernels, whole):
+    again = commands.add_parser(
+        "ask", help="the first token of a second question: in a chat, with a prompt cache, afresh"
+    )
+    again.add_argument("-m", "--model", help="a folder, or 0.5B: that shape, random weights")
+    again.add_argument("--frames", type=int, default=1024, help="of the clip (default 1024)")
+    again.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
+    for command in (kernels, whole, again):
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
@@ -47,6 +54,8 @@ def main(given: list[str]) -> int:
     if settings.command == "plot":
         print(*plots.draw(settings.file), sep="\n")
         return 0
+    if settings.command == "ask":
+        return ask(settings)
     if not settings.dry_run and (missing := measure.no_device()):
         print(f"bench: {missing}", file=sys.stderr)
         return 2
@@ -75,6 +84,19 @@ def main(given: list[str]) -> int:
     path = settings.out / f"{name}.jsonl"
     measure.save(rows, limits, path)
     print(path, *plots.draw(path), sep="\n")
+    return 0
+
+
+def ask(settings: argparse.Namespace) -> int:
+    """Second questions, on any machine."""
+    from . import ask
+
+    few = (32, 1) if settings.dry_run else (settings.frames, settings.rounds)
+    rows = ask.run(settings.model, *few)
+    print(ask.table(rows))
+    name = "dry-run" if settings.dry_run else f"ask-{Path(settings.model or 'embedded').name}"
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 

@@ -1,0 +1,174 @@
+"""How soon a second question about the same clip is answered: in a conversation, and with a prompt
+cache in a new process, each beside a fresh run that must give the same ids.
+
+In one process the time to the first token counts from the call, video decoding included. For new
+processes a stopwatch runs from the start of the process to the first line of its answer: import and
+loading included. The fresh run and the others take turns.
+Read next: measure.py.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+import llava_min
+from llava_min import config as configuration
+from llava_min.loaded import EMBEDDED
+from llava_min.weights import load, names
+from llava_min.weights.tiny import scenes
+
+from . import measure
+
+FIRST, SECOND = "Describe the video.", "What color is the circle at the end?"
+ANSWER = 8  # tokens of each answer
+ONEVISION_05B = {  # the published shape; the weights are random
+    "architectures": ["LlavaOnevisionForConditionalGeneration"],
+    "model_type": "llava_onevision",
+    "image_grid_pinpoints": [[384 * r, 384 * c] for r in range(1, 7) for c in range(1, 7)],
+    "vision_aspect_ratio": "anyres_max_9",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "projector_hidden_act": "gelu",
+    "tie_word_embeddings": True,
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+    "text_config": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 152_000,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "eos_token_id": 151_645,
+    },
+}
+
+
+def random_checkpoint(folder: Path) -> Path:
+    """OneVision 0.5B with random weights in bfloat16, and the embedded checkpoint's tokenizer."""
+    folder.mkdir()
+    for path in EMBEDDED.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "config.json").write_text(json.dumps(ONEVISION_05B))
+    model = load.on_meta(configuration.from_values(ONEVISION_05B))
+    torch.manual_seed(0)
+    tensors = {
+        name: torch.randn(tensor.shape, dtype=torch.bfloat16) * (0.02 if tensor.ndim > 1 else 0.5)
+        for name, tensor in names.published(model, "hf").items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def write_clip(path: Path, frames: int) -> Path:
+    """A drawn clip of `frames` frames at 10 a second, H.264."""
+    clip = scenes.draw_clip(np.random.default_rng(0), (320, 240), frames)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for scene in clip.frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(scenes.render(scene))))
+        container.mux(stream.encode())
+    return path
+
+
+def conversation(folder: Path, clip: Path, frames: int, rounds: int):
+    """Seconds to the first token: (of the first question, of the second in a chat, of the second
+    afresh), the tokens of its prompt, and whether both gave the same ids.
+    """
+    model, options = llava_min.load(folder), dict(frames=frames, max_tokens=ANSWER)
+    times, same = [[], [], []], True
+    for _ in range(rounds):
+        chat = model.chat(**options)
+        first = chat.ask(FIRST, videos=[clip])
+        second = chat.ask(SECOND)
+        alone = model.generate(chat.turns[:-1], videos=[clip], **options)
+        same &= second.token_ids == alone.token_ids
+        for seconds, answer in zip(times, (first, second, alone)):
+            seconds.append(answer.timings["ttft_s"])
+    return times, alone.usage["prompt_tokens"], same
+
+
+def process(folder: Path, clip: Path, question: str, frames: int, *more: str):
+    """(seconds from the start of a process to its first token, the ids of its answer)."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "llava_min", question, "-m", folder, "--video", clip]
+    command += ["--frames", str(frames), "--max-tokens", str(ANSWER), "--jsonl", "--quiet", *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        first = None
+        for line in running.stdout:
+            if first is None and json.loads(line)["event"] == "text":
+                first = time.perf_counter() - start
+    return first, json.loads(line)["token_ids"]
+
+
+def processes(folder: Path, clip: Path, frames: int, rounds: int, cache: Path):
+    """Seconds of new processes: (with a prompt cache, afresh), and whether the ids are the same."""
+    process(folder, clip, FIRST, frames, "--prompt-cache", cache)
+    times, same = [[], []], True
+    for _ in range(rounds):
+        kept, ids = process(folder, clip, SECOND, frames, "--prompt-cache", cache)
+        alone, expected = process(folder, clip, SECOND, frames)
+        same &= ids == expected
+        times[0].append(kept)
+        times[1].append(alone)
+    return times, same
+
+
+def row(case: str, seconds: list[float], fresh: list[float], **more) -> dict:
+    p20, p50, p80 = np.quantile(seconds, (0.2, 0.5, 0.8))
+    sooner = float(np.median(fresh) / p50)
+    return {"section": "ask", "case": case, "p20_s": p20, "p50_s": p50, "p80_s": p80,
+            "times_sooner": sooner, **more}  # fmt: skip
+
+
+def run(model: str | None, frames: int, rounds: int) -> list[dict]:
+    """A row for each way to ask. model: a folder, "0.5B" with random weights, or None: embedded."""
+    with tempfile.TemporaryDirectory() as there:
+        folder = random_checkpoint(Path(there) / "0.5B") if model == "0.5B" else model or EMBEDDED
+        clip, cache = write_clip(Path(there) / "clip.mp4", frames), Path(there) / "cache"
+        (first, second, afresh), tokens, same = conversation(folder, clip, frames, rounds)
+        (kept, alone), same_kept = processes(folder, clip, frames, rounds, cache)
+        common = {"model": model or "embedded", "frames": frames, "prompt_tokens": tokens,
+                  "rounds": rounds, "cache_bytes": cache.stat().st_size}  # fmt: skip
+    here = common | measure.machine()
+    return [
+        row("first question of a chat", first, first, **here),
+        row("second question, afresh", afresh, afresh, **here),
+        row("second question of a chat", second, afresh, same_ids=same, **here),
+        row("new process, afresh", alone, alone, **here),
+        row("new process, prompt cache", kept, alone, same_ids=same_kept, **here),
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as text."""
+    lines = [f"{'first token of the':28} {'p50 s':>8} {'p20':>8} {'p80':>8} {'sooner':>8} same ids"]
+    for row in rows:
+        same = {True: "yes", False: "NO"}.get(row.get("same_ids"), "")
+        lines.append(
+            f"{row['case']:28} {row['p50_s']:8.3f} {row['p20_s']:8.3f} {row['p80_s']:8.3f} "
+            f"{row['times_sooner']:7.1f}x {same}"
+        )
+    return "\n".join(lines)
