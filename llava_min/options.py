@@ -91,13 +91,10 @@ class Options(Sampling):
                 "cannot sample the video", "at", "it alone", "frames, fps, start or end"
             )
         for value in (*beside[1:], *self.at):
-            if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
-                raise ParameterError(
-                    "cannot sample the video",
-                    "fps, start, end, at",
-                    "numbers from 0 on",
-                    repr(value),
-                )
+            number = type(value) in (int, float) and 0 <= value < float("inf")
+            if value is not None and not number:
+                name, expected = "fps, start, end, at", "numbers from 0 on"
+                raise ParameterError("cannot sample the video", name, expected, shown(value))
         if self.fps == 0:
             raise ParameterError("cannot sample the video", "fps", "a number above 0", "0")
         if self.multi_image not in ("auto", "pad", "anyres"):
