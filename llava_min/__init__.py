@@ -39,13 +39,13 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without s
     __path__.append(os.path.dirname(__path__[0]))
 
 
-def load(folder=None, *, device="auto", dtype="auto", config=None, context=None):
+def load(folder=None, *, device="auto", dtype="auto", config=None, context=None, bits=None):
     """A LoadedModel from a checkpoint folder, or the embedded checkpoint.
 
     device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. config: keys that replace
-    those of config.json. context: the longest sequence, instead of the checkpoint's. Raises
-    LlavaMinError.
+    those of config.json. context: the longest sequence, instead of the checkpoint's. bits: 4 or 8
+    quantises the decoder on the way. Raises LlavaMinError.
     """
     from .loaded import load
 
-    return load(folder, device=device, dtype=dtype, config=config, context=context)
+    return load(folder, device=device, dtype=dtype, config=config, context=context, bits=bits)

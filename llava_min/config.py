@@ -70,6 +70,18 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How the decoder's linears are stored: in codes of `bits`, a scale for each `group` of inputs;
+    the head in `head` bits; `method` is how the codes were found.
+    """
+
+    bits: int = 4
+    group: int = 128
+    head: int = 8
+    method: str = "rtn"
+
+
+@dataclass(frozen=True)
 class LlavaConfig:
     """A whole checkpoint.
 
@@ -98,6 +110,7 @@ class LlavaConfig:
     time_instruction: bool = False
     frames: int = 32
     sample_ends: bool = True
+    quantization: Quantization | None = None
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -491,6 +504,22 @@ LAYOUTS = {
 }
 
 
+def quantization(fields: Fields) -> Quantization | None:
+    """How the weights are quantised: as `python -m llava_min.weights quantize` says, or not."""
+    if fields.get("quantization_config", dict, None) is None:
+        return None
+    given = fields.section("quantization_config")
+    given.get("quant_method", str, choices=("llava_min",))
+    known = ("quant_method", "bits", "group", "head", "method")
+    if unknown := sorted(set(given.values) - set(known)):
+        raise given.refused(unknown[0], "no such key", given.values[unknown[0]])
+    return Quantization(
+        bits=given.get("bits", int, choices=(4, 8)),
+        group=given.get("group", int, choices=(32, 64, 128)),
+        head=given.get("head", int, choices=(4, 8, 16)),
+        method=given.get("method", str, choices=("rtn", "mse")))  # fmt: skip
+
+
 def from_values(values: dict, where: str = "config.json") -> LlavaConfig:
     """The configuration of any layout, recognised from the class that the file names."""
     fields = Fields(values, where)
@@ -498,7 +527,8 @@ def from_values(values: dict, where: str = "config.json") -> LlavaConfig:
     name = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
     if not isinstance(name, str) or name not in LAYOUTS:
         raise fields.refused("architectures", "one of " + ", ".join(LAYOUTS), name)
-    return LAYOUTS[name](fields)
+    quantised = quantization(fields)
+    return replace(LAYOUTS[name](fields), quantization=quantised)
 
 
 def read(folder: Path, overrides: dict | None = None) -> LlavaConfig:

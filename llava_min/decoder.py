@@ -9,6 +9,8 @@ B rows of a batch, T new tokens, D width, H query heads, K key/value heads, E he
 vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -86,5 +88,5 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V], in float32 at least."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return norm.wide(see("logits", nn.functional.linear(hidden, weight), "B T V"))
+        head = self.head or partial(nn.functional.linear, weight=self.embedding.weight)
+        return norm.wide(see("logits", head(hidden), "B T V"))

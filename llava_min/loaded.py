@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,18 +21,20 @@ from .cache import Cache
 from .config import LlavaConfig
 from .errors import ParameterError
 from .generate import Finished, Options, Token, generate
+from .kernels import onednn
 from .model import Llava
 from .prefix import Prefix
 from .prepare import Prepared, prepare
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
-from .weights import hub
+from .weights import hub, packed, quantize
 from .weights import load as weights
 from .weights.checkpoint import Checkpoint
 
 log = logging.getLogger("llava_min")
 EMBEDDED = Path(__file__).parent / "weights" / "tiny"
 EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
+SMALL = 2**25  # weights that a CPU's caches hold: halving their bytes gains nothing
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -238,15 +241,17 @@ def free_bytes(device: str) -> int | None:
 
 @limits.memory("load the model")
 def load(
-    folder=None, *, device="auto", dtype="auto", config=None, context=None, progress=None
-) -> LoadedModel:
-    """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer."""
+    folder=None, *, device="auto", dtype="auto", config=None, context=None, bits=None,
+    progress=None
+) -> LoadedModel:  # fmt: skip
+    """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer; with
+    `bits`, 4 or 8, quantised on the way.
+    """
     start = time.perf_counter()
-    device = pick_device(device)
-    torch_dtype = pick_dtype(dtype, device)
-    path = EMBEDDED
-    if folder is not None:
-        path = hub.find(folder, torch_dtype.itemsize, free_bytes(device))
+    device, path = pick_device(device), EMBEDDED
+    if folder is not None:  # embedding and tower keep 16 bits: a byte for each weight in all
+        itemsize = pick_dtype(dtype, device, large=True).itemsize if bits is None else 1
+        path = hub.find(folder, itemsize, free_bytes(device))
     if restriction := hub.restriction(path):
         log.warning(restriction)
     checkpoint = Checkpoint.open(path)
@@ -257,8 +262,15 @@ def load(
     if context is not None:
         settings = replace(settings, text=replace(settings.text, context=context))
     settings = replace(settings, template=template_of(checkpoint) or settings.template)
+    convert = iter
+    if bits is not None:
+        settings = replace(settings, quantization=quantize.on_load(settings, bits))
+        convert = partial(quantize.converted, config=settings)
     network = weights.on_meta(settings)
-    weights.fill(network, checkpoint, torch_dtype, device, progress)
+    large = sum(weight.numel() for weight in network.parameters()) > SMALL
+    torch_dtype = pick_dtype(dtype, device, large)
+    weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
+    packed.ready(network)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     return LoadedModel(
         name, settings, network, tokenizer, time.perf_counter() - start, list(settings.ignored)
@@ -278,10 +290,11 @@ def pick_device(device: str) -> str:
     return device
 
 
-def pick_dtype(dtype: str, device: str) -> torch.dtype:
-    """auto: bfloat16 on a GPU, float32 on a CPU."""
+def pick_dtype(dtype: str, device: str, large: bool) -> torch.dtype:
+    """auto: bfloat16 on a GPU, and on a CPU that is faster with it where the model is large."""
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
+        wide = device == "cpu" and not (large and onednn.faster())
+        return torch.float32 if wide else torch.bfloat16
     if dtype not in DTYPES:
         raise ParameterError("cannot load", "dtype", f"auto, {', '.join(DTYPES)}", repr(dtype))
     return DTYPES[dtype]

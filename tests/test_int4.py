@@ -1,7 +1,12 @@
 """Four-bit weights: packing bit by bit, and both products against float64, for ragged sizes."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import mutated, no_worse_than_torch, rows_of
@@ -121,6 +126,46 @@ def test_agrees_with_torch_on_cpu():
     ).abs().max() < 0.01 * ours.abs().max()  # bfloat16 result: one step is 0.4%
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    count=st.sampled_from([1, 2, 7, 96, 97, 130]),
+    outputs=st.integers(1, 200),
+    blocks=st.integers(1, 3),
+    group=st.sampled_from(int4.GROUPS),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_repacked_for_a_cpu(count, outputs, blocks, group, dtype, seed):
+    """torch's operator for few rows, writing out for many, in chunks of one block: one answer."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randint(0, 16, (outputs, 128 * blocks), generator=generator, dtype=torch.uint8)
+    scales = rows_of(seed, (outputs, 128 * blocks // group), dtype)  # of either sign
+    rows, bias = rows_of(seed + 1, (count, 128 * blocks), dtype), rows_of(seed, (outputs,), dtype)
+    packed = int4.repack(q, scales)
+    weight = (q.double().unflatten(1, (-1, group)) - 8) * scales.double()[..., None]
+    exact = rows.double() @ weight.flatten(1).T
+    if packed[0].dtype == torch.uint8:
+        written = int4.dequantise_cpu(*packed)[:, :outputs].T
+        assert torch.equal(written, weight.flatten(1).to(dtype))
+        chunked = int4.linear_cpu(rows, *packed, chunk=1)[:, :outputs]
+        torch.testing.assert_close(chunked, int4.linear(rows, *packed)[:, :outputs])
+        bias = F.pad(bias, (0, packed[1].shape[1] - outputs))
+    product = int4.linear(rows, *packed, None, bias)[:, :outputs]
+    terms = rows.abs().double() @ weight.flatten(1).abs().T
+    step = 4 * torch.finfo(dtype).eps
+    assert ((product - exact - bias[:outputs]).abs() <= step * terms + step).all()
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_repacked_on_lesser_cpus(capability):
+    """The same property where the processor has fewer instructions, in a process of its own."""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    test = f"{__file__}::test_repacked_for_a_cpu"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
 def test_scaled_sums_are_more_exact_than_scaled_weights():
     """The reason for the kernel's order of work: float16 rows, error a hundredth of dequantising
     first.
@@ -151,7 +196,7 @@ def test_public_function():
 MUTANTS = {
     "nibbles swapped": ("pairs = (pairs >> 4 * PLANE)", "pairs = (pairs >> 4 * (PLANE ^ 1))"),
     "words of a pair swapped": ("tl.join(low, high)", "tl.join(high, low)"),
-    "top bit lost": ("& 0x000F000F", "& 0x00070007"),
+    "top bit lost": ("PLANE) & 0x000F000F", "PLANE) & 0x00070007"),
     "scale forgotten": ("total += partial * scale[:, None]", "total += partial"),
     "scale of the first group for all": (
         "block * (128 // GROUP) + group, tl.int64)",

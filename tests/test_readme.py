@@ -19,6 +19,7 @@ NOT_RUN = (
     "git ",
     "python -m bench",
     "python -m llava_min.weights.tiny",
+    "python -m llava_min.weights quantize",
     "python -m pytest",
 )
 

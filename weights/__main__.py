@@ -1,15 +1,17 @@
-"""python -m llava_min.weights inspect FOLDER: what a checkpoint holds, without loading any of it.
+"""python -m llava_min.weights inspect | quantize: look into a checkpoint, or pack it.
 
-Every tensor with its shape and dtype, our name for it, and what is dropped, missing or unexpected.
-Read before: checkpoint.py.
+inspect shows every tensor with its shape and dtype, our name for it, and what is dropped, missing
+or unexpected, without loading any. Read before: checkpoint.py, quantize.py.
 """
 
 import argparse
 import sys
 
 from .. import config as configuration
+from ..config import Quantization
 from ..errors import CheckpointError, LlavaMinError
-from . import header, hub, load, names
+from ..report import Progress
+from . import header, hub, load, names, quantize
 from .checkpoint import Checkpoint
 
 
@@ -74,9 +76,27 @@ def main() -> int:
     commands = root.add_subparsers(dest="command", required=True)
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
     command.add_argument("folder", metavar="FOLDER")
+    command = commands.add_parser(
+        "quantize", help="write a checkpoint anew, its decoder in codes of four bits"
+    )
+    command.add_argument("folder", metavar="IN")
+    command.add_argument("target", metavar="OUT", help="a folder that does not exist yet")
+    command.add_argument("--bits", type=int, choices=(4, 8), default=4, help="(%(default)s)")
+    command.add_argument("--group", type=int, choices=(128, 64, 32), default=128,
+                         help="weights that share a scale (%(default)s)")  # fmt: skip
+    command.add_argument("--method", choices=("rtn", "mse"), default="mse",
+                         help="round to nearest, or search the clipping (%(default)s)")  # fmt: skip
+    command.add_argument("--head", type=int, choices=(4, 8, 16), default=8,
+                         help="bits of the output head (%(default)s)")  # fmt: skip
     given = root.parse_args()
     try:
-        return inspect(given.folder)
+        if given.command == "inspect":
+            return inspect(given.folder)
+        wanted = Quantization(given.bits, given.group, given.head, given.method)
+        progress = Progress("quantising", quiet=False)
+        written = quantize.quantize(given.folder, given.target, wanted, progress)
+        print(f"{written}: {sum(path.stat().st_size for path in written.iterdir()):,} bytes")
+        return 0
     except LlavaMinError as error:
         print(f"llava_min: error: {error}", file=sys.stderr)
         return error.exit_code

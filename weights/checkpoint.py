@@ -61,24 +61,28 @@ class Checkpoint:
                     part = shard.get_slice(name)
                     yield name, tuple(part.get_shape()), part.get_dtype()
 
-    def tensors(self):
-        """(name, tensor) of all, shard after shard, one tensor in memory at a time."""
+    def tensors(self, progress=None):
+        """(name, tensor) of all, shard after shard, one tensor in memory at a time; after each,
+        progress(done, total).
+        """
+        done = 0
         for path in dict.fromkeys(self.shards.values()):
             with open_shard(path) as shard:
                 for name in (name for name, where in self.shards.items() if where == path):
                     yield name, read(shard, name, path)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(self.shards))
 
 
 def read(shard, name: str, path: Path) -> Tensor:
     """One tensor of an open shard, after a look at the dtype that it is stored in."""
     dtype = shard.get_slice(name).get_dtype()
-    if dtype not in header.DTYPES:
-        raise CheckpointError(
-            f"cannot load {shown(name)}",
-            path.name,
-            f"one of {', '.join(header.DTYPES)}",
-            shown(dtype),
-        )
+    codes = name.endswith(".packed")
+    if dtype not in header.DTYPES or codes != (dtype == "U8"):
+        floats = ", ".join(key for key in header.DTYPES if key != "U8")
+        allowed = "U8" if codes else f"one of {floats}"
+        raise CheckpointError(f"cannot load {shown(name)}", path.name, allowed, shown(dtype))
     try:
         return shard.get_tensor(name)
     except (SafetensorError, OSError):

@@ -13,7 +13,8 @@ from ..errors import CheckpointError, shown
 from ..files import parse_json
 
 HEADER_BYTES = 100_000_000  # the limit of the reference implementation
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what a weight may be stored as, and its bytes
+# what a weight may be stored as, and its bytes; U8 holds codes
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
 def read(path: Path) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import LlavaConfig
 from ..errors import CheckpointError, NumericsError, shown
 from ..model import Llava
-from . import names
+from . import names, packed
 from .checkpoint import Checkpoint
 
 
@@ -35,20 +35,23 @@ class Uninitialised(TorchFunctionMode):
 def on_meta(config: LlavaConfig) -> Llava:
     """The model without memory: shapes only."""
     with Uninitialised():
-        return Llava(config).eval().requires_grad_(False)
+        model = Llava(config)
+        if config.quantization is not None:
+            packed.swap(model, config.quantization)
+        return model.eval().requires_grad_(False)
 
 
 def fill(
-    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None
-) -> None:
+    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None,
+    convert=iter
+) -> None:  # fmt: skip
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`; progress(done, total)
-    a tensor.
+    a tensor; `convert` may change the stream of (name, tensor) on its way.
     """
     config = model.config
     wanted = pieces(model, config)
     filled: dict[tuple[str, str | None], str] = {}
-    total = len(checkpoint.shards)
-    for done, (name, tensor) in enumerate(checkpoint.tensors(), start=1):
+    for name, tensor in convert(checkpoint.tensors(progress)):
         own, piece = names.ours(name)
         if tied_head(own, config) or names.dropped(own, config.vision.num_layers):
             continue
@@ -74,8 +77,6 @@ def fill(
         check_finite(name, tensor)
         place(model, config, own, piece, tensor, dtype, device)
         filled[own, piece] = name
-        if progress is not None:
-            progress(done, total)
     missing = [names.theirs(own, "hf") for own, piece in wanted if (own, piece) not in filled]
     if missing:
         first = ", ".join(name for name, _ in missing[0])
@@ -109,6 +110,7 @@ def place(
     module_name, _, parameter_name = own.rpartition(".")
     module = model.get_submodule(module_name)
     parameter = getattr(module, parameter_name)
+    dtype = dtype if parameter.is_floating_point() else parameter.dtype  # codes are no numbers
     if parameter.is_meta:
         parameter = nn.Parameter(
             torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False

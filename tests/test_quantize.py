@@ -1,0 +1,371 @@
+"""Quantised checkpoints: exact codes, the same answers by every road, and folders that are whole or
+absent.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import llava_min
+from llava_min import config as configuration
+from llava_min.config import Quantization
+from llava_min.errors import CheckpointError, NumericsError, OutputError, ParameterError
+from llava_min.kernels import onednn
+from llava_min.weights import names, packed, quantize
+from llava_min.weights.__main__ import inspect
+from llava_min.weights.checkpoint import Checkpoint
+from llava_min.weights.tiny import exam, lessons, train
+
+# keys and values of 96 outputs, which is no multiple of the blocks that CPUs take
+BOTH = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32}
+COMMAND = (sys.executable, "-m", "llava_min.weights", "quantize")
+
+
+def folder_of(path, layout="hf", tied=True, shards=1, **text):
+    """A small random checkpoint in 16 bits, wide enough to be quantised."""
+    config = small.hf_config(tied, **BOTH | text)
+    tensors = small.tensors_of(small.random_model(config), layout)
+    tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    config = config if layout == "hf" else small.original_config(config)
+    return small.write(path, config, tensors, shards)
+
+
+def multiplied(codes, scale, bits):
+    """The weights that codes and scales stand for."""
+    steps = codes.float().unflatten(1, (scale.shape[1], -1)) - (8 if bits == 4 else 136)
+    return steps * scale.float()[..., None]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bits=st.sampled_from([4, 8]),
+    group=st.sampled_from([32, 64, 128]),
+    scale=st.sampled_from([0.0, 1e-20, 1e-3, 1.0, 1e4]),
+    lean=st.sampled_from([-10.0, 0.0, 0.5, 10.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_codes_are_half_a_step_off_and_clipping_only_helps(bits, group, scale, lean, seed):
+    """Groups of one sign too, where the sign of the scale matters."""
+    weight = (torch.randn(7, 256, generator=torch.Generator().manual_seed(seed)) + lean) * scale
+    found, scales = quantize.codes(weight, bits, group, "rtn")
+    error = multiplied(found, scales, bits) - weight.unflatten(1, (-1, group))
+    assert found.dtype == torch.uint8 and int(found.max()) < 2**bits
+    assert torch.all(error.abs() <= 0.5001 * scales.float().abs()[..., None])
+    codes, clipped = quantize.codes(weight, bits, group, "mse")
+    better = multiplied(codes, clipped, bits) - weight.unflatten(1, (-1, group))
+    assert torch.all(better.square().sum(-1) <= error.square().sum(-1) * (1 + 1e-5))
+
+
+def test_clipping_helps_indeed():
+    """On normal numbers, by a tenth in squared error and more at groups of 128."""
+    weight = torch.randn(64, 896, generator=torch.Generator().manual_seed(0))
+    errors = {}
+    for method in ("rtn", "mse"):
+        found = multiplied(*quantize.codes(weight, 4, 128, method), 4).flatten(1)
+        errors[method] = float((found - weight).square().sum())
+    assert errors["mse"] < 0.9 * errors["rtn"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(outputs=st.integers(1, 9), inputs=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_bytes_hold_two_codes(outputs, inputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 16, (outputs, 2 * inputs), generator=generator, dtype=torch.uint8)
+    assert packed.pairs(codes).shape == (outputs, inputs)
+    assert torch.equal(packed.singles(packed.pairs(codes)), codes)
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+@pytest.mark.parametrize(
+    "wanted, tied, shards",
+    [
+        (Quantization(), True, 1),
+        (Quantization(head=16), True, 3),
+        (Quantization(bits=8, group=64, head=4), False, 1),
+        (Quantization(group=32, method="mse"), False, 3),
+    ],
+    ids=lambda value: f"{value.bits}-{value.group}" if isinstance(value, Quantization) else None,
+)
+def test_a_quantised_folder_is_its_multiplied_weights(tmp_path, layout, wanted, tied, shards):
+    """Against the plain model with each weight replaced by what its code stands for."""
+    source = folder_of(tmp_path / "in", layout, tied, shards)
+    quantize.quantize(source, tmp_path / "out", wanted)
+    model = llava_min.load(tmp_path / "out", dtype="float32")
+    assert model.config.quantization == wanted
+    plain = llava_min.load(source, dtype="float32")
+    weights = dict(plain.network.named_parameters())
+    head = plain.network.decoder.embedding.weight if tied else weights["decoder.head.weight"]
+    if wanted.head < 16:
+        codes, scale = quantize.codes(head, wanted.head, wanted.group, wanted.method)
+        plain.network.decoder.head = torch.nn.Linear(*reversed(head.shape), bias=False)
+        exact = multiplied(codes, scale, wanted.head).flatten(1)
+        plain.network.decoder.head.weight.data = exact
+    for name, weight in weights.items():
+        if quantize.LINEAR.fullmatch(name):
+            codes, scale = quantize.codes(weight, wanted.bits, wanted.group, wanted.method)
+            weight.data = multiplied(codes, scale, wanted.bits).flatten(1)
+    media = {"images": [small.picture(130, 90)]}  # more than 96 rows, then few
+    torch.testing.assert_close(
+        model.logits("What?", **media), plain.logits("What?", **media), atol=2e-5, rtol=1e-4
+    )
+    answers = [each.generate("What?", max_tokens=6).token_ids for each in (model, plain)]
+    assert answers[0] == answers[1]
+    assert inspect(str(tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_on_load_as_from_a_folder(tmp_path, tied):
+    source = folder_of(tmp_path / "in", tied=tied)
+    quantize.quantize(source, tmp_path / "out", Quantization())
+    for dtype in ("float32", "bfloat16"):
+        folder = llava_min.load(tmp_path / "out", dtype=dtype)
+        loaded = llava_min.load(source, dtype=dtype, bits=4)
+        assert folder.config.quantization == loaded.config.quantization
+        assert torch.equal(folder.logits("What?"), loaded.logits("What?"))
+
+
+def test_everything_else_is_kept(tmp_path):
+    """Vision tower, projector, norms, biases and embedding bit by bit, the tokenizer, no more."""
+    source = folder_of(tmp_path / "in", shards=2)
+    quantize.quantize(source, tmp_path / "out", Quantization())
+    before, after = Checkpoint.open(source), Checkpoint.open(tmp_path / "out")
+    for name in before.names:
+        own, _ = names.ours(name)
+        if not quantize.LINEAR.fullmatch(own) and not names.dropped(own, 2):
+            assert torch.equal(before.tensor(name), after.tensor(name)), name
+    changed = {"config.json", "model.safetensors.index.json"}
+    for name in os.listdir(source):
+        if name.endswith(".json") and name not in changed:
+            assert (source / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert {f.name for f in source.iterdir()} == {f.name for f in (tmp_path / "out").iterdir()}
+
+
+def test_the_command(tmp_path):
+    source = folder_of(tmp_path / "in")
+    run = subprocess.run(
+        [*COMMAND, str(source), str(tmp_path / "out"), "--group", "64", "--head", "16"],
+        capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == 0 and run.stdout.endswith(" bytes\n"), run.stderr
+    values = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert values == {
+        "quant_method": "llava_min",
+        "bits": 4,
+        "group": 64,
+        "head": 16,
+        "method": "mse",
+    }
+    again = subprocess.run([*COMMAND, str(source), str(tmp_path / "out")],
+                           capture_output=True, text=True)  # fmt: skip
+    assert again.returncode == OutputError.exit_code and again.stderr.count("\n") == 1
+
+
+def test_refusals(tmp_path):
+    source = folder_of(tmp_path / "in")
+    untouched = contents(source)
+    for target in (source, source / "inside", source / "deep" / "inside"):
+        with pytest.raises(OutputError, match="a new folder"):
+            quantize.quantize(source, target, Quantization())
+    done = quantize.quantize(source, tmp_path / "out", Quantization())
+    with pytest.raises(CheckpointError, match="quantised"):
+        quantize.quantize(done, tmp_path / "twice", Quantization())
+    with pytest.raises(ParameterError, match="quantised"):
+        llava_min.load(done, bits=4)
+    with pytest.raises(ParameterError, match="found 3"):
+        llava_min.load(source, bits=3)
+    narrow = small.small(tmp_path / "narrow")
+    with pytest.raises(CheckpointError, match="multiple of 128 inputs, found 48"):
+        quantize.quantize(narrow, tmp_path / "three", Quantization())
+    tensors = load_file(source / "model.safetensors")
+    tensors["language_model.model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    broken = small.write(tmp_path / "nan", small.hf_config(**BOTH), tensors)
+    with pytest.raises(NumericsError, match="up_proj"):
+        quantize.quantize(broken, tmp_path / "four", Quantization())
+    assert contents(source) == untouched
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "narrow", "nan"}
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "llava_min", "bits": 3}, "bits"),
+        ({"quant_method": "llava_min", "bits": 4, "group": 48}, "group"),
+        ({"quant_method": "llava_min", "bits": 4, "group": 64, "head": 8}, "method"),
+        ({"quant_method": "llava_min", "zero_point": True}, "zero_point"),
+    ],
+)
+def test_unknown_formats_are_refused(values, word):
+    with pytest.raises(CheckpointError, match=word):
+        configuration.from_values(small.hf_config() | {"quantization_config": values})
+
+
+@pytest.mark.parametrize("wrong", ["missing", "float", "shape", "bytes for a weight"])
+def test_codes_are_held_to_their_kind(tmp_path, wrong):
+    source = folder_of(tmp_path / "in")
+    target = quantize.quantize(source, tmp_path / "out", Quantization())
+    tensors = load_file(target / "model.safetensors")
+    stem = "language_model.model.layers.0.mlp.up_proj"
+    if wrong == "missing":
+        del tensors[f"{stem}.scale"]
+    elif wrong == "float":
+        tensors[f"{stem}.packed"] = tensors[f"{stem}.packed"].float()
+    elif wrong == "shape":
+        tensors[f"{stem}.scale"] = tensors[f"{stem}.scale"][:, :1].repeat(1, 2)
+    else:
+        tensors["language_model.model.norm.weight"] = torch.ones(128, dtype=torch.uint8)
+    save_file(tensors, target / "model.safetensors")
+    with pytest.raises(CheckpointError, match="model.norm" if "bytes" in wrong else "up_proj"):
+        llava_min.load(target)
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+STEPS = ("save_file", "synced", "shutil.copyfile", "shutil.copymode", "os.rename", "quantised")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_failing_anywhere_leaves_nothing(tmp_path, monkeypatch, step, error):
+    source = folder_of(tmp_path / "in", shards=2)
+    before, calls = contents(source), []
+    owner, _, name = step.rpartition(".")
+    owner = getattr(quantize, owner) if owner else quantize
+    real = getattr(owner, name)
+
+    def failing(*args, **kwargs):
+        calls.append(step)
+        if len(calls) == (1 if step == "os.rename" else 2):
+            raise error("no space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(OutputError if error is OSError else error):
+        quantize.quantize(source, tmp_path / "out", Quantization())
+    assert calls and [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert contents(source) == before
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A limit on the size of a file stands for the disk: the system refuses in the same way."""
+    source = folder_of(tmp_path / "in")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    run = subprocess.run([*COMMAND, str(source), str(tmp_path / "out")], preexec_fn=limit,
+                         capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == OutputError.exit_code and run.stderr.count("\n") == 1, run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_killing_leaves_out_absent_or_whole(tmp_path, part):
+    """At once and without a word, at some moment after the first file has appeared."""
+    source = folder_of(tmp_path / "in", shards=6, num_hidden_layers=4)
+    before = contents(source)
+    process = subprocess.Popen([*COMMAND, str(source), str(tmp_path / "out")])
+    while process.poll() is None and not list(tmp_path.glob(".out-*")):
+        time.sleep(0.002)
+    time.sleep(0.1 * part)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert contents(source) == before
+    if (tmp_path / "out").exists():
+        assert llava_min.load(tmp_path / "out").config.quantization is not None
+    quantize.quantize(source, tmp_path / "again", Quantization())  # what is left is in nobody's way
+
+
+def test_memory_is_one_shard_and_a_layer(tmp_path):
+    """Twelve shards of 12 MB: quantising them costs less than three."""
+    folder = tmp_path / "in"
+    config = small.hf_config(hidden_size=512, intermediate_size=2048, num_hidden_layers=18)
+    model = small.random_model(config)
+    tensors = {name: t.bfloat16() for name, t in small.tensors_of(model, "hf").items()}
+    small.write(folder, config, tensors, shards=12)
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    del model, tensors
+    code = (
+        "import resource, sys; from llava_min.config import Quantization\n"
+        "from llava_min.weights import quantize\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "import torch; torch.ones(9, 256).aminmax(dim=-1); before = peak()\n"
+        "quantize.quantize(sys.argv[1], sys.argv[2], Quantization())\n"
+        "print(peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "out")],
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert total > 120e6 and int(run.stdout) < 0.5 * total, (run.stdout, total)
+
+
+def test_the_toy_keeps_its_marks():
+    """Fresh pictures and clips: groups of 128 with clipping answer as 32 bits do, but for few."""
+    plain = llava_min.load(dtype="float32")
+    embedded = small.TINY
+    wanted = Quantization(method="mse")
+    model = quantised_in_memory(embedded, wanted)
+    teacher = lessons.Teacher(
+        plain.config, plain.tokenizer.inner.__class__.from_file(str(embedded / "tokenizer.json"))
+    )
+    same = {}
+    for kind in ("picture", "clip"):
+        batch = teacher.draw(np.random.default_rng(9), kind, 24, exam=True)
+        with torch.no_grad():
+            marks = [
+                exam.verdicts(batch, *train.answer_logits(network, batch))
+                for network in (plain.network, model)
+            ]
+        same[kind] = sum(a - b for a, b in zip(*marks)), len(marks[0])
+    lost, count = (sum(values) for values in zip(*same.values()))
+    assert count > 200 and lost <= 0.02 * count, same
+
+
+def quantised_in_memory(folder, wanted):
+    """The network of a folder, quantised while it is read."""
+    from dataclasses import replace
+    from functools import partial
+
+    from llava_min.weights import load
+
+    config = replace(configuration.read(folder), quantization=wanted)
+    network = load.on_meta(config)
+    convert = partial(quantize.converted, config=config)
+    load.fill(network, Checkpoint.open(folder), torch.float32, "cpu", convert=convert)
+    packed.ready(network)
+    return network
+
+
+def test_reordered_weights_are_the_same_weights():
+    if not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)):
+        pytest.skip("oneDNN has no bfloat16 here")
+    weight, bias = torch.randn(33, 48).bfloat16(), torch.randn(33).bfloat16()
+    layer = packed.Reordered(weight, bias)
+    for shape in ((48,), (1, 48), (2, 3, 48), (70, 48)):
+        rows = torch.randn(shape).bfloat16()
+        exact = rows.double() @ weight.double().T + bias.double()
+        step = exact.abs().max() * 2**-8
+        assert (layer(rows).double() - exact).abs().max() <= step
+
+
+def test_small_models_stay_in_float32_on_a_cpu(monkeypatch):
+    """What fits into the caches gains nothing from half the bytes; large models do where it is
+    faster.
+    """
+    from llava_min import loaded
+
+    dtype = lambda: llava_min.load().network.decoder.embedding.weight.dtype
+    assert dtype() == torch.float32
+    monkeypatch.setattr(loaded, "SMALL", 1000)
+    for faster, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(onednn, "faster", lambda faster=faster: faster)
+        assert dtype() == expected

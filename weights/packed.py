@@ -1,0 +1,114 @@
+"""Linear layers whose weights are packed: four or eight bits each, or laid out for the processor.
+
+`swap` puts Packed layers into a model on the meta device, before it is filled; `ready`, after
+filling, lays the weights of every layer out for the device that they are on, one layer at a time.
+    packed   uint8 [N K/2] with two codes of four bits in each byte, the even input's in the low
+             half, or uint8 [N K] with one code of eight bits
+    scale    16 bits [N K/g]: a weight is (code - 8) * scale, or (code - 136) * scale
+Read before: load.py. Read next: quantize.py.
+
+N outputs, K inputs, g group size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Quantization, TextConfig
+from ..errors import CheckpointError
+from ..kernels import int4, onednn
+
+LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
+
+
+def pairs(codes: Tensor) -> Tensor:
+    """Codes of four bits, uint8 [N K] -> bytes [N K/2].
+
+    >>> pairs(torch.tensor([[1, 2, 3, 15]], dtype=torch.uint8)).tolist()
+    [[33, 243]]
+    """
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def singles(packed: Tensor) -> Tensor:
+    """Bytes [N K/2] -> codes of four bits, uint8 [N K]."""
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+
+
+class Packed(nn.Module):
+    """A linear layer of codes and scales; eight bits are two planes of four."""
+
+    def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
+        super().__init__()
+        self.outputs, self.bits, self.planes = outputs, bits, []
+        shape = outputs, inputs * bits // 8
+        self.packed = nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(outputs, inputs // group))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def ready(self) -> None:
+        """Lay the weights out as the product takes them."""
+        packed, scale = self.packed.data, self.scale.data
+        del self.packed, self.scale
+        planes = [(singles(packed), scale)]
+        if self.bits == 8:
+            planes = [(packed >> 4, 16 * scale), (packed & 15, scale)]
+        self.planes = [int4.repack(*plane) for plane in planes]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[... K] -> [... N]."""
+        first, *others = self.planes
+        product = int4.linear(rows, *first)
+        for plane in others:
+            product += int4.linear(rows, *plane)
+        product = product[..., : self.outputs]  # a last block may be filled up
+        return product if self.bias is None else product.add_(self.bias)
+
+
+class Reordered(nn.Module):
+    """A linear layer whose weights stand as oneDNN reads them."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self.bias, self.weight = bias, onednn.reorder(weight.data)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[... K] -> [... N]."""
+        return onednn.linear(rows, self.weight, self.bias)
+
+
+def swap(model: nn.Module, wanted: Quantization) -> None:
+    """Packed layers in place of the decoder's linears and, unless it keeps 16 bits, its head."""
+    text: TextConfig = model.config.text
+    for block in model.decoder.blocks:
+        for name in LINEARS:
+            old = getattr(block, name)
+            inputs, outputs = old.in_features, old.out_features
+            if inputs % int4.BLOCK:
+                raise CheckpointError(
+                    "cannot quantise",
+                    f"the decoder's {name}",
+                    f"a multiple of {int4.BLOCK} inputs",
+                    inputs,
+                )
+            bias = old.bias is not None
+            setattr(block, name, Packed(inputs, outputs, wanted.bits, wanted.group, bias))
+    if wanted.head < 16:
+        sizes = text.hidden_size, text.vocab_size
+        model.decoder.head = Packed(*sizes, wanted.head, wanted.group, bias=False)
+
+
+def ready(model: nn.Module) -> None:
+    """Lay out every layer of a filled model for its device.
+
+    A head that is the embedding becomes a copy where that pays: rows are still looked up in it.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Packed):
+                layer.ready()
+            elif isinstance(layer, nn.Linear) and onednn.pays(layer.weight):
+                setattr(parent, name, Reordered(layer.weight, layer.bias))
+                del layer
+    embedding = model.decoder.embedding.weight
+    if model.decoder.head is None and onednn.pays(embedding):
+        model.decoder.head = Reordered(embedding)

@@ -1,0 +1,183 @@
+"""Quantise a checkpoint: tensors in, the same tensors out with the decoder's linears as codes.
+
+    python -m llava_min.weights quantize IN OUT [--group 128] [--method mse] [--head 8]
+
+Vision tower, projector, norms, biases and embeddings keep 16 bits. `converted` is the whole of it:
+loading with --int4 reads through it, and `quantize` writes what it yields, shard by shard, into a
+folder that appears only when it is complete. The largest magnitude of a group gets the lowest code,
+so a scale may be negative: codes reach one step further on that side.
+Read before: packed.py. Agrees with: Q4_0 of llama.cpp in its use of the sign.
+
+N outputs, K inputs, g group size.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import config as configuration
+from ..config import LlavaConfig, Quantization
+from ..errors import CheckpointError, OutputError, ParameterError
+from . import hub, load, names, packed
+from .checkpoint import Checkpoint
+
+CLIPS = {"rtn": (1.0,), "mse": tuple(1 - 0.03 * step for step in range(13))}  # shares of the range
+ROWS = 2**20  # weights that are quantised at a time: their temporary copies stay small
+COPIED = ("*.json", "*.txt", "*.jinja", "README*", "LICENSE*")
+
+
+def codes(weight: Tensor, bits: int, group: int, method: str) -> tuple[Tensor, Tensor]:
+    """weight [N K] -> (codes uint8 [N K], scale bfloat16 [N K/g]).
+
+    "rtn" rounds to nearest, so no weight is more than half a step off. "mse" also tries smaller
+    steps, which clip the largest weights, and keeps for each group what has the least squared
+    error.
+
+    >>> found, scale = codes(torch.tensor([[-4.0, 3.5, 0.0, 1.0]]), bits=4, group=4, method="rtn")
+    >>> found.tolist(), scale.tolist()
+    ([[0, 15, 8, 10]], [[0.5]])
+    """
+    low, high = (-8, 7) if bits == 4 else (-136, 119)
+    grouped = weight.float().unflatten(1, (-1, group))
+    least, most = grouped.aminmax(dim=-1)
+    larger, smaller = torch.maximum(most, -least), torch.minimum(most, -least)
+    reach = [(end + 0.5) / (1 + 2**-8) for end in (-low, high)]  # a scale may be rounded down
+    step = torch.maximum(larger / min(-low, reach[0]), smaller / reach[1]).clamp(min=1e-30)
+    step = torch.where(most > -least, -step, step)
+    best = None
+    for clip in CLIPS[method]:
+        scale = (step * clip).bfloat16()
+        wide = scale.float()[..., None]
+        rounded = (grouped / wide).round_().clamp_(low, high)
+        error = (rounded * wide).sub_(grouped).square_().sum(-1)
+        if best is None:
+            best, kept, found = error, scale, rounded
+            continue
+        better = error < best
+        best, kept = torch.where(better, error, best), torch.where(better, scale, kept)
+        found = torch.where(better[..., None], rounded, found)
+    return (found - low).to(torch.uint8).flatten(1), kept
+
+
+def quantised(weight: Tensor, bits: int, wanted: Quantization) -> tuple[Tensor, Tensor]:
+    """weight [N K] -> (packed, scale) as packed.py describes them, some rows at a time."""
+    rows = max(1, ROWS // weight.shape[1])
+    found = [codes(part, bits, wanted.group, wanted.method) for part in weight.split(rows)]
+    whole = torch.cat([part for part, _ in found])
+    return packed.pairs(whole) if bits == 4 else whole, torch.cat([scale for _, scale in found])
+
+
+LINEAR = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(packed.LINEARS)})\.weight")
+
+
+def converted(
+    tensors: Iterator[tuple[str, Tensor]], config: LlavaConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a checkpoint -> the same, quantised as config.quantization says."""
+    wanted = config.quantization
+    for name, tensor in tensors:
+        own, _ = names.ours(name)
+        head = own == ("decoder.embedding.weight" if config.text.tied else "decoder.head.weight")
+        bits = wanted.bits if LINEAR.fullmatch(own) else wanted.head if head else 16
+        if bits == 16 or head and config.text.tied:
+            yield name, tensor
+        if bits < 16:
+            load.check_finite(name, tensor)
+            stem = "lm_head" if head else name.removesuffix(".weight")
+            codes, scale = quantised(tensor, bits, wanted)
+            yield f"{stem}.packed", codes
+            yield f"{stem}.scale", scale
+
+
+def on_load(config: LlavaConfig, bits: int) -> Quantization:
+    """What --int4 and --int8 ask for: rounding to nearest, which takes seconds."""
+    if config.quantization is not None or bits not in (4, 8):
+        found = bits if config.quantization is None else "quantised ones"
+        raise ParameterError("cannot quantise", "bits", "4 or 8, and weights of 16 or 32", found)
+    return Quantization(bits=bits)
+
+
+def quantize(source: str, target: str, wanted: Quantization, progress=None) -> Path:
+    """Write the checkpoint `source`, a folder or a hub name, quantised, as the new folder `target`.
+
+    Raises CheckpointError for what cannot be read or is quantised already, OutputError for what
+    cannot be written; in every case `source` is as it was, and `target` absent or whole.
+    """
+    checkpoint, target = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
+    config = configuration.read(checkpoint.folder)
+    if config.quantization is not None:
+        raise CheckpointError(
+            "cannot quantise", str(source), "weights of 16 or 32 bits", "quantised ones"
+        )
+    if target.exists() or checkpoint.folder.resolve() in (target, *target.resolve().parents):
+        found = "it already" if target.exists() else "it inside the checkpoint"
+        raise OutputError("cannot write", str(target), "a new folder elsewhere", found)
+    config = replace(config, quantization=wanted)
+    load.on_meta(config)  # refuses what cannot be quantised before anything is written
+    part = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}-{os.getpid()}.part")
+        part.mkdir()
+        write(checkpoint, config, part, progress)
+        os.rename(part, target)
+        synced(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise OutputError("cannot write", str(target), "room for it", str(error)) from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def write(checkpoint: Checkpoint, config: LlavaConfig, folder: Path, progress=None) -> None:
+    """All files of the new checkpoint, each on the disk before the next begins."""
+    shards = list(dict.fromkeys(checkpoint.shards.values()))
+    weight_map, tensors = {}, checkpoint.tensors(progress)
+    for path in shards:
+        count = sum(where == path for where in checkpoint.shards.values())
+        part = (next(tensors) for _ in range(count))
+        held = dict(kept(converted(part, config), config))
+        save_file(held, folder / path.name, metadata={"format": "pt"})
+        shutil.copymode(path, folder / path.name)
+        weight_map |= dict.fromkeys(held, path.name)
+    if len(shards) > 1:
+        index = json.dumps({"weight_map": weight_map})
+        (folder / "model.safetensors.index.json").write_text(index)
+    for pattern in COPIED:
+        for path in checkpoint.folder.glob(pattern):
+            if checkpoint.has(path.name) and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+    settings = checkpoint.json("config.json", "configuration")
+    settings["quantization_config"] = {"quant_method": "llava_min"} | asdict(config.quantization)
+    (folder / "config.json").write_text(json.dumps(settings, indent=1))
+    for path in [*folder.iterdir(), folder]:
+        synced(path)
+
+
+def kept(tensors, config: LlavaConfig) -> Iterator[tuple[str, Tensor]]:
+    """What is worth writing, in 16 bits: without what no loader of ours uses."""
+    for name, tensor in tensors:
+        own, _ = names.ours(name)
+        if load.tied_head(own, config) or names.dropped(own, config.vision.num_layers):
+            continue
+        sixteen = tensor.element_size() <= 2
+        yield name, tensor.contiguous() if sixteen else tensor.bfloat16()
+
+
+def synced(path: Path) -> None:
+    """Wait until the disk has it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
