@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import unicodedata
 
 import pytest
 import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from languages import SENTENCES
 
 from llava_min import prompt, tokenizer
 from llava_min.errors import CheckpointError
@@ -30,8 +32,6 @@ def test_no_text_becomes_a_special_token(words):
 @settings(max_examples=200, deadline=None)
 @given(spiked)
 def test_text_survives_the_round_trip(words):
-    import unicodedata
-
     ids = TOKENIZER.encode_text(words)
     assert TOKENIZER.decode(ids) == unicodedata.normalize("NFC", words)
 
@@ -50,13 +50,14 @@ def test_streamed_text_is_the_text_at_once(ids):
     assert len(joined) - len(joined.rstrip(strip)) <= max(1, len(whole) - len(whole.rstrip(strip)))
 
 
-@pytest.mark.parametrize("words", ["🎈 and 🎉", "日本語", "é" * 5, "👩‍👩‍👧"])
+@pytest.mark.parametrize("words", ["🎈 and 🎉", "é" * 5, "👩‍👩‍👧", *SENTENCES.values()])
 def test_a_character_is_shown_when_it_is_whole(words):
     """No piece ever ends inside a character, cut wherever it may be."""
     stream = tokenizer.CharacterStream(TOKENIZER)
     pieces = [stream.feed(i) for i in TOKENIZER.encode_text(words)]
     assert all(tokenizer.REPLACEMENT not in piece for piece in pieces)
-    assert "".join(pieces) + stream.finish() == words
+    whole = TOKENIZER.decode(TOKENIZER.encode_text(words))
+    assert "".join(pieces) + stream.finish() == whole == unicodedata.normalize("NFC", words)
     cut = tokenizer.CharacterStream(TOKENIZER)
     shown = [cut.feed(i) for i in TOKENIZER.encode_text(words)[:-1]]
     assert ("".join(shown) + cut.finish()).count(tokenizer.REPLACEMENT) <= 1
