@@ -300,9 +300,10 @@ def grids(fields: Fields, key: str, tile: int, height_first: bool) -> tuple[tupl
     """image_grid_pinpoints as (rows, columns): a list of sizes in pixels, or a range such as
     "(1x1),...,(6x6)".
     """
-    value = fields.get(key, type(fields.values.get(key, [])), [])
+    kind = str if isinstance(fields.values.get(key), str) else list
+    value = fields.get(key, kind, [])
     if isinstance(value, str):
-        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\((\d+)x(\d+)\)", value)]
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\((\d{1,4})x(\d{1,4})\)", value)]
         if len(pairs) < 2:
             raise fields.refused(key, "a range such as '(1x1),...,(6x6)'", value)
         (first_a, first_b), (last_a, last_b) = pairs[0], pairs[-1]

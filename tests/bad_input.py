@@ -181,7 +181,8 @@ def check_refusal(ended: Outcome, case: Case, folder: Path) -> str:
     assert len(lines[0]) < 1000 and lines[0].isprintable()
     assert ended.seconds < SECONDS, ended.seconds
     assert ended.memory - plain_memory() < case.memory, ended.memory
-    return lines[0].removeprefix("llava_min: error: ").replace(f"{folder}/", "")
+    message = lines[0].removeprefix("llava_min: error: ").replace(f"{folder}/", "")
+    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1", message)
 
 
 ANSWERED: set[tuple] = set()

@@ -134,6 +134,7 @@ def check_rows_without_keys(attention):
     assert torch.equal(mixed[:, :20], torch.zeros(1, 20, 1, 16)) and mixed[:, 20:].ne(0).all()
 
 
+@pytest.mark.catalogue("NU-MASKROW", "rows without keys are zero")
 def test_rows_without_keys_are_zero():
     """A length of -20 masks the first 20 of 37 queries wholly: not NaN, and not a mean of all
     values.

@@ -3,19 +3,27 @@
 Each case has a harmless twin beside it that answers; bad_input.py says what every case asserts.
 """
 
+import functools
 import io
 import os
+import socketserver
 import struct
+import threading
+import time
 import wave
 import zlib
 
 import numpy as np
 import pytest
 import small
-from bad_input import Case, ask, check, rows
+from bad_input import RESULTS, Case, ask, check, rows
 from PIL import Image
 
+import llava_min
+from llava_min import limits, media
+
 av = pytest.importorskip("av")
+catalogue = pytest.mark.catalogue
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +194,7 @@ PICTURES = [
             "a picture as a folder": special("--image", os.mkdir),
             "a picture as a device": source("--image", "/dev/zero"),
             "a video as a pipe": special("--video", os.mkfifo),
-            "a video as a folder": special("--video", os.mkdir),
+            "a video as an empty folder": (special("--video", os.mkdir), "a folder of pictures"),
             "a video as a device": source("--video", "/dev/zero"),
         },
     ),
@@ -196,17 +204,23 @@ PICTURES = [
 # Videos ------------------------------------------------------------------------------------------
 
 
-def filmed(count=8, size=(64, 48), format="mp4", codec="libx264", pix_fmt="yuv420p", **options):
-    """The bytes of a clip that grows brighter."""
+def brighter(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Frames of plain grey, each brighter than the one before."""
+    levels = [20 + 200 * index // max(1, count - 1) for index in range(count)]
+    return np.stack([np.full((size[1], size[0], 3), level, np.uint8) for level in levels or [0]])
+
+
+def filmed(count=8, size=(64, 48), format="mp4", codec="libx264", pix_fmt="yuv420p", pictures=None,
+           **options):  # fmt: skip
+    """The bytes of a clip, by default one that grows brighter."""
+    pictures = brighter(count, size)[:count] if pictures is None else pictures
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=format, options=options.pop("container", {})) as container:
+    with av.open(buffer, "w", format=format) as container:
         stream = container.add_stream(codec, rate=10, options={"crf": "20", **options})
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        for index in range(count):
-            level = 20 + 200 * index // max(1, count - 1)
-            frame = av.VideoFrame.from_ndarray(
-                np.full((size[1], size[0], 3), level, np.uint8), format="rgb24"
-            )
+        stream.height, stream.width = pictures.shape[1:3] if len(pictures) else (48, 64)
+        stream.pix_fmt = pix_fmt
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
@@ -308,6 +322,245 @@ VIDEOS = [
 ]
 
 
-@pytest.mark.parametrize("case", [*PICTURES, *VIDEOS], ids=str)
+# Hosts -------------------------------------------------------------------------------------------
+
+DONE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(SAVED["PNG"]), SAVED["PNG"])
+
+
+def answered(head: str, body: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {head}\r\n\r\n".replace("\n", "\r\n").replace("\r\r", "\r").encode() + body
+
+
+ANSWERS = {
+    # path: what the host sends; a list is sent piece by piece, a twentieth of a second apart
+    "picture": DONE,
+    "redirect": answered("302 Found\nLocation: /picture"),
+    "loop": answered("302 Found\nLocation: /loop"),
+    "chain": answered("302 Found\nLocation: /chain?more"),
+    "to-file": answered("302 Found\nLocation: file:///etc/passwd"),
+    "to-ftp": answered("302 Found\nLocation: ftp://127.0.0.1/a.png"),
+    "to-data": answered("302 Found\nLocation: data:image/png;base64,AAAA"),
+    "to-nowhere": answered("302 Found"),
+    "to-a-wrong-host": answered("302 Found\nLocation: http://[x/"),
+    "missing": answered("404 Not Found\nContent-Length: 0"),
+    "broken": answered("500 Oops\nContent-Length: 0"),
+    "empty": answered("204 No Content"),
+    "page": answered("200 OK\nContent-Type: image/png", b"<html>no picture</html>"),
+    "nothing": b"",
+    "no-http": b"hello\r\n\r\n",
+    "short": answered("200 OK\nContent-Length: 100000", SAVED["PNG"]),
+    "huge-length": answered("200 OK\nContent-Length: 99999999999", SAVED["PNG"]),
+    "wrong-chunks": answered("200 OK\nTransfer-Encoding: chunked", b"zz\r\nabc"),
+    "cut-chunks": answered("200 OK\nTransfer-Encoding: chunked", b"400\r\nabc"),
+    "long-header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+    "many-headers": b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000 + b"\r\n",
+    "endless": [answered("200 OK"), *[b"x" * (1 << 20)] * 200],
+    "slow-headers": [b"HTTP/1.1 200 OK\r\n", *[b"X", b": a\r\n"] * 2000],
+    "slow-body": [answered("200 OK\nContent-Length: 9000"), *[b"x"] * 9000],
+    "silent": [b""] * 2000,
+}
+
+
+class Hostile(socketserver.StreamRequestHandler):
+    """A host that answers by path, without manners."""
+
+    requests: list[str] = []
+
+    def handle(self):
+        path = self.rfile.readline().split(b" ")[1].decode()
+        Hostile.requests.append(path)
+        pieces = ANSWERS[path.strip("/").split("?")[0]]
+        try:
+            for piece in [pieces] if isinstance(pieces, bytes) else pieces:
+                self.wfile.write(piece)
+                time.sleep(0.05 if len(piece) < 100 and isinstance(pieces, list) else 0)
+        except OSError:
+            pass  # the other side has had enough
+
+
+@functools.cache
+def host() -> str:
+    """The address of the hostile host, which runs until the tests end."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Hostile)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def fetched(path: str, option: str = "--image"):
+    return lambda folder: ask(folder, option, f"{host()}/{path}")
+
+
+def impatient():
+    limits.FETCH_SECONDS, limits.IMAGE_BYTES = 0.5, 1_000_000
+
+
+HOSTS = [
+    *rows(
+        "NET-HOST",
+        4,
+        "",
+        fetched("redirect"),
+        {
+            path: (fetched(path), rf"127\.0\.0\.1:\d+/{path}.*{named}")
+            for path, named in {
+                "loop": "redirect",
+                "chain": "redirect",
+                "to-file": "redirect",
+                "to-ftp": "",
+                "to-data": "",
+                "to-nowhere": "redirect",
+                "to-a-wrong-host": "",
+                "missing": "404",
+                "broken": "500",
+                "empty": "one of PNG",
+                "page": "one of PNG",
+                "nothing": "",
+                "no-http": "",
+                "short": "100000 bytes",
+                "huge-length": "99999999999 bytes",
+                "wrong-chunks": "",
+                "cut-chunks": "",
+                "long-header": "",
+                "many-headers": "",
+            }.items()
+        },
+    ),
+    *rows(
+        "NET-SLOW",
+        4,
+        "",
+        fetched("picture"),
+        {
+            path: (fetched(path), rf"127\.0\.0\.1:\d+/{path}.*{named}")
+            for path, named in {
+                "slow-headers": "within 0.5 seconds",
+                "slow-body": "within 0.5 seconds",
+                "silent": "within 0.5 seconds",
+                "endless": "at most 1000000 bytes",
+            }.items()
+        },
+        before=impatient,
+    ),
+    *rows(
+        "VD-URL",
+        4,
+        "cannot read the video",
+        good_clip,
+        {
+            "a playlist behind a URL": fetched("page", "--video"),
+        },
+    ),
+]
+
+
+def test_a_playlist_sends_no_request(model, tmp_path):
+    """FFmpeg would follow the addresses in it; here nobody is asked."""
+    for number, text in enumerate(
+        (PLAYLIST.format(f"{host()}/spy"), f"ffconcat version 1.0\nfile {host()}/spy\n")
+    ):
+        case = Case(
+            "VD-PLAYLIST",
+            "",
+            4,
+            "cannot read the video",
+            playlist(f"clip{number}.m3u8", text),
+            good_clip,
+        )
+        (tmp_path / str(number)).mkdir()
+        check(case, tmp_path / str(number), model)
+        RESULTS.pop(("VD-PLAYLIST", ""))
+    assert "/spy" not in Hostile.requests
+
+
+@pytest.mark.parametrize("case", [*PICTURES, *VIDEOS, *HOSTS], ids=str)
 def test_bad_media(case: Case, model, tmp_path):
     check(case, tmp_path, model)
+
+
+# What must be answered ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return llava_min.load(model, device="cpu")
+
+
+@catalogue("IM-TINY", "pictures of 1 x 1 to 5 x 4000")
+def test_pictures_of_any_shape_are_answered(loaded):
+    """As many rows as the plan says, whatever the ratio."""
+    sides = (1, 2, 3, 4, 336, 337, 4000)
+    for short_side in (1, 2, 5):
+        for side in sides:
+            for size in ((short_side, side), (side, short_side)):
+                prepared = loaded.prepare("What?", [Image.new("RGB", size)])
+                visual = prepared.visuals[0]
+                rows = sum(map(len, loaded.network.encode(visual.tiles, False)))
+                assert rows == visual.segment.tokens, size
+    assert loaded.generate("What?", images=[Image.new("RGB", (1, 4000))], max_tokens=1).token_ids
+
+
+@catalogue("IM-MODES", "grey in CMYK, YCbCr, LAB, 1, L, LA, P, PA, I;16, I, F within 2 levels")
+def test_every_mode_comes_out_in_rgb():
+    ramp = Image.fromarray(np.arange(0, 256, 5, dtype=np.uint8)[None].repeat(4, axis=0))
+    values = np.asarray(ramp)
+    pictures = {
+        "1": ramp.point(lambda level: 255 * (level > 127), "1"), "L": ramp, "P": ramp.convert("P"),
+        "LA": ramp.convert("LA"), "PA": ramp.convert("PA"), "CMYK": ramp.convert("CMYK"),
+        "YCbCr": ramp.convert("YCbCr"), "RGBX": ramp.convert("RGBX"),
+        "I;16": Image.fromarray(values.astype(np.uint16) * 257),
+        "I": Image.fromarray(values.astype(np.int32) * 257),
+        "F": Image.fromarray(values.astype(np.float32)),
+    }  # fmt: skip
+    for mode, picture in pictures.items():
+        assert picture.mode == mode
+        expected = np.where(values > 127, 255, 0) if mode == "1" else values
+        sources = [picture]
+        if mode not in ("PA", "RGBX"):
+            sources.append(saved(picture, "TIFF"))
+        for source in sources:
+            got = np.asarray(media.open_picture(source)).astype(int)
+            assert np.abs(got - expected[..., None]).max() <= 2, mode
+    grey = media.open_picture(saved(Image.new("LAB", (2, 2), (200, 128, 128)), "TIFF"))
+    assert np.ptp(np.asarray(grey), axis=2).max() <= 2
+
+
+def frames_of(loaded, data, count: int = 3) -> np.ndarray:
+    """The tiles of a clip as the model sees them, [F S S 3]."""
+    visual = loaded.prepare("What?", videos=[data], frames=count).visuals[0]
+    return np.stack([np.asarray(tile) for tile in visual.tiles.pixels]).astype(int)
+
+
+ONE, W = 1 << 16, 1 << 30  # in an MP4's matrix: 16 bits behind the point, 30 in the last column
+TURNED = {90: (0, ONE, -ONE, 0), 180: (-ONE, 0, 0, -ONE), 270: (0, -ONE, ONE, 0)}  # clockwise
+
+
+@catalogue("VD-ROT", "clips that a phone turned by 90, 180 and 270 degrees come out upright")
+@pytest.mark.parametrize("degrees", TURNED)
+def test_turned_clips_come_out_upright(loaded, degrees):
+    """The matrix is written by hand into the track's header, apart from any library's sign."""
+    pictures = np.zeros((3, 48, 64, 3), np.uint8)
+    pictures[:, :24], pictures[:, 24:, 32:] = (200, 0, 0), (0, 0, 200)
+    plain = filmed(pictures=pictures)
+    at = plain.index(b"tkhd") + 4 + 4 + 20 + 16
+    a, b, c, d = TURNED[degrees]
+    assert plain[at : at + 36] == struct.pack(">9i", ONE, 0, 0, 0, ONE, 0, 0, 0, W)
+    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, W)
+    turned = plain[:at] + matrix + plain[at + 36 :]
+    upright = filmed(pictures=np.rot90(pictures, -degrees // 90, axes=(1, 2)))
+    assert np.abs(frames_of(loaded, turned) - frames_of(loaded, upright)).mean() < 3
+    assert np.abs(frames_of(loaded, turned) - frames_of(loaded, plain)).mean() > 30
+    size = loaded.prepare("What?", videos=[turned], frames=3).media[0]["size"]
+    assert size == ([64, 48] if degrees == 180 else [48, 64])
+
+
+@catalogue("VD-HDR", "10 bits, and HDR by its tags: the levels of the 8 bit clip, no tone mapping")
+def test_ten_bits_and_hdr_come_out_sane(loaded):
+    expected = frames_of(loaded, filmed(), 8)
+    quiet = "log-level=none:pools=none"
+    hdr = f"{quiet}:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    for parameters in (quiet, hdr):
+        options = {"codec": "libx265", "pix_fmt": "yuv420p10le", "x265-params": parameters}
+        got = frames_of(loaded, filmed(**options), 8)
+        assert np.abs(got - expected).max() <= 6  # two lossy encoders at low quality
+        assert np.ptp(got, axis=3).max() <= 4 and (np.diff(got.mean((1, 2, 3))) > 0).all()

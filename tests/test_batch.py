@@ -37,6 +37,7 @@ REQUESTS = [
 ]
 
 
+@pytest.mark.catalogue("NU-BATCH", "a batch, in any order, samples as its members alone")
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2], [1, 1, 1]], ids=str)
 def test_a_batch_answers_as_its_members_alone(model, order):
     requests = [REQUESTS[index] for index in order]

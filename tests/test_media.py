@@ -35,6 +35,7 @@ def test_lossless_formats_are_the_picture(format):
     )
 
 
+@pytest.mark.catalogue("IM-EXIF", "eight orientations are one picture")
 def test_eight_orientations_are_one_picture():
     """EXIF says how a phone was held; all eight must come out the same."""
     upright = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3)
@@ -57,6 +58,7 @@ def test_eight_orientations_are_one_picture():
         assert np.array_equal(np.asarray(opened), np.asarray(upright)), orientation
 
 
+@pytest.mark.catalogue("IM-TRNS", "transparent is white in every mode")
 def test_transparent_is_white_in_every_mode():
     """The colour that hides under full transparency must never be seen."""
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
@@ -82,6 +84,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert np.asarray(opened)[0, :, 0].tolist() == [0, 156, 255]
 
 
+@pytest.mark.catalogue("IM-ANIM", "the first picture, and a notice")
 def test_an_animation_gives_its_first_frame_and_a_notice():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     notices = []

@@ -48,6 +48,7 @@ def run(llava, plan, tiles, chunk=4096, keep="all", k=8):
     return llava.prefill(plan, visuals, cache, chunk=chunk, keep=keep), cache
 
 
+@pytest.mark.catalogue("NU-CHUNK", "any chunks, spans of pictures split, as the whole")
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 999), st.integers(0, 2), st.integers(0, 5), st.integers(1, 90), st.integers(1, 7)
@@ -64,6 +65,7 @@ def test_chunked_prefill_is_whole_prefill(llava, seed, pictures, frames, chunk, 
     assert cache.seen.tolist() == [plan.tokens] == cache.lengths.tolist()
 
 
+@pytest.mark.catalogue("NU-CACHE", "every step with a cache as without one")
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 7))
 def test_cached_decode_is_full_forward(llava, seed, steps):

@@ -20,6 +20,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=40)
 spiked = st.lists(st.one_of(text, st.sampled_from(SPECIAL)), max_size=6).map("".join)
 
 
+@pytest.mark.catalogue("TX-SPECIAL", "no text becomes a special token")
 @settings(max_examples=300, deadline=None)
 @given(spiked)
 def test_no_text_becomes_a_special_token(words):
@@ -36,6 +37,7 @@ def test_text_survives_the_round_trip(words):
     assert TOKENIZER.decode(ids) == unicodedata.normalize("NFC", words)
 
 
+@pytest.mark.catalogue("TX-STREAM", "text streamed token by token is the text at once")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 506), max_size=40))
 def test_streamed_text_is_the_text_at_once(ids):
