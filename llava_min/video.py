@@ -8,12 +8,14 @@ LLaVA-NeXT-Video-7B-hf, arange(0, N, N / frames); LLaVA-Video's load_video where
 file's rate.
 """
 
+import hashlib
 import io
 import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +47,13 @@ class Clip(Sequence):
     """Chosen frames [H W 3], the second at which each stands, and the whole video's seconds.
 
     `pictures(i)` gives the frames from the i-th on. Asked for in order, each is decoded once and
-    one is held at a time.
+    one is held at a time. `sources` are what the frames come from: paths, bytes or an array.
     """
 
-    def __init__(self, times: Sequence[float], seconds: float, pictures: Callable[[int], Iterator]):
+    def __init__(self, times: Sequence[float], seconds: float, pictures: Callable[[int], Iterator],
+                 sources: Sequence):  # fmt: skip
         self.times, self.seconds, self.pictures = tuple(times), seconds, pictures
+        self.sources = sources
         self.number, self.picture, self.following = -1, None, pictures(0)
 
     def __len__(self) -> int:
@@ -69,6 +73,17 @@ class Clip(Sequence):
         """(width, height) of the first frame."""
         return self[0].shape[1::-1]
 
+    @cached_property
+    def hash(self) -> bytes:
+        """Of the sources and of which frames these are; nothing is decoded for it."""
+        seen = hashlib.blake2b(repr(self.times).encode())
+        for source in self.sources:
+            file = open(source, "rb") if isinstance(source, str | Path) else io.BytesIO(source)
+            with file:
+                while block := file.read(1 << 20):
+                    seen.update(block)
+        return seen.digest()
+
 
 def read(source, choice: Choice) -> Clip:
     """The frames of a video that are chosen; those of an array [F H W 3] are chosen already."""
@@ -79,12 +94,15 @@ def read(source, choice: Choice) -> Clip:
         return from_folder(Path(source), choice, name)
     in_memory = isinstance(source, bytes | bytearray) or str(source) == "-"
     if in_memory or str(source).startswith(("data:", "http:", "https:")):
-        film = Film(io.BytesIO(media.read_bytes(source, limits.VIDEO_BYTES)), name)
+        source = media.read_bytes(source, limits.VIDEO_BYTES)
+        film = Film(io.BytesIO(source), name)
     else:
-        film = Film(str(media.local_path(source)), name)
+        source = str(media.local_path(source))
+        film = Film(source, name)
     seconds = len(film) / film.rate
     numbers = chosen(film, seconds, choice, name)
-    return Clip([film[n] for n in numbers], seconds, lambda first: film.pictures(numbers[first:]))
+    times = [film[number] for number in numbers]
+    return Clip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
 
 
 def from_folder(folder: Path, choice: Choice, name: str) -> Clip:
@@ -98,6 +116,7 @@ def from_folder(folder: Path, choice: Choice, name: str) -> Clip:
         [float(number) for number in numbers],
         float(len(files)),
         lambda first: (np.asarray(media.open_picture(files[n])) for n in numbers[first:]),
+        [files[number] for number in numbers],
     )
 
 
@@ -124,7 +143,8 @@ def from_array(array: np.ndarray, choice: Choice) -> Clip:
         raise ParameterError(
             "cannot sample the video", "fps, start, end, at", "a file", "frames chosen already"
         )
-    return Clip(range(len(array)), 0.0, lambda first: iter(array[first:]))
+    frames = np.ascontiguousarray(array)
+    return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames])
 
 
 # Which frames ------------------------------------------------------------------

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import llava_min
-from llava_min import prefix
+from llava_min import image, prefix, video
 from llava_min.errors import LlavaMinError, OutputError, PromptError
 
 FIRST, SECOND = small.picture(100, 60), small.picture(50, 80, seed=1)
@@ -178,3 +178,29 @@ def test_a_failed_reading_leaves_the_chat_usable(model, file):
     chat.prompt_cache = None
     alone = model.generate("What?", images=[SECOND], max_tokens=4)
     assert chat.ask("What?", images=[SECOND]).token_ids == alone.token_ids
+
+
+def test_a_clip_is_known_by_its_file_and_times(model, tmp_path, monkeypatch):
+    """A copy of the file goes on without a tile made; other frames, or a changed file, do not."""
+    clip, copy = small.TINY / "samples" / "clip.mp4", tmp_path / "copy.mp4"
+    file = tmp_path / "cache"
+    copy.write_bytes(clip.read_bytes())
+    shown = {"frames": 4, "max_tokens": 4, "prompt_cache": file}
+    first = model.generate("What?", videos=[clip], **shown)
+    for source in ([clip], [copy], [clip.read_bytes()]):
+        with monkeypatch.context() as patch:
+            patch.setattr(image.FrameTiles, "__getitem__", None)
+            again = model.generate("What?", videos=source, **shown)
+        assert again.token_ids == first.token_ids and again.usage["cached_tokens"] > 0
+    with pytest.raises(PromptError, match="media 1 to be .*found other contents of that name"):
+        model.generate("What?", videos=[clip], **{**shown, "frames": 3})
+    copy.write_bytes(copy.read_bytes() + b"\0" * 8)
+    with pytest.raises(PromptError, match="media 1 to be .*copy.mp4"):
+        model.generate("What?", videos=[copy], **shown)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        small.picture(60, 50, seed=number).save(folder / f"{number}.png")
+    hashes = [video.read(folder, video.Choice(2)).hash for _ in range(2)]
+    small.picture(60, 50, seed=9).save(folder / "2.png")
+    assert hashes[0] == hashes[1] != video.read(folder, video.Choice(2)).hash
