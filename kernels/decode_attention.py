@@ -13,6 +13,7 @@ B batch, T new tokens, S longest row, H query heads, K key/value heads, G = H/K,
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import LOG2_E, OnlineSoftmax
@@ -177,9 +178,25 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     return combined
 
 
+def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
+    """One newest query of each row, [B 1 H E], over its first starts[b] + 1 keys of [B K S E].
+
+    No mask, no wider copy of the keys: the formula takes six times as long in bfloat16.
+    """
+    folded = query.squeeze(1).unflatten(1, (key.shape[1], -1))  # B K G E
+    mixed = []
+    for row, start in enumerate(starts):
+        one, seen = slice(row, row + 1), slice(start + 1)
+        parts = folded[one], key[one, :, seen], value[one, :, seen]
+        mixed.append(F.scaled_dot_product_attention(*parts))
+    return torch.cat(mixed).reshape(query.shape)
+
+
 def decode_attention(query: Tensor, layer) -> Tensor:
     """Attention of [B T H E] newest queries, T small, over a cache layer that holds their keys."""
     if triton_for(query):
         return decode_triton(query, layer)
     key, value = layer.read(layer.seen + query.shape[1])
+    if query.shape[1] == 1 and query.device.type == "cpu":
+        return decode_cpu(query, key, value, layer.starts)
     return decode_reference(query, key, value, layer.lengths)

@@ -75,9 +75,11 @@ def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate, store keys and values behind what the cache layer holds, return the query."""
     num_kv_heads, head_dim = layer.keys.shape[1], layer.keys.shape[3]
     num_heads = qkv.shape[-1] // head_dim - 2 * num_kv_heads
-    query, key, value = split(qkv, num_heads, num_kv_heads)
-    layer.store(rotate(key, angles), value)
-    return rotate(query, angles)
+    *_, value = split(qkv, num_heads, num_kv_heads)
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    query, key = rotate(heads[:, :, :-num_kv_heads], angles).split([num_heads, num_kv_heads], 2)
+    layer.store(key, value)
+    return query
 
 
 @triton.jit

@@ -75,6 +75,26 @@ def test_decode(starts, new, heads, head_dim, dtype, bits, programs, scale, seed
     check_decode(decode, starts, new, *heads, head_dim, dtype, bits, programs, seed, scale)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    starts=st.lists(st.integers(0, 90), min_size=1, max_size=3),
+    heads=st.sampled_from([(1, 1), (7, 1), (6, 2)]),
+    dtype=st.sampled_from([*DTYPES, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_decode_on_a_cpu(starts, heads, dtype, seed):
+    """Rows of different lengths, NaN behind each: as exact as the formula in the same dtype."""
+    layer = layer_of(seed, starts, 1, heads[1], 16, dtype)
+    query = rows_of(seed + 2, (len(starts), 1, heads[0], 16), dtype)
+    mixed = decode.decode_attention(query, layer)
+    assert mixed.is_contiguous()
+    wider = layer.double()
+    count = max(starts) + 1
+    exact = decode.decode_reference(query.double(), *wider.read(count), layer.lengths)
+    by_formula = decode.decode_reference(query, *layer.read(count), layer.lengths)
+    no_worse_than_torch(mixed, by_formula, exact, score=4)
+
+
 @pytest.mark.parametrize("length", [0, 14, 15, 16, 31, 32, 33])
 def test_lengths_around_a_block(length):
     check_decode(decode, [length], 1, 2, 1, 16, torch.float32, 16, 2, 0)
