@@ -146,6 +146,7 @@ def test_ctrl_c_while_the_prompt_is_read_takes_the_question_back(model, monkeypa
     chat.prefix.cache.lengths += 1  # as between the two statements of Cache.advance
     answer = chat.ask("And then?", images=[small.picture(61, 90)])
     assert answer.token_ids == fresh(model, chat, max_tokens=4).token_ids
+    assert chat.prefix.cache.lengths.tolist() == chat.prefix.cache.seen.tolist()
 
 
 def test_too_long_a_conversation_is_refused_before_any_vision(model, monkeypatch):
