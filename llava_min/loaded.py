@@ -125,7 +125,9 @@ class LoadedModel:
         kept = prefix and prefix.opened
         prepared = prepare(question, images, videos, options, self.config, self.tokenizer, kept)
         prepared.plan.check_fits(options.max_tokens)
-        stored = prompt_cache is not None and prefix.read(prompt_cache, self.network, prepared)
+        stored = prompt_cache is not None and prefix.read(
+            prompt_cache, self.network, prepared, options.max_tokens
+        )
         yield prepared
         vision, start = Clock(), time.perf_counter()
         logits, cache = self.prefilled(prepared, options.max_tokens, vision, prefix=prefix)

@@ -44,22 +44,27 @@ class Prefix:
         self.cache, self.numbers, self.opened, self.reused = cache, np.empty(0, np.int64), {}, 0
 
     def turn_to(self, prepared: Prepared, capacity: int) -> tuple[Plan, list[Encodable]]:
-        """Forget what differs from a prompt and make room; (the plan of the rest, its visuals)."""
+        """Forget what differs from a prompt, make room; (the plan of the rest, its visuals)."""
         numbers, seen = numbers_of(prepared), int(self.cache.seen[0])
         plan, visuals = rest(prepared, common(self.numbers[:seen], numbers))
         self.reused, self.numbers = prepared.plan.tokens - plan.tokens, numbers
         self.cache.rewind(seen - self.reused)
         self.cache.lengths.fill_(self.reused)  # Ctrl-C may have come between the two counts
-        if capacity > self.cache.capacity:  # an eighth more, so that few questions need to copy
-            self.cache.grow(max(capacity, min(capacity + capacity // 8, plan.context)))
+        self.grow(capacity, plan.context)
         return plan, visuals
+
+    def grow(self, capacity: int, context: int) -> None:
+        """Make room, and for an eighth more, so that few later questions need to copy."""
+        if capacity > self.cache.capacity:
+            self.cache.grow(max(capacity, min(capacity + capacity // 8, context)))
 
     def said(self, ids: list[int]) -> None:
         """The answer's ids, behind the prompt's."""
         self.numbers = np.append(self.numbers, np.array(ids, np.int64))
 
-    def read(self, path: str | Path, network: nn.Module, prepared: Prepared) -> bool:
-        """Fill the cache from a file as far as the prompt begins alike; False where there is none.
+    def read(self, path: str | Path, network: nn.Module, prepared: Prepared, more: int) -> bool:
+        """Fill the cache from a file as far as the prompt begins alike, with room for all of it and
+        `more` tokens; False where there is no file.
 
         PromptError names what does not fit, OutputError a folder in which no file can be made.
         """
@@ -79,7 +84,7 @@ class Prefix:
                 held, wanted = file.get_tensor("tokens").numpy(), numbers_of(prepared)
                 count = common(held, wanted)
                 check_media(path, made["media"], prepared.media, held, wanted, count)
-                self.cache.grow(count)
+                self.grow(prepared.plan.tokens + more, prepared.plan.context)
                 self.cache.advance(count)
                 for name, head in heads(self.cache, count):
                     stored = file.get_slice(name)[:count]

@@ -120,7 +120,7 @@ def test_what_differs_is_named(model, folder, file, tmp_path):
     cache = prefix.Prefix(model.empty_cache(0))
     cache.cache.keys = cache.cache.keys.half()
     with pytest.raises(PromptError, match="kv-dtype 'float16', found 'float32'"):
-        cache.read(file, model.network, model.prepare("And?", [FIRST], [CLIP]))
+        cache.read(file, model.network, model.prepare("And?", [FIRST], [CLIP]), 1)
 
 
 @pytest.mark.parametrize("part", [0, 7, 8, 100, 0.5, -1], ids=str)
