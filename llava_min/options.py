@@ -4,7 +4,6 @@ No torch here: what a prompt will cost is planned from these too (plan.py).
 Read before: sampling.py, generate.py.
 """
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
