@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llava_min import cache
+from llava_min.cache import Layer
 from llava_min.kernels import activation, attention, choose, decode_attention, int4, norm, rope
 
 from . import measure
@@ -32,14 +32,6 @@ LINEARS = {
     "7B head": (152064, 3584),
     "0.5B gate_up": (9728, 896),
 }  # N, K
-
-
-@dataclass
-class Layer(cache.Layer):
-    """A cache layer that is full up to its last token, in 16 bits or in 8 with scales."""
-
-    key_scales: torch.Tensor | None = None
-    value_scales: torch.Tensor | None = None
 
 
 @dataclass
@@ -63,14 +55,13 @@ class Bench:
         return 2 if self.small else max(2, min(32, round(measure.ROTATE / max(size, 1)) + 1))
 
     def layer(self, kv_heads: int, seen: int, head_dim: int, bits: int = 16) -> Layer:
+        """A cache layer that is full up to its last token, in 16 bits or in 8 with scales."""
         keys, values = self.normal(2, 1, kv_heads, seen + 1, head_dim)
         lengths = torch.tensor([seen], dtype=torch.int32, device=self.device)
-        if bits == 16:
-            return Layer(keys, values, lengths, np.array([seen]))
-        (keys, key_scales), (values, value_scales) = (
-            rope.quantise(x, torch.float16) for x in (keys, values)
-        )
-        return Layer(keys, values, lengths, np.array([seen]), key_scales, value_scales)
+        scales = None, None
+        if bits == 8:
+            (keys, values), scales = zip(rope.quantise(keys), rope.quantise(values))
+        return Layer(keys, values, *scales, lengths, np.array([seen]))
 
 
 @dataclass
@@ -128,7 +119,7 @@ def prefill_cases(bench: Bench) -> Iterator[Case]:
             layer = bench.layer(kv_heads, new - 1, head_dim)
             layer.starts, layer.lengths = np.array([0]), torch.zeros_like(layer.lengths)
             ours = {"llava_min": lambda _, q=query, at=layer: attention.prefill(q, at)}
-            key, value = layer.read(new)
+            key, value = layer.read(new, bench.dtype)
             peers = peers_of(bench, query.transpose(1, 2).contiguous(), key, value, True)
             moved = 2 * (2 * heads + 2 * kv_heads) * new * head_dim
             yield Case(
@@ -180,7 +171,7 @@ def decode_cases(bench: Bench) -> Iterator[Case]:
                 ),
             } | decode_peers(bench, query.transpose(1, 2), layers)
             flops = 4 * head_dim * heads * (seen + 1)
-            costs = {"": (moved, flops), "llava_min 8-bit": (moved / 2 * (1 + 2 / head_dim), flops)}
+            costs = {"": (moved, flops), "llava_min 8-bit": (moved / 2 * (1 + 4 / head_dim), flops)}
             yield Case(
                 f"decode {family}",
                 f"{family} {heads}/{kv_heads}x{head_dim}, {seen} seen",

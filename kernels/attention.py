@@ -247,7 +247,7 @@ def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor 
 def prefill(query: Tensor, layer) -> Tensor:
     """Causal attention of new queries [B T H E] over a cache layer that holds their keys."""
     new, seen = query.shape[1], layer.seen
-    key, value = layer.read(seen + new)
+    key, value = layer.read(new, query.dtype)
     if triton_for(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"

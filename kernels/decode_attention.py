@@ -95,18 +95,16 @@ def split_kernel(
         scores = tl.dot(queries, key.T, out_dtype=tl.float32, input_precision="ieee")
         scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
         if key_scales is not None:  # a scale belongs to a whole key: it multiplies the score
-            scores *= tl.load(key_scales + place + offset, mask=inside, other=0.0).to(tl.float32)[
-                None, :
-            ]
+            scale = tl.load(key_scales + place + offset, mask=inside, other=0.0)
+            scores *= scale[None, :]
         scores = tl.where(start + offset[None, :] <= last[:, None], scores, -float("inf"))
         raised = tl.maximum(maximum, tl.max(scores, axis=1))
         shrink = tl.exp2(maximum - raised)
         weights = tl.exp2(scores - raised[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
         if value_scales is not None:
-            weights *= tl.load(value_scales + place + offset, mask=inside, other=0.0).to(
-                tl.float32
-            )[None, :]
+            scale = tl.load(value_scales + place + offset, mask=inside, other=0.0)
+            weights *= scale[None, :]
         value = tl.load(values + tile, mask=inside[:, None], other=0.0).to(queries.dtype)
         mixed *= shrink[:, None]
         mixed = tl.dot(
@@ -196,7 +194,7 @@ def decode_attention(query: Tensor, layer) -> Tensor:
     """Attention of [B T H E] newest queries, T small, over a cache layer that holds their keys."""
     if triton_for(query):
         return decode_triton(query, layer)
-    key, value = layer.read(layer.seen + query.shape[1])
-    if query.shape[1] == 1 and query.device.type == "cpu":
+    key, value = layer.read(query.shape[1], query.dtype)
+    if query.shape[1] == 1 and query.device.type == "cpu" and layer.starts is not None:
         return decode_cpu(query, key, value, layer.starts)
     return decode_reference(query, key, value, layer.lengths)

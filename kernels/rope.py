@@ -6,8 +6,8 @@ lengths+T
 A pair is (x[i], x[i + E/2]), the "half-split" form of Qwen2 and LLaMA. Angles are float32 at least:
 at position 255 a bfloat16 angle is already wrong by half a radian.
 The kernel reads qkv once and writes every number once, the keys and values straight into the cache,
-which may hold 8-bit integers with one scale for each head of each token: 2 bytes read and 2 (or 1)
-written per number.
+which may hold 8 bits (int8, or fp8 as e4m3) with one float32 scale for each head of each token: 2
+bytes read and 2 (or 1) written per number.
 Read next: attention.py. Agrees with: apply_rotary_pos_emb of transformers; arXiv 2104.09864.
 
 B batch, T new tokens, H query heads, K key/value heads, E head dimension.
@@ -22,6 +22,7 @@ from .norm import wide
 
 TOKENS = 16  # tokens per program
 TINY = 1e-30  # a vector of zeros has scale zero
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds of a cache
 
 
 def angles(
@@ -58,17 +59,23 @@ def split(qkv: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tenso
     return heads.split([num_heads, num_kv_heads, num_kv_heads], dim=2)
 
 
-def quantise(vectors: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """[... E] -> int8 [... E] and scales [...] of `dtype`: the largest number of a vector becomes
-    127.
+def quantise(vectors: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """[... E] -> 8 bits [... E] and float32 scales [...]: the largest number of a vector becomes
+    the largest of `kind`, 127 or 448.
 
     >>> quantise(torch.tensor([[0.5, -1.27, 0.0]]))
     (tensor([[  50, -127,    0]], dtype=torch.int8), tensor([0.0100]))
     """
-    vectors = wide(vectors)
-    scales = (vectors.abs().amax(-1) / 127).to(dtype)
-    steps = vectors / scales.to(vectors.dtype).clamp(min=TINY)[..., None]
-    return torch.floor(steps + 0.5).clamp(-127, 127).to(torch.int8), scales
+    vectors, largest = wide(vectors), LARGEST[kind]
+    scales = (vectors.abs().amax(-1) / largest).float()
+    steps = vectors / scales.clamp(min=TINY)[..., None]
+    steps = torch.floor(steps + 0.5) if kind == torch.int8 else steps
+    return steps.clamp(-largest, largest).to(kind), scales
+
+
+def dequantise(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits [... E] and scales [...] -> [... E] of `dtype`, multiplied in float32."""
+    return steps.float().mul_(scales[..., None]).to(dtype)
 
 
 def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
@@ -84,14 +91,17 @@ def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
 
 @triton.jit
 def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.constexpr):
-    """Write both halves of vectors base + row, as 8-bit steps where there are scales."""
+    """Write both halves of vectors base + row, in 8 bits where there are scales (`quantise`)."""
     if scales is not None:
         largest = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
-        scale = (largest / 127.0).to(scales.dtype.element_ty)[:, None]
+        LARGEST: tl.constexpr = 127.0 if cache.dtype.element_ty == tl.int8 else 448.0
+        scale = (largest / LARGEST)[:, None]
         tl.store(scales + base + row, scale, mask=inside)
-        scale = tl.maximum(scale.to(tl.float32), 1e-30)
-        first = tl.minimum(tl.maximum(tl.floor(first / scale + 0.5), -127.0), 127.0)
-        second = tl.minimum(tl.maximum(tl.floor(second / scale + 0.5), -127.0), 127.0)
+        first, second = first / tl.maximum(scale, 1e-30), second / tl.maximum(scale, 1e-30)
+        if cache.dtype.element_ty == tl.int8:
+            first, second = tl.floor(first + 0.5), tl.floor(second + 0.5)
+        first = tl.minimum(tl.maximum(first, -LARGEST), LARGEST)
+        second = tl.minimum(tl.maximum(second, -LARGEST), LARGEST)
     half = tl.arange(0, HEAD_DIM // 2)[None, :]
     target = cache + base * HEAD_DIM + row * HEAD_DIM + half
     tl.store(target, first.to(cache.dtype.element_ty), mask=inside)
@@ -142,7 +152,8 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
     batch, new, width = qkv.shape
     _, kv_heads, capacity, head_dim = layer.keys.shape
     heads = width // head_dim - 2 * kv_heads
-    assert head_dim == power_of_two(head_dim) and layer.seen + new <= capacity, (head_dim, capacity)
+    assert head_dim == power_of_two(head_dim), head_dim
+    assert layer.starts is None or layer.seen + new <= capacity, (layer.seen, new, capacity)
     assert layer.keys.stride() == layer.values.stride() and layer.keys.stride()[2:] == (head_dim, 1)
     cosine, sine = angles.float().contiguous()
     query = qkv.new_empty(batch, new, heads, head_dim)
@@ -156,7 +167,7 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
 
 def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
     """The scales [B K S] of an 8-bit layer's keys and values, laid out as these; or twice None."""
-    scales = getattr(layer, "key_scales", None), getattr(layer, "value_scales", None)
+    scales = layer.key_scales, layer.value_scales
     if scales[0] is not None:
         per_vector = tuple(stride // layer.keys.shape[3] for stride in layer.keys.stride()[:3])
         assert scales[0].stride() == scales[1].stride() == per_vector, per_vector

@@ -39,13 +39,18 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without s
     __path__.append(os.path.dirname(__path__[0]))
 
 
-def load(folder=None, *, device="auto", dtype="auto", config=None, context=None, bits=None):
+def load(
+    folder=None, *, device="auto", dtype="auto", kv_dtype="auto", config=None, context=None,
+    bits=None
+):  # fmt: skip
     """A LoadedModel from a checkpoint folder, or the embedded checkpoint.
 
-    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. config: keys that replace
-    those of config.json. context: the longest sequence, instead of the checkpoint's. bits: 4 or 8
-    quantises the decoder on the way. Raises LlavaMinError.
+    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. kv_dtype: of the cache,
+    auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the longest
+    sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder on the way. Raises
+    LlavaMinError.
     """
     from .loaded import load
 
-    return load(folder, device=device, dtype=dtype, config=config, context=context, bits=bits)
+    return load(folder, device=device, dtype=dtype, kv_dtype=kv_dtype, config=config,
+                context=context, bits=bits)  # fmt: skip

@@ -133,6 +133,7 @@ class Work:
     def answer(self, model, settings) -> int:
         """Answer what has no answer yet; the exit code is that of the first line in error."""
         todo = [line for line in self.lines if line.key not in self.before]
+        given = {**settings.options, **settings.load}
         progress, start, codes = report.Progress("answering", settings.quiet), time.time(), []
         try:
             self.write(self.before.values())
@@ -140,7 +141,7 @@ class Work:
                 batch = todo[first : first + settings.batch_size]
                 with open(self.target, "ab") as file:
                     for line, outcome in outcomes(model, batch, settings.options):
-                        file.write(written(line, outcome, model.name, settings.options))
+                        file.write(written(line, outcome, model.name, given))
                         codes += [outcome.exit_code] if isinstance(outcome, LlavaMinError) else []
                 progress(first + len(batch), len(todo))
             self.in_order()

@@ -2,11 +2,15 @@
 
 Cache.empty(...) allocates [L B K S E] twice, once; layers write behind what is seen, the loop
 advances. A layer never moves the position: `advance` and `rewind` are the caller's.
+With 8 bits a number, each key and each value has a float32 scale of its own: 2E + 8 bytes for each
+token, layer and head, where bfloat16 takes 4E. A GPU's decoding kernel reads the 8 bits as they
+are; everything else reads a layer multiplied out, one layer at a time.
 Read before: tokenizer.py. Read next: decoder.py.
 
 L layers, B rows of the batch, K key/value heads, S capacity in tokens, E head dimension.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import TextConfig
+from .kernels import rope
 
 
 @dataclass
@@ -22,68 +27,105 @@ class Layer:
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None  # [B K S] float32 where keys and values have 8 bits
+    value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
-    starts: np.ndarray  # the same numbers, on the host
+    starts: np.ndarray | None  # the same numbers on the host, or None where only the device counts
 
     @property
     def seen(self) -> int:
         """The longest row's length."""
         return int(self.starts.max())
 
+    def behind(self, row: int, new: int) -> slice | Tensor:
+        """The places of a row's next `new` tokens; as an index where only the device knows them."""
+        if self.starts is None:
+            return self.lengths[row] + torch.arange(new, device=self.lengths.device)
+        return slice(int(self.starts[row]), int(self.starts[row]) + new)
+
     def store(self, key: Tensor, value: Tensor) -> None:
-        """Write [B T K E] behind each row's `starts`; keys come rotated."""
-        for row, start in enumerate(self.starts.tolist()):
-            new = slice(start, start + key.shape[1])
-            self.keys[row, :, new] = key[row].transpose(0, 1)
-            self.values[row, :, new] = value[row].transpose(0, 1)
+        """Write [B T K E] behind what each row has seen; keys come rotated."""
+        stored = [(self.keys, key), (self.values, value)]
+        if self.key_scales is not None:
+            key, key_scales = rope.quantise(key, self.keys.dtype)
+            value, value_scales = rope.quantise(value, self.values.dtype)
+            stored = [(self.keys, key), (self.key_scales, key_scales),
+                      (self.values, value), (self.value_scales, value_scales)]  # fmt: skip
+        for row in range(len(key)):
+            places = self.behind(row, key.shape[1])
+            for tensor, vectors in stored:
+                tensor[row, :, places] = vectors[row].transpose(0, 1)
 
-    def read(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` keys and values of every row, [B K count E]."""
-        return self.keys[:, :, :count], self.values[:, :, :count]
+    def read(self, new: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of what was seen and `new` tokens behind it, [B K S E], 8 bits multiplied
+        out to `dtype`. Where only the device counts, all of the capacity.
+        """
+        stop = self.keys.shape[2] if self.starts is None else self.seen + new
+        keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
+        if self.key_scales is None:
+            return keys, values
+        return (rope.dequantise(keys, self.key_scales[:, :, :stop], dtype),
+                rope.dequantise(values, self.value_scales[:, :, :stop], dtype))  # fmt: skip
 
 
+@dataclass
 class Cache:
     """Keys and values of every layer, allocated once for `capacity` tokens a row."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, seen: np.ndarray):
-        self.keys, self.values, self.lengths, self.seen = keys, values, lengths, seen
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None
+    value_scales: Tensor | None
+    lengths: Tensor  # int32 [B], on the device
+    seen: np.ndarray | None  # the same numbers on the host
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int = 1, capacity: int = 0, dtype=torch.float32,
               kv_dtype=None, device="cpu") -> "Cache":  # fmt: skip
-        """Room for `capacity` tokens in each of `batch` rows, stored as `kv_dtype` (by default
-        `dtype`).
+        """Room for `capacity` tokens in each of `batch` rows, in `dtype` or in 8 bits: `kv_dtype`
+        torch.int8 or torch.float8_e4m3fn.
         """
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        keys, values = (
-            torch.empty(shape, dtype=kv_dtype or dtype, device=device) for _ in range(2)
-        )
+        kinds = [kv_dtype or dtype] * 2 + [torch.float32 if kv_dtype in rope.LARGEST else None] * 2
+        sizes = [shape, shape, shape[:4], shape[:4]]
         return cls(
-            keys,
-            values,
+            *(
+                None if kind is None else torch.empty(size, dtype=kind, device=device)
+                for size, kind in zip(sizes, kinds)
+            ),
             torch.zeros(batch, dtype=torch.int32, device=device),
             np.zeros(batch, dtype=np.int64),
         )
+
+    def stored(self, view: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+        """`view` of keys, values and, with 8 bits, their scales."""
+        tensors = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [tensor if tensor is None else view(tensor) for tensor in tensors]
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
     def layer(self, index: int) -> Layer:
-        return Layer(self.keys[index], self.values[index], self.lengths, self.seen)
+        return Layer(*self.stored(lambda tensor: tensor[index]), self.lengths, self.seen)
 
     def row(self, index: int) -> "Cache":
         """One row as a cache of its own; memory and lengths are shared, so that advancing it counts
         here too.
         """
         one = slice(index, index + 1)
-        return Cache(self.keys[:, one], self.values[:, one], self.lengths[one], self.seen[one])
+        return Cache(*self.stored(lambda tensor: tensor[:, one]), self.lengths[one], self.seen[one])
+
+    def on_device(self) -> "Cache":
+        """The same memory and lengths, counted on the device alone."""
+        return Cache(*self.stored(lambda tensor: tensor), self.lengths, None)
 
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""
-        assert self.capacity >= self.seen.max() + count, (self.capacity, self.seen, count)
         self.lengths += count
-        self.seen += count
+        if self.seen is not None:
+            assert self.capacity >= self.seen.max() + count, (self.capacity, self.seen, count)
+            self.seen += count
 
     def rewind(self, count: int) -> None:
         """Forget the newest `count` tokens of every row."""
@@ -93,16 +135,20 @@ class Cache:
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` tokens a row, keeping what is there."""
-        if capacity <= self.capacity:
-            return
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(*old.shape[:3], capacity, old.shape[4])
+
+        def wider(old: Tensor) -> Tensor:
+            new = old.new_empty(*old.shape[:3], capacity, *old.shape[4:])
             new[:, :, :, : old.shape[3]] = old
-            setattr(self, name, new)
+            return new
+
+        if capacity > self.capacity:
+            self.keys, self.values, self.key_scales, self.value_scales = self.stored(wider)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has been seen, by name, for saving: keys and values [L B K seen E] and lengths."""
+        """What has been seen, by name, for saving: keys and values [L B K seen E], with 8 bits
+        their scales [L B K seen], and lengths.
+        """
         count = int(self.seen.max())
-        return {"keys": self.keys[:, :, :, :count], "values": self.values[:, :, :, :count],
-                "lengths": self.lengths}  # fmt: skip
+        seen = self.stored(lambda tensor: tensor[:, :, :, :count])
+        names = ("keys", "values", "key_scales", "value_scales")
+        return {n: t for n, t in zip(names, seen) if t is not None} | {"lengths": self.lengths}

@@ -41,6 +41,7 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     load_seconds: float = 0.0
     details: list[str] = field(default_factory=list)
+    kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
 
     def generate(self, question=None, *, images=(), videos=(), **options) -> Answer:
         """Answer a question about pictures and videos.
@@ -182,10 +184,12 @@ class LoadedModel:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
 
-    def empty_cache(self, capacity: int) -> Cache:
-        """A cache of one row."""
+    def empty_cache(self, capacity: int, batch: int = 1) -> Cache:
+        """A cache of `batch` rows."""
         weight = self.network.decoder.embedding.weight
-        return Cache.empty(self.config.text, 1, capacity, weight.dtype, device=weight.device)
+        return Cache.empty(
+            self.config.text, batch, capacity, weight.dtype, self.kv_dtype, weight.device
+        )
 
     @limits.memory("read the prompt")
     def prefilled(self, prepared: Prepared, more: int, vision: Clock | None = None,
@@ -243,14 +247,15 @@ def free_bytes(device: str) -> int | None:
 
 @limits.memory("load the model")
 def load(
-    folder=None, *, device="auto", dtype="auto", config=None, context=None, bits=None,
-    progress=None
+    folder=None, *, device="auto", dtype="auto", kv_dtype="auto", config=None, context=None,
+    bits=None, progress=None
 ) -> LoadedModel:  # fmt: skip
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer; with
     `bits`, 4 or 8, quantised on the way.
     """
     start = time.perf_counter()
     device, path = pick_device(device), EMBEDDED
+    kept = pick_kv_dtype(kv_dtype, device)
     if folder is not None:  # embedding and tower keep 16 bits: a byte for each weight in all
         itemsize = pick_dtype(dtype, device, large=True).itemsize if bits is None else 1
         path = hub.find(folder, itemsize, free_bytes(device))
@@ -274,9 +279,8 @@ def load(
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
     packed.ready(network)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
-    return LoadedModel(
-        name, settings, network, tokenizer, time.perf_counter() - start, list(settings.ignored)
-    )
+    seconds = time.perf_counter() - start
+    return LoadedModel(name, settings, network, tokenizer, seconds, list(settings.ignored), kept)
 
 
 def pick_device(device: str) -> str:
@@ -300,6 +304,17 @@ def pick_dtype(dtype: str, device: str, large: bool) -> torch.dtype:
     if dtype not in DTYPES:
         raise ParameterError("cannot load", "dtype", f"auto, {', '.join(DTYPES)}", repr(dtype))
     return DTYPES[dtype]
+
+
+def pick_kv_dtype(kv_dtype: str, device: str) -> torch.dtype | None:
+    """auto: the cache keeps the dtype of the weights. A GPU converts fp8 from sm_89 on."""
+    if kv_dtype not in KV_DTYPES:
+        raise ParameterError("cannot load", "kv_dtype", ", ".join(KV_DTYPES), repr(kv_dtype))
+    old = device == "cuda" and torch.cuda.get_device_capability() < (8, 9)
+    if kv_dtype == "fp8" and (old or device == "mps"):
+        expected = "a GPU of compute capability 8.9 or newer, or a CPU, for fp8"
+        raise ParameterError("cannot load", "kv_dtype", expected, device, "Use int8.")
+    return KV_DTYPES[kv_dtype]
 
 
 def template_of(checkpoint: Checkpoint) -> str | None:

@@ -80,7 +80,8 @@ class Reporter:
             self.embedded = False  # once is enough
 
     def object(self, answer) -> None:
-        entry = whole(answer, self.name, self.settings.options)
+        options = {**self.settings.options, **self.settings.load}
+        entry = whole(answer, self.name, options)
         if self.settings.output == "jsonl":
             self.event("answer", **entry)
         else:

@@ -3,11 +3,13 @@ caught.
 """
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from llava_min import cache
 
 
 def rows_of(seed: int, shape: tuple[int, ...], dtype=torch.float32, scale: float = 1.0) -> Tensor:
@@ -36,36 +38,15 @@ def no_worse_than_torch(
     assert error <= allowed, (error, allowed)  # also false for NaN
 
 
-@dataclass
-class Layer:
-    """One layer of a cache, as llava_min.cache has it: the kernels see nothing else of it."""
-
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-    starts: list[int]
-    key_scales: Tensor | None = None
-    value_scales: Tensor | None = None
-
-    @property
-    def seen(self) -> int:
-        return max(self.starts)
-
-    def store(self, key: Tensor, value: Tensor) -> None:
-        for row, start in enumerate(self.starts):
-            new = slice(start, start + key.shape[1])
-            self.keys[row, :, new] = key[row].transpose(0, 1)
-            self.values[row, :, new] = value[row].transpose(0, 1)
-
-    def read(self, count: int) -> tuple[Tensor, Tensor]:
-        return self.keys[:, :, :count], self.values[:, :, :count]
+class Layer(cache.Layer):
+    """One layer of a cache of its own."""
 
     def double(self) -> "Layer":
         """The same numbers in float64, with 8-bit steps multiplied out."""
         keys, values = self.keys.double(), self.values.double()
         if self.key_scales is not None:
             keys, values = keys * self.key_scales[..., None], values * self.value_scales[..., None]
-        return Layer(keys, values, self.lengths, self.starts)
+        return Layer(keys, values, None, None, self.lengths, self.starts)
 
 
 def layer_of(
@@ -75,11 +56,12 @@ def layer_of(
     capacity = max(starts) + new + spare
     shape = (2, len(starts), kv_heads, capacity, head_dim)
     keys, values = rows_of(seed, shape, dtype), rows_of(seed + 1, shape, dtype)
-    for cache in (keys, values):
-        cache[0] = torch.nan
+    for both in (keys, values):
+        both[0] = torch.nan
         for row, start in enumerate(starts):
-            cache[1, row, :, start + new :] = torch.nan
-    return Layer(keys[1], values[1], torch.tensor(starts, dtype=torch.int32), starts)
+            both[1, row, :, start + new :] = torch.nan
+    lengths = torch.tensor(starts, dtype=torch.int32)
+    return Layer(keys[1], values[1], None, None, lengths, np.array(starts))
 
 
 def mutated(module, folder: Path, right: str, wrong: str):

@@ -69,7 +69,7 @@ def decode_cases():
         keys, warps, stages, _ = decode.BLOCKS[part]
         for head_dim in (64, 128):
             sizes = dict(GROUP=7, HEAD_DIM=head_dim, ROWS=16)
-            for bits, cache, scales in (("", "*bf16", None), (" 8-bit", "*i8", "*fp16")):
+            for bits, cache, scales in (("", "*bf16", None), (" 8-bit", "*i8", "*fp32")):
                 types = [
                     "*bf16",
                     cache,
@@ -154,7 +154,7 @@ def pointwise_cases():
         size = dict(WIDTH=4304, KIND=kind, BLOCK=1024)
         yield Case(kind, activation.gelu_kernel, [bf16, none, bf16], size, 4, 3)
     size = dict(HEADS=28, KV_HEADS=4, HEAD_DIM=128, TOKENS=rope.TOKENS)
-    for name, cache, scales in (("bf16", "*bf16", none), ("8-bit", "*i8", "*fp16")):
+    for name, cache, scales in (("bf16", "*bf16", none), ("8-bit", "*i8", "*fp32")):
         types = [
             bf16,
             "*fp32",

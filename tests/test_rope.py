@@ -58,7 +58,7 @@ def test_write(starts, new, heads, head_dim, dtype, seed):
     check_write(rope, starts, new, *heads, head_dim, dtype, seed)
 
 
-def check_write_8bit(rope, scale_dtype=torch.float16):
+def check_write_8bit(rope, kind=torch.int8):
     starts, new, kv_heads, head_dim = [3, 0], 5, 2, 16
     qkv = rows_of(0, (2, new, 8 * head_dim), scale=3.0)
     qkv[0, 2] = 0.0  # a vector of zeros: scale zero, no division by it
@@ -66,29 +66,53 @@ def check_write_8bit(rope, scale_dtype=torch.float16):
     plain = layer_of(0, starts, new, kv_heads, head_dim, torch.float32)
     rope.write_triton(qkv, angles, plain, tokens=4)
     shape = plain.keys.shape
-    layer = Layer(
-        torch.zeros(shape, dtype=torch.int8),
-        torch.zeros(shape, dtype=torch.int8),
-        plain.lengths,
-        starts,
-        *torch.zeros(2, *shape[:3], dtype=scale_dtype),
-    )
+    layer = Layer(*torch.zeros(2, *shape, dtype=kind), *torch.zeros(2, *shape[:3]), plain.lengths,
+                  plain.starts)  # fmt: skip
     rope.write_triton(qkv, angles, layer, tokens=4)
-    stored = written(layer.double(), new)
-    largest = written(plain, new).abs().amax(-1, keepdim=True).double()
-    # half a step of the rounding, plus 127 steps of the relative error of a float16 scale
-    error = (stored - written(plain, new).double()).abs()
-    assert torch.all(error <= largest * (0.5 / 127 + 2**-11) + 1e-9)
-    steps, scales = rope.quantise(written(plain, new), scale_dtype)
-    assert torch.equal(steps, written(layer, new))
-    kept = Layer(layer.key_scales[..., None], layer.value_scales[..., None], layer.lengths, starts)
+    steps, scales = rope.quantise(written(plain, new), kind)
+    found, right = written(layer, new).float(), steps.float()
+    if kind != torch.int8 and language.INTERPRETED:
+        exact = written(plain, new) / scales.clamp(min=rope.TINY)[..., None]
+        rounded_up = torch.frexp(exact).exponent != torch.frexp(right).exponent
+        assert rounded_up.float().mean() < 0.1
+        found, right = (x.masked_fill(rounded_up, 0.0) for x in (found, right))
+    assert torch.equal(found, right)
+    kept = Layer(layer.key_scales[..., None], layer.value_scales[..., None], None, None,
+                 layer.lengths, layer.starts)  # fmt: skip
     assert torch.equal(scales, written(kept, new)[..., 0])
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32])
-def test_write_8bit(scale_dtype):
-    """The steps and scales are exactly those of `quantise`, and half a step from the truth."""
-    check_write_8bit(rope, scale_dtype)
+@pytest.mark.parametrize("kind", rope.LARGEST, ids=str)
+def test_write_8bit(kind):
+    """Steps and scales are exactly those of `quantise`.
+
+    Triton's interpreter loses the carry where rounding to fp8 reaches the next power of two (124.7
+    becomes 64, not 128); those numbers are left to a GPU.
+    """
+    check_write_8bit(rope, kind)
+
+
+NUMBERS = st.floats(-1e4, 1e4, width=32) | st.floats(-(2**-10), 2**-10, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=40), st.sampled_from(list(rope.LARGEST)))
+def test_quantise(vector, kind):
+    """int8: half a step of scale = max/127 from the truth; fp8: 2^-4 of the number, or half the
+    smallest step, 2^-10 scales. A second time changes nothing; zeros stay zeros.
+    """
+    vector = torch.tensor(vector)
+    steps, scale = rope.quantise(vector, kind)
+    again = rope.dequantise(steps, scale, torch.float64)
+    error = (again - vector.double()).abs()
+    if kind == torch.int8:
+        bound = torch.full_like(error, float(scale) / 2)
+    else:
+        bound = torch.maximum(vector.double().abs() / 16, scale.double() / 1024)
+    assert torch.all(error <= bound * (1 + 1e-5) + 1e-38), (error, bound)
+    steps_again, scale_again = rope.quantise(again.float(), kind)
+    assert torch.equal(steps.float(), steps_again.float())
+    torch.testing.assert_close(scale, scale_again, rtol=3e-7, atol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -125,7 +149,7 @@ MUTANTS = {
     "written at the block, not behind the row": ("tl.load(lengths + batch) + start", "start"),
     "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
     "all value heads in one place": ("(head - HEADS - KV_HEADS).to(tl.int64)", "0"),
-    "steps cut, not rounded": ("tl.floor(first / scale + 0.5)", "tl.floor(first / scale)"),
+    "steps cut, not rounded": ("tl.floor(first + 0.5)", "tl.floor(first)"),
     "scale of one half": (
         "tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))",
         "tl.max(tl.abs(first), axis=1)",
