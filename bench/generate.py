@@ -1,8 +1,9 @@
 """Whole decoders and the vision tower with random weights: a decode step, a prefill, and frames.
 
-Speed does not need trained weights. One decode step is one CUDA graph over a static cache, as the
-product runs it; transformers runs in the same process with its static cache, compiled. Shapes are
-Qwen2-7B and Qwen2-0.5B, with bfloat16 and with int4 linears (head and embedding stay bfloat16).
+Speed does not need trained weights. Decoding is the product's own (llava_min/step.py): on CUDA one
+graph over a static cache, and the choice of the token. transformers runs in the same process with
+its static cache, compiled. Shapes are Qwen2-7B and Qwen2-0.5B, with bfloat16 and with int4 linears
+(head and embedding stay bfloat16), with a cache of bfloat16 and of int8.
 Read next: plots.py.
 """
 
@@ -17,6 +18,10 @@ from llava_min.cache import Cache
 from llava_min.config import TextConfig, VisionConfig
 from llava_min.decoder import Decoder
 from llava_min.kernels import int4
+from llava_min.model import Llava
+from llava_min.options import Sampling
+from llava_min.sampling import next_id
+from llava_min.step import decoding
 from llava_min.vision import VisionTower
 
 from . import measure
@@ -85,6 +90,14 @@ TOY_TOWER = VisionConfig(
 CHUNK = 8192  # tokens of one prefill step
 
 
+class Language(Llava):
+    """The decoder alone, which decodes as the whole model does."""
+
+    def __init__(self, decoder: Decoder):
+        nn.Module.__init__(self)
+        self.decoder = decoder
+
+
 class Int4Linear(nn.Module):
     """A linear layer of random four-bit weights."""
 
@@ -142,17 +155,6 @@ def timed(call: Callable[[], object], calls: int = 10, rounds: int = 7) -> list[
     return sorted(times)
 
 
-def captured(step: Callable[[], object]) -> Callable[[], object]:
-    """The step as a CUDA graph; on a CPU the step as it is."""
-    if not torch.cuda.is_available():
-        return step
-    measure.warm(lambda _: step())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def row(
     section: str,
     shape: str,
@@ -208,25 +210,30 @@ def cost(config: TextConfig, new: int, seen: int) -> tuple[float, float]:
 
 
 def decode_row(
-    decoder, name: str, model: str, seen: int, limits, device: str, dtype
+    decoder, name: str, model: str, seen: int, limits, device: str, dtype, kv_dtype=None
 ) -> measure.Row:
+    """One greedy token after another, as the product makes them, the choice included."""
     config = decoder.config
-    cache = Cache.empty(config, 1, seen + 8, dtype, device=device)
-    cache.keys.normal_()
-    cache.values.normal_()
+    cache = Cache.empty(config, 1, seen + 128, dtype, kv_dtype, device)
+    for tensor in cache.stored(lambda tensor: tensor):
+        if tensor is not None:  # any numbers: 8 bits of 1, scales below 1
+            tensor.fill_(1) if tensor.element_size() == 1 else tensor.uniform_()
     cache.advance(seen)
-    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    make = decoding(Language(decoder), cache)
 
     def step():
-        ids.copy_(decoder.logits(decoder(decoder.embed(ids), cache)).argmax(-1))
+        next_id(make([7])[0], [], seen, Sampling(), config.vocab_size)
 
+    step()
     moved, flops = cost(config, 1, seen)
+    if kv_dtype is not None:
+        moved *= (config.head_dim + 4) / (2 * config.head_dim)
     return row(
         f"decode {model}",
         f"{model} {name}, {seen} seen",
         seen,
         f"llava_min {name}",
-        timed(captured(step)),
+        timed(step),
         moved + size_of(decoder),
         flops,
         limits,
@@ -353,11 +360,19 @@ def run(models: list[str], dry: bool) -> tuple[list[measure.Row], dict[str, floa
                 decode_row(decoder, name, model, seen, limits, device, dtype) for seen in lengths
             ]
             rows += [
+                decode_row(
+                    decoder, f"{name} int8 cache", model, seen, limits, device, dtype, torch.int8
+                )
+                for seen in lengths
+            ]
+            rows += [
                 prefill_row(decoder, name, model, tokens, limits, device, dtype)
                 for tokens in prompts
             ]
             del decoder
-            print(measure.table(rows[-len(lengths) - len(prompts) :]), file=sys.stdout, flush=True)
+            print(
+                measure.table(rows[-2 * len(lengths) - len(prompts) :]), file=sys.stdout, flush=True
+            )
         rows += transformers_rows(config, model, lengths, limits, device, dtype)
         print(measure.table(rows[-len(lengths) :]), flush=True)
     rows += vision_rows(limits, device, dtype, dry)

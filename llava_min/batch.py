@@ -10,14 +10,12 @@ B requests.
 
 import time
 
-import torch
-
-from .cache import Cache
 from .errors import PromptError
 from .generate import Continuation
 from .loaded import Answer, Clock, LoadedModel, peak_bytes
 from .options import Options
 from .prepare import Prepared, prepare
+from .step import decoding
 
 
 def generate_batch(model: LoadedModel, requests: list[dict]) -> list[Answer]:
@@ -94,13 +92,12 @@ def answers(model: LoadedModel, ready: list[tuple[Prepared, Options]]) -> list[A
     if not ready:
         return []
     began, network = time.perf_counter(), model.network
-    weight = network.decoder.embedding.weight
     capacity = max(p.plan.tokens for p, _ in ready) + max(o.max_tokens for _, o in ready)
-    cache = Cache.empty(model.config.text, len(ready), capacity, weight.dtype, device=weight.device)
+    cache = model.empty_cache(capacity, len(ready))
     rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
+    step = decoding(network, cache)
     while any(not row.said.reason for row in rows):  # one that has ended goes along, unheeded
-        newest = torch.tensor([row.said.new[-1] for row in rows], device=network.device)
-        logits = network.decode(newest, cache)
+        logits = step([row.said.new[-1] for row in rows])
         for index, row in enumerate(rows):
             row.take(logits[index], int(cache.seen[index]))
     memory = {"peak_bytes": peak_bytes(network.device)}

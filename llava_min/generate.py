@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .cache import Cache
@@ -22,6 +21,7 @@ from .limits import memory
 from .model import Llava
 from .options import Options
 from .sampling import next_id
+from .step import decoding
 from .tokenizer import CharacterStream, Tokenizer
 
 
@@ -126,7 +126,7 @@ def generate(
 
     Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.
     """
-    row, first = Continuation(model, tokenizer, ids, options), 0.0
+    row, first, step = Continuation(model, tokenizer, ids, options), 0.0, None
     try:
         while True:
             token = row.take(logits, int(cache.seen[0]))
@@ -135,7 +135,8 @@ def generate(
             if row.reason:
                 break
             with memory("continue the answer"):
-                logits = model.decode(torch.tensor([token.id], device=model.device), cache)[0]
+                step = step or decoding(model, cache)
+                logits = step([token.id])[0]
     except KeyboardInterrupt:
         row.reason = "interrupted"
     yield Finished(row.reason, row.finish(), first, time.perf_counter())

@@ -21,7 +21,16 @@ def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, k
     """Choose from logits [V] at `position`; ids from `known` on stand for nothing and are never
     chosen.
     """
-    if not torch.isfinite(logits[:known]).all():
+    logits, chosen = logits[:known], -1
+    finite = torch.isfinite(logits).all()
+    if sampling.repetition_penalty != 1 and ids:
+        logits = penalised(logits, ids, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        chosen = int(torch.where(finite, logits.argmax(), -1))  # waits for the device once
+    elif finite:
+        order, weights = candidates(logits, sampling)
+        chosen = int(order[draw(weights, sampling.seed, position)])
+    if chosen < 0:
         raise NumericsError(
             "cannot choose the next token",
             f"logits at position {position}",
@@ -29,13 +38,7 @@ def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, k
             "NaN or infinity",
             "Try --dtype float32.",
         )
-    logits = logits[:known]
-    if sampling.repetition_penalty != 1 and ids:
-        logits = penalised(logits, ids, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    order, weights = candidates(logits, sampling)
-    return int(order[draw(weights, sampling.seed, position)])
+    return chosen
 
 
 def penalised(logits: Tensor, ids: list[int], penalty: float) -> Tensor:

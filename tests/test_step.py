@@ -1,0 +1,187 @@
+"""The repeated decode step: equal to ordinary decoding, the same work each time, no wait for the
+device.
+"""
+
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+import llava_min
+from llava_min.cache import Cache
+from llava_min.errors import NumericsError
+from llava_min.kernels import activation, choose, decode_attention, norm, rope
+from llava_min.options import Sampling
+from llava_min.sampling import next_id
+from llava_min.step import Step
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero"}
+KINDS = (None, torch.int8, torch.float8_e4m3fn)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """In float64, which torch computes, and in float32, which the kernels can take."""
+    text = {"hidden_size": 64, "num_attention_heads": 4}  # heads of 16: the kernels want 2^n
+    config = small.hf_config(tied=False, **text)
+    return {dtype: small.random_model(config, dtype=dtype) for dtype in
+            (torch.float64, torch.float32)}  # fmt: skip
+
+
+def prefilled(model, lengths, dtype, kind=None, spare=8):
+    """A cache with rows of these lengths; what no row has written is NaN, or 127 of NaN scales."""
+    cache = Cache.empty(model.config.text, len(lengths), max(lengths) + spare, dtype, kind)
+    for tensor in cache.stored(lambda tensor: tensor):
+        if tensor is not None:
+            tensor.view(torch.uint8).fill_(127) if tensor.element_size() == 1 else tensor.fill_(
+                torch.nan
+            )
+    generator = torch.Generator().manual_seed(sum(lengths))
+    for row, length in enumerate(lengths):
+        ids = torch.randint(0, 500, (1, length), generator=generator)
+        with torch.inference_mode():
+            model.decoder(model.decoder.embed(ids), cache.row(row))
+        cache.row(row).advance(length)
+    return cache
+
+
+def both_ways(model, lengths, dtype, kind, kernels="auto"):
+    """Logits of three greedy steps: (ordinary decoding, the step), each [3 B V]."""
+    caches = [prefilled(model, lengths, dtype, kind) for _ in range(2)]
+    step = Step(model, caches[1])
+    ordinary, repeated, ids = [], [], [7] * len(lengths)
+    for _ in range(3):
+        with choose.using(kernels):
+            ordinary.append(model.decode(torch.tensor(ids), caches[0]))
+            repeated.append(step(ids).clone())
+        ids = ordinary[-1].argmax(-1).tolist()
+    for cache in caches:
+        assert cache.seen.tolist() == cache.lengths.tolist() == [n + 3 for n in lengths]
+    return torch.stack(ordinary), torch.stack(repeated)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.sampled_from(KINDS))
+def test_a_step_is_an_ordinary_step(models, lengths, kind):
+    """By torch in float64: the step goes over the whole capacity, of which most is masked NaN."""
+    ordinary, repeated = both_ways(models[torch.float64], lengths, torch.float64, kind)
+    assert (ordinary - repeated).abs().max() < 1e-12 * ordinary.abs().max()
+
+
+@pytest.mark.parametrize(("lengths", "kind"), [([21, 2], None), ([5], torch.int8)], ids=str)
+def test_through_the_kernels_bit_for_bit(models, lengths, kind):
+    """The kernels read lengths on the device in both cases."""
+    ordinary, repeated = both_ways(models[torch.float32], lengths, torch.float32, kind, "triton")
+    assert torch.equal(ordinary, repeated)
+
+
+class Recorder(TorchDispatchMode):
+    """The operations of torch in order, with the sizes of what they take and give."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = tree_map(lambda x: x.shape if isinstance(x, torch.Tensor) else x, (args, found))
+        self.operations.append((function.__name__.split(".")[0], str(sizes)))
+        return found
+
+
+def recorded(call) -> list[tuple[str, str]]:
+    with Recorder() as recorder:
+        call()
+    return recorder.operations
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_step_does_the_same_and_waits_for_nothing(models, kind):
+    """What is recorded has the same operations on the same sizes at every length, reads no number
+    back and makes no tensor from the host's numbers; its memory stays where it is.
+    """
+    model = models[torch.float64]
+    cache = prefilled(model, [5, 11], torch.float64, kind)
+    step = Step(model, cache)
+    before = [t.data_ptr() for t in cache.stored(lambda t: t) if t is not None]
+    first, *others = [recorded(step.run) for _ in range(4)]
+    assert first and all(other == first for other in others)
+    assert not {name for name, _ in first} & WAITS
+    assert [t.data_ptr() for t in cache.stored(lambda t: t) if t is not None] == before
+    seen = {name for name, _ in recorded(lambda: torch.tensor([1, 0]).nonzero().max().item())}
+    assert seen >= {"lift_fresh", "nonzero", "_local_scalar_dense"}  # it would have been noticed
+
+
+def test_every_step_launches_the_same(models, monkeypatch):
+    """The kernels get the same grids, numbers and caches at every length."""
+    calls = []
+
+    def recording(launch):
+        def record(kernel, grid, *arguments, **options):
+            numbers = [x.shape if isinstance(x, torch.Tensor) else x for x in arguments]
+            calls.append((kernel.fn.__name__, grid, str(numbers), str(options)))
+            launch(kernel, grid, *arguments, **options)
+
+        return record
+
+    for module in (activation, decode_attention, norm, rope):
+        monkeypatch.setattr(module, "launch", recording(module.launch))
+    model, rounds = models[torch.float32], []
+    step = Step(model, prefilled(model, [3, 17], torch.float32, torch.int8))
+    with choose.using("triton"):
+        for _ in range(2):
+            calls.clear()
+            step.run()
+            rounds.append(list(calls))
+    blocks = model.config.text.num_layers
+    assert rounds[0] == rounds[1] and len(rounds[0]) == 6 * blocks + 1
+
+
+def test_a_greedy_token_waits_once():
+    """One number comes back from the device; a second wait for NaN would cost as much again."""
+    logits = torch.tensor([0.0, 3.0, 2.0, 9.0])
+    names = [name for name, _ in recorded(lambda: next_id(logits, [], 0, Sampling(), 3))]
+    assert names.count("_local_scalar_dense") == 1 and not (set(names) & WAITS) - {
+        "_local_scalar_dense"
+    }
+    assert next_id(logits, [], 0, Sampling(), 3) == 1
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(NumericsError, match="position 5"):
+                next_id(torch.tensor([0.0, wrong]), [], 5, Sampling(temperature=temperature), 2)
+
+
+def test_a_full_cache_is_refused(models):
+    model = models[torch.float64]
+    step = Step(model, prefilled(model, [4], torch.float64, spare=1))
+    step([1])
+    with pytest.raises(AssertionError):
+        step([1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+def test_a_recorded_step_on_a_gpu(kind):
+    """The graph's tokens are those of ordinary steps; a token waits for the device once."""
+    model = llava_min.load(device="cuda", dtype="float16").network
+    config = model.config.text
+    caches = [Cache.empty(config, 2, 40, torch.float16, kind, "cuda") for _ in range(2)]
+    for cache in caches:
+        for row, length in enumerate((9, 20)):
+            ids = torch.arange(length, device="cuda")[None] * 7 % 40
+            with torch.inference_mode():
+                model.decoder(model.decoder.embed(ids), cache.row(row))
+            cache.row(row).advance(length)
+    step, ids = Step(model, caches[1]), [3, 4]
+    assert step.graph is not None and caches[1].lengths.tolist() == [9, 20]
+    for _ in range(10):
+        ordinary = model.decode(torch.tensor(ids, device="cuda"), caches[0])
+        torch.cuda.set_sync_debug_mode("error")
+        logits = step(ids)
+        torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(logits, ordinary)
+        ids = [next_id(row, [], 0, Sampling(), config.vocab_size) for row in logits]
+    assert caches[1].lengths.tolist() == caches[1].seen.tolist() == [19, 30]
