@@ -19,7 +19,7 @@ from itertools import chain, count, dropwhile, groupby, islice
 import numpy as np
 
 from . import limits
-from .errors import LlavaMinError, MediaError
+from .errors import MediaError
 
 log = logging.getLogger("llava_min")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,gif,h264,hevc"
@@ -39,7 +39,7 @@ class Film(Sequence):
         try:
             import av
         except ImportError:
-            raise LlavaMinError(
+            raise MediaError(
                 "cannot read the video", name, "the package av", "none", "pip install av"
             ) from None
         self.av, self.source, self.name, self.decoded = av, source, name, 0
@@ -69,7 +69,7 @@ class Film(Sequence):
         if hasattr(self.source, "seek"):
             self.source.seek(0)
         try:
-            self.container = self.av.open(self.source, options=OPTIONS)
+            self.container = self.av.open(self.source, options=OPTIONS, metadata_errors="replace")
         except self.av.FFmpegError:
             raise MediaError(
                 "cannot read the video", self.name, "a video", "a damaged file or another kind"
@@ -79,6 +79,8 @@ class Film(Sequence):
                 "cannot read the video", self.name, "a video stream", "none (audio only?)"
             )
         self.stream = self.container.streams.video[0]
+        if self.stream.codec_context is None:
+            raise MediaError("cannot read the video", self.name, "a codec that is known", "another")
         self.stream.thread_type = "AUTO"
 
     def survey(self) -> None:

@@ -8,6 +8,7 @@ and inputs that stay as they were. The results become the table `bad_input.md`.
 """
 
 import functools
+import gc
 import hashlib
 import os
 import re
@@ -106,6 +107,7 @@ def forked(work: Callable[[], int], stdin: bytes = b"") -> Outcome:
 def in_child(work, given, out, err) -> None:
     """The child's side; it never returns."""
     code = 99
+    gc.freeze()  # freeing what the parent left, a decoder say, would wait for the parent's threads
     try:
         for number, file in enumerate((given, out, err)):
             os.dup2(file.fileno(), number)

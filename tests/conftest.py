@@ -40,12 +40,11 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_makereport(item, call):
     """Note cases of the catalogue of bad input that hold; bad_input.py writes them down."""
     report = (yield).get_result()
-    mark = item.get_closest_marker("catalogue")
-    if mark and report.when == "call" and hasattr(os, "fork"):
+    for mark in item.iter_markers("catalogue") if hasattr(os, "fork") else ():
         import bad_input
 
         bad_input.REGISTERED.add(mark.args)
-        if report.passed:
+        if report.when == "call" and report.passed:
             bad_input.RESULTS[mark.args] = "holds"
 
 

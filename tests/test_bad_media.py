@@ -6,6 +6,7 @@ Each case has a harmless twin beside it that answers; bad_input.py says what eve
 import functools
 import io
 import os
+import shutil
 import socketserver
 import struct
 import threading
@@ -16,7 +17,7 @@ import zlib
 import numpy as np
 import pytest
 import small
-from bad_input import RESULTS, Case, ask, check, rows
+from bad_input import RESULTS, Case, ask, check, command, plain_memory, rows
 from PIL import Image
 
 import llava_min
@@ -207,7 +208,8 @@ PICTURES = [
 def brighter(count: int, size: tuple[int, int]) -> np.ndarray:
     """Frames of plain grey, each brighter than the one before."""
     levels = [20 + 200 * index // max(1, count - 1) for index in range(count)]
-    return np.stack([np.full((size[1], size[0], 3), level, np.uint8) for level in levels or [0]])
+    levels = np.array(levels or [0], np.uint8)[:, None, None, None]
+    return np.broadcast_to(levels, (len(levels), size[1], size[0], 3))
 
 
 def filmed(count=8, size=(64, 48), format="mp4", codec="libx264", pix_fmt="yuv420p", pictures=None,
@@ -564,3 +566,16 @@ def test_ten_bits_and_hdr_come_out_sane(loaded):
         got = frames_of(loaded, filmed(**options), 8)
         assert np.abs(got - expected).max() <= 6  # two lossy encoders at low quality
         assert np.ptp(got, axis=3).max() <= 4 and (np.diff(got.mean((1, 2, 3))) > 0).all()
+
+
+@catalogue(
+    "VD-BOMB", "12 frames of 4096 x 2304, or 3,000 of 16 x 16: sampled, a few frames at a time"
+)
+@pytest.mark.parametrize("count, size", [(12, (4096, 2304)), (3000, (16, 16))])
+def test_large_and_long_clips_take_little_memory(model, tmp_path, count, size):
+    """A few decoded frames for each of FFmpeg's threads, where all of them would be 340 MB."""
+    (tmp_path / "clip.mp4").write_bytes(filmed(count, size, preset="ultrafast", tune="zerolatency"))
+    shutil.copytree(model, tmp_path / "model")
+    ended = command(ask(tmp_path, "--video", tmp_path / "clip.mp4", "--frames", "12"))
+    assert ended.code == 0, ended
+    assert ended.memory - plain_memory() < (150 + 16 * min(16, os.cpu_count())) << 20

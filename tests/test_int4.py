@@ -49,6 +49,7 @@ def widened(weights):
     return words, scales.float(), None if offsets is None else offsets.float()
 
 
+@pytest.mark.catalogue("NU-INT4", "unpacking is the inverse of packing")
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_unpack_is_the_inverse_of_pack(data):
@@ -66,6 +67,7 @@ def test_partial_blocks_are_refused():
         int4.pack(torch.zeros(1, 4304, dtype=torch.uint8))
 
 
+@pytest.mark.catalogue("NU-INT4", "no more than half a step off")
 @settings(max_examples=12, deadline=None)
 @given(
     group=st.sampled_from(int4.GROUPS),

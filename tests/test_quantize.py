@@ -171,6 +171,7 @@ def test_the_command(tmp_path):
     assert again.returncode == OutputError.exit_code and again.stderr.count("\n") == 1
 
 
+@pytest.mark.catalogue("QZ-SAME", "what is refused before anything is written")
 def test_refusals(tmp_path):
     source = folder_of(tmp_path / "in")
     untouched = contents(source)
@@ -237,6 +238,7 @@ def contents(folder) -> dict:
 STEPS = ("save_file", "synced", "shutil.copyfile", "shutil.copymode", "os.rename", "quantised")
 
 
+@pytest.mark.catalogue("CLI-INT", "while quantising: nothing is left")
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_failing_anywhere_leaves_nothing(tmp_path, monkeypatch, step, error):
@@ -259,6 +261,7 @@ def test_failing_anywhere_leaves_nothing(tmp_path, monkeypatch, step, error):
     assert contents(source) == before
 
 
+@pytest.mark.catalogue("QZ-ENOSPC", "a full disk is one line, and leaves nothing")
 def test_a_full_disk_is_one_line(tmp_path):
     """A limit on the size of a file stands for the disk: the system refuses in the same way."""
     source = folder_of(tmp_path / "in")
@@ -269,6 +272,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.catalogue("QZ-KILL", "a kill at any moment leaves the output absent or whole")
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_killing_leaves_out_absent_or_whole(tmp_path, part):
     """At once and without a word, at some moment after the first file has appeared."""

@@ -93,6 +93,8 @@ SELECTIONS = [[0], [FRAMES - 1], [5, 6, 7, 70, 70, 71, 130], [24, 25, 26], [49, 
               list(range(FRAMES)), video.sample_indices(FRAMES, 8)]  # fmt: skip
 
 
+@pytest.mark.catalogue("VD-VFR", "MP4 and MKV, each frame at its time")
+@pytest.mark.catalogue("VD-NOMETA", "ts, flv, avi, raw h264: the frames that were written")
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeking_gives_the_frames_of_decoding_everything(clips, kind):
     """Groups open and closed, frames shown out of the order of decoding, no times, no seeking."""
@@ -167,6 +169,7 @@ def test_a_trimmed_clip_begins_where_it_says(clips, tmp_path):
         assert all(np.array_equal(frame, pictures[n]) for frame, n in zip(found, numbers))
 
 
+@pytest.mark.catalogue("VD-CORRUPT", "damage costs frames, each said, and no more")
 @pytest.mark.parametrize("kind", ["clip.mp4", "clip.ts"])
 def test_damage_costs_frames_and_no_more(clips, tmp_path, kind, caplog):
     """As many frames as were chosen, those of whole groups untouched, and a line for each other."""
@@ -182,6 +185,7 @@ def test_damage_costs_frames_and_no_more(clips, tmp_path, kind, caplog):
     assert FRAMES - 5 <= len(found) <= FRAMES and all(same[:GROUP]) and not all(same)
 
 
+@pytest.mark.catalogue("VD-HALF", "a film cut short gives what is there")
 def test_a_film_cut_short_gives_what_is_there(clips, tmp_path):
     path, pictures, _ = clips("vfr.mkv")
     data = open(path, "rb").read()
