@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | ask: how fast, measured in one process with the peers and
-the limits.
+"""python -m bench kernels | generate | load | quality | ask: how fast and how good, measured beside
+the peers and the limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -7,6 +7,7 @@ Results go to bench/results/ as one JSON line for each row, plots beside them as
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from . import measure, plots
@@ -28,14 +29,31 @@ def arguments(given: list[str]) -> argparse.Namespace:
     whole = commands.add_parser(
         "generate", help="7B and 0.5B decoders with random weights, and the vision tower"
     )
-    whole.add_argument("--models", nargs="*", default=["0.5B", "7B"], help="0.5B, 7B")
+    whole.add_argument("--models", nargs="*", help="0.5B, 7B (default: both; on a CPU 0.5B)")
+    whole.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
+                       help="cpu: beside transformers, in float32, bf16, int8, int4")  # fmt: skip
+    whole.add_argument("--context", type=int, nargs="*", metavar="N",
+                       help="on a CPU: hundreds of tokens (default 200 1500 6000)")  # fmt: skip
+    whole.add_argument("--formats", nargs="*", default=["bf16", "int4"],
+                       choices=("float32", "bf16", "int8", "int4"),
+                       help="on a CPU (default bf16 int4)")  # fmt: skip
+    starting = commands.add_parser(
+        "load", help="loading and the whole command, in processes of their own, on a CPU"
+    )
+    starting.add_argument("--models", nargs="*", help="0.5B, 7B (default 0.5B)")
+    quality = commands.add_parser("quality", help="what int4 costs the embedded checkpoint")
+    quality.add_argument("--samples", type=int, default=2000, help="a task (default 2000)")
+    for command, sections in ((whole, ("vision", "prefill", "decode")),
+                              (starting, ("load", "cold", "quantise"))):  # fmt: skip
+        command.add_argument("--only", nargs="*", choices=sections, help="on a CPU: these parts")
+        command.add_argument("--pairs", type=int, default=7, help="turns on a CPU (default 7)")
     again = commands.add_parser(
         "ask", help="the first token of a second question: in a chat, with a prompt cache, afresh"
     )
     again.add_argument("-m", "--model", help="a folder, or 0.5B: that shape, random weights")
     again.add_argument("--frames", type=int, default=1024, help="of the clip (default 1024)")
     again.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
-    for command in (kernels, whole, again):
+    for command in (kernels, whole, starting, quality, again):
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
@@ -56,6 +74,9 @@ def main(given: list[str]) -> int:
         return 0
     if settings.command == "ask":
         return ask(settings)
+    if settings.command in ("load", "quality") or vars(settings).get("device") == "cpu":
+        print(on_cpu(settings))
+        return 0
     if not settings.dry_run and (missing := measure.no_device()):
         print(f"bench: {missing}", file=sys.stderr)
         return 2
@@ -75,7 +96,8 @@ def main(given: list[str]) -> int:
     else:
         from . import generate
 
-        rows, limits = generate.run(settings.models, settings.dry_run)
+        models = settings.models or ["0.5B", "7B"]
+        rows, limits = generate.run(models, settings.dry_run)
     name = (
         "dry-run"
         if settings.dry_run
@@ -85,6 +107,26 @@ def main(given: list[str]) -> int:
     measure.save(rows, limits, path)
     print(path, *plots.draw(path), sep="\n")
     return 0
+
+
+def on_cpu(settings: argparse.Namespace) -> Path:
+    """What needs no GPU; a dry run takes toy sizes and writes into a temporary folder."""
+    dry = settings.dry_run
+    out = Path(tempfile.mkdtemp()) if dry else settings.out
+    if settings.command == "quality":
+        from . import quality
+
+        return quality.run(20 if dry else settings.samples, out)
+    pairs, models = (1, ["toy"]) if dry else (settings.pairs, settings.models or ["0.5B"])
+    if settings.command == "load":
+        from . import load
+
+        return load.run(models, settings.only or list(load.SECTIONS), pairs, out)
+    from . import cpu
+
+    contexts = [100] if dry else settings.context or list(cpu.CONTEXTS)
+    sections = settings.only or list(cpu.SECTIONS)
+    return cpu.run(models[0], contexts, sections, settings.formats, pairs, out)
 
 
 def ask(settings: argparse.Namespace) -> int:

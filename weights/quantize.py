@@ -151,7 +151,7 @@ def write(checkpoint: Checkpoint, config: LlavaConfig, folder: Path, progress=No
         shutil.copymode(path, folder / path.name)
         weight_map |= dict.fromkeys(held, path.name)
     if len(shards) > 1:
-        index = json.dumps({"weight_map": weight_map})
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(index)
     for pattern in COPIED:
         for path in checkpoint.folder.glob(pattern):

@@ -82,12 +82,14 @@ def lesson_block(
     return rows + block.down(activation.swiglu(block.gate_up(block.mlp_norm(rows))))
 
 
-def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple[Tensor, Tensor]:
+def answer_logits(
+    model: Llava, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
-    lesson's mask.
+    lesson's mask; `visual` are the batch's visual rows, where they are known.
     """
     decoder = model.decoder
-    visual = lessons.visual_rows(model, model.config, batch)
+    visual = lessons.visual_rows(model, model.config, batch) if visual is None else visual
     count, before = len(visual), len(batch.prefix) + visual.shape[1]
     prefix = decoder.embed(torch.tensor([batch.prefix])).expand(count, -1, -1)
     rows = torch.cat([prefix, visual, decoder.embed(torch.from_numpy(batch.ids))], dim=1)

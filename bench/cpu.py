@@ -1,0 +1,191 @@
+"""LLaVA-OneVision with random weights on a CPU, beside transformers: prefill, decode, a tile.
+
+    python -m bench generate --device cpu --context 1500 --only decode
+
+All candidates of a section take turns in one process; a ratio is the median of the ratios of the
+turns. Every candidate answers from the same folder. llama.cpp is not among the peers.
+Read before: checkpoints.py. Read next: load.py.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+import llava_min
+from llava_min.budget import Plan, Text
+from llava_min.cache import Cache
+
+from . import checkpoints, ledger, plots
+
+FORMATS = {
+    "float32": {"dtype": "float32"},
+    "bf16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "bfloat16", "bits": 8},
+    "int4": {"dtype": "bfloat16", "bits": 4},
+}
+SECTIONS = ("vision", "prefill", "decode")
+CONTEXTS = (200, 1500, 6000)
+AGAINST = "transformers bf16"
+STEPS = 8  # tokens of one turn of decoding
+
+
+class Ours:
+    """This project's model: `section` readies a section and gives the function to be timed."""
+
+    def __init__(self, folder: Path, form: str):
+        self.network = llava_min.load(folder, device="cpu", **FORMATS[form]).network
+
+    def cache(self, capacity: int) -> Cache:
+        weight = self.network.decoder.embedding.weight
+        return Cache.empty(self.network.config.text, 1, capacity, weight.dtype)
+
+    def vision(self, context: int):
+        side = self.network.config.tile
+        tile = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8).numpy()
+        network = self.network
+        return lambda: network.projector(next(network.features(tile, 1)))
+
+    def prefill(self, context: int):
+        plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
+        return lambda: self.network.prefill(plan, [], self.cache(context))
+
+    def decode(self, context: int):
+        cache, ids = self.cache(context + STEPS), torch.tensor([7])
+        plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
+        self.network.prefill(plan, [], cache)
+
+        def steps():
+            for _ in range(STEPS):
+                self.network.decode(ids, cache).argmax(-1)
+            cache.rewind(STEPS)
+
+        return steps
+
+
+class Theirs:
+    """transformers' model of the same folder, with scaled_dot_product_attention and last logits."""
+
+    def __init__(self, folder: Path, form: str):
+        from transformers import LlavaOnevisionForConditionalGeneration as Llava
+
+        dtype = getattr(torch, FORMATS[form]["dtype"])
+        self.model = Llava.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+
+    def vision(self, context: int):
+        model, side = self.model.model, self.model.config.vision_config.image_size
+        pixels = torch.randn(1, 3, side, side, dtype=self.model.dtype)
+        tower = lambda: model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+        return lambda: model.multi_modal_projector(tower())
+
+    def run(self, ids, past=None):
+        return self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+
+    def prefill(self, context: int):
+        ids = torch.tensor([list(range(5, 105)) * (context // 100)])
+        return lambda: self.run(ids)
+
+    def decode(self, context: int):
+        past, ids = self.prefill(context)().past_key_values, torch.tensor([[7]])
+
+        def steps():
+            for _ in range(STEPS):
+                self.run(ids, past).logits[:, -1].argmax(-1)
+            past.crop(-STEPS)
+
+        return steps
+
+
+@torch.inference_mode()
+def measured(section: str, context: int, candidates: dict, pairs: int) -> dict[str, list[float]]:
+    """Seconds of each turn of each candidate, taken in turns."""
+    calls = {name: getattr(model, section)(context) for name, model in candidates.items()}
+    times = {name: [] for name in calls}
+    for turn in range(pairs + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # the first one warms up
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]]) -> list[dict]:
+    """A row for each candidate: rates, and how many times as fast as transformers in bfloat16."""
+    count = {"vision": 1, "prefill": context, "decode": STEPS}[section]
+    found = []
+    for name, seconds in times.items():
+        p20, p50, p80 = ledger.spread(seconds)
+        row = {
+            "section": section,
+            "shape": shape,
+            "context": None if section == "vision" else context,
+            "name": name.split()[0],
+            "format": name.split()[1],
+            "seconds": p50,
+            "p20": p20,
+            "p80": p80,
+            "per_second": count / p50,
+            "unit": "tiles/s" if section == "vision" else "tokens/s",
+            "pairs": len(seconds),
+        }
+        if AGAINST in times:
+            ratios = ledger.spread([a / b for a, b in zip(times[AGAINST], seconds)])
+            row |= dict(zip(("ratio_p20", "ratio", "ratio_p80"), ratios))
+        found.append(row)
+    return found
+
+
+def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
+    """Everything asked for, written as it comes."""
+    path = out / "generate-cpu.jsonl"
+    folder = checkpoints.folder_of(shape)
+    candidates = {f"llava_min {form}": Ours(folder, form) for form in formats}
+    for form in formats:
+        if "bits" not in FORMATS[form]:
+            candidates[f"transformers {form}"] = Theirs(folder, form)
+    for section in sections:
+        for context in contexts[:1] if section == "vision" else contexts:
+            rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))
+            ledger.keep(path, rows)
+            print(table(rows), flush=True)
+    draw(path)
+    return path
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as text."""
+    lines = []
+    for row in rows:
+        what = f"{row['section']} {row['context'] or ''}"
+        ratio = f"{row['ratio']:6.2f}x" if "ratio" in row else ""
+        lines.append(
+            f"{what:14} {row['name']:13} {row['format']:8} {row['per_second']:9.1f} "
+            f"{row['unit']:9} {ratio}"
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path) -> list[Path]:
+    """Tokens per second over the context, a picture for decode and one for prefill."""
+    written = []
+    for section in ("decode", "prefill"):
+        rows = [row for row in ledger.read(path) if row["section"] == section]
+        for capability in sorted({row["capability"] for row in rows}):
+            some = [row for row in rows if row["capability"] == capability]
+            contexts, rates = ([row[key] for row in some] for key in ("context", "per_second"))
+            title = f"{section}, {some[0]['cpu']}, {capability}, {some[0]['threads']} threads"
+            axes = plots.Axes(title, "context", "tokens/s", contexts, rates)
+            names = sorted({(row["name"], row["format"]) for row in some})
+            for index, name in enumerate(names):
+                points = sorted((row["context"], row["per_second"]) for row in some
+                                if (row["name"], row["format"]) == name)  # fmt: skip
+                colour = plots.COLOURS[index % len(plots.COLOURS)]
+                axes.line(points, colour, dashed=name[0] == "transformers")
+                for point in points:
+                    axes.dot(*point, colour, f"{' '.join(name)}: {point[1]:.1f} tokens/s")
+            axes.legend([" ".join(name) for name in names])
+            target = path.with_name(f"{path.stem}-{section}-{capability}.svg")
+            target.write_text(axes.svg())
+            written.append(target)
+    return written

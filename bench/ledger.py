@@ -1,0 +1,58 @@
+"""Files of results that grow: one JSON line a row; a row measured again replaces the old one.
+
+So a benchmark can be run in parts, and be broken off.
+"""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from . import measure
+
+
+def here() -> dict:
+    """This machine, with what decides a CPU's speed."""
+    names = [platform.processor() or platform.machine()]
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    found = measure.machine()
+    return {
+        "cpu": names[0],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
+        "threads": torch.get_num_threads(),
+        **{key: found[key] for key in ("torch", "python", "commit", "date")},
+    }
+
+
+KEYS = ("section", "shape", "context", "format", "name", "capability")
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(path: Path, rows: list[dict]) -> None:
+    """Add rows to a file; each replaces the one with the same KEYS."""
+    machine = here()
+    rows = [row | machine for row in rows]
+    fresh = {tuple(map(row.get, KEYS)) for row in rows}
+    old = [row for row in read(path) if tuple(map(row.get, KEYS)) not in fresh]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in old + rows))
+    os.replace(part, path)
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile.
+
+    >>> spread([3.0, 1.0, 2.0])
+    (1.0, 2.0, 3.0)
+    """
+    ordered = sorted(values)
+    return tuple(ordered[round(part * (len(ordered) - 1))] for part in (0.2, 0.5, 0.8))

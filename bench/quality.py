@@ -1,0 +1,126 @@
+"""What quantising costs: answers of the embedded checkpoint on fresh scenes, and errors of weights.
+
+    python -m bench quality [--samples 2000]
+
+answers  rtn and mse at groups of 32, 64 and 128, head in 8 bits: the same questions to all, answers
+         right as exam.py counts them, and the divergence KL(float32 || int4) at each answer token
+errors   of random weights in the shapes of a 0.5B decoder, beside the formula of llama.cpp's Q4_0
+Read before: ledger.py.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import llava_min
+from llava_min.config import Quantization
+from llava_min.loaded import EMBEDDED
+from llava_min.report import Progress
+from llava_min.weights import quantize
+from llava_min.weights.tiny import exam, lessons, train
+
+from . import ledger
+
+WAYS = [(method, group) for method in ("rtn", "mse") for group in (32, 64, 128)]
+BATCHES = {"picture": 10, "pair": 10, "clip": 10}  # samples of one batch
+LAYERS = {"qkv": (1152, 896), "output": (896, 896), "gate_up": (9728, 896), "down": (896, 4864)}
+
+
+def networks() -> dict:
+    """The embedded checkpoint in float32, and quantised in every way."""
+    found = {("float32", None): llava_min.load(dtype="float32").network}
+    with tempfile.TemporaryDirectory() as folder:
+        for method, group in WAYS:
+            wanted = Quantization(4, group, 8, method)
+            target = quantize.quantize(EMBEDDED, f"{folder}/{method}{group}", wanted)
+            found[method, group] = llava_min.load(target, dtype="float32").network
+    return found
+
+
+@torch.no_grad()
+def answers(samples: int) -> list[dict]:
+    """A row for each way and task, and one for all tasks together."""
+    models = networks()
+    plain = models["float32", None]
+    teacher = lessons.Teacher(plain.config, Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")))
+    right = {way: {} for way in models}
+    divergence = {way: [] for way in WAYS}
+    progress = Progress("examining", quiet=False)
+    for group, (tasks, _) in exam.PASS.items():
+        rng, drawn = np.random.default_rng([20261121, len(group)]), 0
+        count = 0
+        while count < samples:
+            kinds = [kind for kind in exam.KINDS[group] if kind in BATCHES]
+            kind = kinds[drawn % len(kinds)]
+            batch = teacher.draw(rng, kind, BATCHES[kind], exam=True)
+            drawn += 1
+            visual = lessons.visual_rows(plain, plain.config, batch)  # the tower is not quantised
+            for way, network in models.items():
+                logits, targets = train.answer_logits(network, batch, visual=visual)
+                verdicts = iter(exam.verdicts(batch, logits, targets))
+                for task in (task for lesson in batch.tasks for task in lesson):
+                    right[way].setdefault(task, []).append(next(verdicts))
+                if way == ("float32", None):
+                    exact = F.log_softmax(logits, -1)
+                    continue
+                found = F.log_softmax(logits, -1)
+                divergence[way] += (exact.exp() * (exact - found)).sum(-1).tolist()
+            count = min(len(right["float32", None].get(task, ())) for task in tasks)
+            progress(min(count, samples), samples)
+    rows = []
+    for (method, group), marks in ((way, right[way]) for way in WAYS):
+        marks = {**marks, "all": sum(marks.values(), [])}
+        for task, verdicts in marks.items():
+            before = right["float32", None]
+            before = before[task] if task in before else sum(before.values(), [])
+            rows.append({"section": "answers", "shape": "embedded", "name": task,
+                         "format": f"{method} {group}", "float32": np.mean(before),
+                         "int4": np.mean(verdicts), "lost_points": 100 * (np.mean(before) -
+                         np.mean(verdicts)), "n": len(verdicts),
+                         "kl": np.mean(divergence[method, group])})  # fmt: skip
+    return rows
+
+
+def q4_0(weight: torch.Tensor) -> torch.Tensor:
+    """llama.cpp's rounding: in groups of 32 the largest becomes -8, the scale a float16."""
+    grouped = weight.unflatten(1, (-1, 32))
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    scale = largest / -8
+    steps = torch.floor(grouped / scale + 8.5).clamp(0, 15) - 8
+    return (steps * scale.half().float()).flatten(1)
+
+
+def errors() -> list[dict]:
+    """The relative error of each linear, in each way."""
+    rows, generator = [], torch.Generator().manual_seed(0)
+    for name, shape in LAYERS.items():
+        weight = (0.02 * torch.randn(shape, generator=generator)).bfloat16().float()
+        found = {"q4_0 32": q4_0(weight)}
+        for method, group in WAYS:
+            codes, scale = quantize.codes(weight, 4, group, method)
+            steps = codes.float().unflatten(1, (-1, group)) - 8
+            found[f"{method} {group}"] = (steps * scale.float()[..., None]).flatten(1)
+        rows += [{"section": "errors", "shape": "0.5B", "name": name, "format": way,
+                  "relative": float((other - weight).norm() / weight.norm())}
+                 for way, other in found.items()]  # fmt: skip
+    return rows
+
+
+def run(samples: int, out: Path) -> Path:
+    """Both parts, printed and written."""
+    path = out / "quality.jsonl"
+    rows = errors()
+    ledger.keep(path, rows)
+    for row in rows:
+        print(f"{row['name']:8} {row['format']:8} {row['relative']:.4f}")
+    rows = answers(samples)
+    ledger.keep(path, rows)
+    for row in rows:
+        print(f"{row['name']:14} {row['format']:8} float32 {row['float32']:.4f} int4 "
+              f"{row['int4']:.4f} lost {row['lost_points']:5.2f} points of {row['n']:6,} "
+              f"KL {row['kl']:.5f}")  # fmt: skip
+    return path
