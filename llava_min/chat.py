@@ -103,6 +103,7 @@ class Console:
             try:
                 self.take((input(mark) if line is None else line).strip())
             except EOFError:
+                print(end="\n" if mark else "")
                 return 0 if mark else code
             except (LlavaMinError, UnicodeError) as error:
                 if isinstance(error, UnicodeError):
