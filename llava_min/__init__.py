@@ -25,6 +25,7 @@ from .errors import (
 __version__ = "0.1.0"
 __all__ = [
     "load",
+    "plan",
     "LlavaMinError",
     "ParameterError",
     "CheckpointError",
@@ -54,3 +55,15 @@ def load(
 
     return load(folder, device=device, dtype=dtype, kv_dtype=kv_dtype, config=config,
                 context=context, bits=bits)  # fmt: skip
+
+
+def plan(folder=None, question=None, *, images=(), videos=(), **options):
+    """What a question to a checkpoint will cost, without torch: a Forecast of tokens, bytes and
+    seconds, which prints as text and has json().
+
+    options: those of load() and of generate(), and memory, the GB that it should fit in (default:
+    what is free). Raises LlavaMinError.
+    """
+    from .forecast import forecast
+
+    return forecast(folder, question, images=images, videos=videos, **options)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -65,10 +66,12 @@ def answer(settings: arguments.Settings) -> int:
     """Load, ask, report."""
     level = logging.ERROR if settings.quiet else logging.INFO
     logging.basicConfig(format="llava_min: %(message)s", level=level, stream=sys.stderr)
+    if settings.plan:
+        return show_plan(settings)
     work = batch_file.Work.of(settings) if settings.batch else None
     import torch
 
-    from . import loaded, report, trace
+    from . import loaded, prepare, report, trace
     from .kernels import choose
 
     if settings.threads:
@@ -86,7 +89,7 @@ def answer(settings: arguments.Settings) -> int:
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
     if question is None and not images and not videos and not settings.chat:
-        question, images = loaded.EXAMPLE_QUESTION, (str(loaded.EXAMPLE_PICTURE),)
+        question, images = prepare.EXAMPLE_QUESTION, (str(prepare.EXAMPLE_PICTURE),)
         reporter.line(f"[{question} {os.path.relpath(images[0])}]")
     with trace.tracing(sys.stderr) if settings.trace else contextlib.nullcontext():
         options = settings.options | {"prompt_cache": settings.prompt_cache}
@@ -96,6 +99,17 @@ def answer(settings: arguments.Settings) -> int:
             return Console(model.chat(**options), reporter, images, videos).run(question)
         asked = model.events(question, images=images, videos=videos, **options)
         return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
+
+
+def show_plan(settings: arguments.Settings) -> int:
+    """What the answer would cost, without torch."""
+    from .forecast import forecast
+
+    found = forecast(settings.model, settings.prompt, images=settings.images,
+                     videos=settings.videos, memory=settings.memory, **settings.load,
+                     **settings.options)  # fmt: skip
+    print(found if settings.output == "text" else json.dumps(found.json(), ensure_ascii=False))
+    return 0
 
 
 def run() -> None:

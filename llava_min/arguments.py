@@ -42,6 +42,8 @@ class Settings:
     answers: str | None
     resume: bool
     batch_size: int
+    plan: bool
+    memory: float | None
 
 
 def number(kind, low, high, open_low=False):
@@ -99,6 +101,8 @@ DAILY = (
     ("--prompt-cache", "keep the work on the prompt in FILE; where it is there, go on from it",
      dict(metavar="FILE")),
     ("--json", "print one JSON object instead of text", dict(action="store_true")),
+    ("--plan", "do not answer: count tokens, bytes and seconds from sizes alone",
+     dict(action="store_true")),
     ("--show-prompt", "print the rendered prompt to stderr", dict(action="store_true")),
     ("--trace", "print every stage from pixels to words to stderr", dict(action="store_true")),
     ("-q --quiet", "only the answer and errors", dict(action="store_true")),
@@ -156,6 +160,8 @@ DETAILS = (
      dict(type=COUNT, metavar="N")),
     ("--config", "override a key of config.json; repeatable",
      dict(action="append", default=[], metavar="KEY=VALUE")),
+    ("--memory", "GB that --plan should fit into (default: what is free)",
+     dict(type=number(float, 0, 1e6, open_low=True), metavar="GB")),
     ("--jsonl", "print one JSON object a line: the events, then the answer",
      dict(action="store_true")),
     ("--no-stream", "print the answer at once", dict(action="store_true")),
@@ -246,7 +252,8 @@ def parse(arguments: list[str]) -> Settings | str:
         output="json" if given.json else "jsonl" if given.jsonl else "text",
         stream=not given.no_stream, show_prompt=given.show_prompt, trace=given.trace,
         quiet=given.quiet, verbose=given.verbose, chat=given.chat, prompt_cache=given.prompt_cache,
-        batch=given.batch, answers=given.output, resume=given.resume, batch_size=given.batch_size
+        batch=given.batch, answers=given.output, resume=given.resume, batch_size=given.batch_size,
+        plan=given.plan, memory=given.memory
     )  # fmt: skip
 
 

@@ -10,21 +10,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import config as configuration
-from . import limits, prompt
+from . import limits
+from .budget import Storage
 from .cache import Cache
 from .config import LlavaConfig
 from .errors import ParameterError
+from .forecast import Forecast, free_bytes
 from .generate import Finished, Options, Token, generate
 from .kernels import onednn
 from .model import Llava
 from .prefix import Prefix
-from .prepare import Prepared, prepare
+from .prepare import EMBEDDED, Prepared, prepare, settings_of
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
 from .weights import hub, packed, quantize
@@ -32,8 +32,6 @@ from .weights import load as weights
 from .weights.checkpoint import Checkpoint
 
 log = logging.getLogger("llava_min")
-EMBEDDED = Path(__file__).parent / "weights" / "tiny"
-EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
 SMALL = 2**25  # weights that a CPU's caches hold: halving their bytes gains nothing
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -127,6 +125,7 @@ class LoadedModel:
         kept = prefix and prefix.opened
         prepared = prepare(question, images, videos, options, self.config, self.tokenizer, kept)
         prepared.plan.check_fits(options.max_tokens)
+        self.forecast(prepared, options.max_tokens).check_room()
         stored = prompt_cache is not None and prefix.read(
             prompt_cache, self.network, prepared, options.max_tokens
         )
@@ -184,6 +183,17 @@ class LoadedModel:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
 
+    def forecast(self, prepared: Prepared, answer: int) -> Forecast:
+        """What a prompt and an answer of up to so many tokens need, beside what is free."""
+        dtype = str(self.network.decoder.norm.weight.dtype).removeprefix("torch.")
+        quantized = self.config.quantization
+        kept = next(name for name, kind in KV_DTYPES.items() if kind == self.kv_dtype)
+        storage = Storage(dtype, quantized and quantized.bits, kept)
+        found = Forecast(self.name, self.config, prepared.plan, prepared.media, answer, storage,
+                         free_bytes(self.network.device.type))  # fmt: skip
+        held = found.memory().weights  # they are there already
+        return replace(found, room=found.room and found.room + held)
+
     def empty_cache(self, capacity: int, batch: int = 1) -> Cache:
         """A cache of `batch` rows."""
         weight = self.network.decoder.embedding.weight
@@ -231,17 +241,6 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def free_bytes(device: str) -> int | None:
-    """The memory that a model could take on a device now, None where the system does not tell."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)
-
-
 # Loading -----------------------------------------------------------------------
 
 
@@ -263,12 +262,9 @@ def load(
         log.warning(restriction)
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
-    settings = configuration.read(path, config)
+    settings = settings_of(path, config, context)
     if tokenizer is not None:
         tokenizer.check_rows(settings.text.vocab_size)
-    if context is not None:
-        settings = replace(settings, text=replace(settings.text, context=context))
-    settings = replace(settings, template=template_of(checkpoint) or settings.template)
     convert = iter
     if bits is not None:
         settings = replace(settings, quantization=quantize.on_load(settings, bits))
@@ -315,24 +311,3 @@ def pick_kv_dtype(kv_dtype: str, device: str) -> torch.dtype | None:
         expected = "a GPU of compute capability 8.9 or newer, or a CPU, for fp8"
         raise ParameterError("cannot load", "kv_dtype", expected, device, "Use int8.")
     return KV_DTYPES[kv_dtype]
-
-
-def template_of(checkpoint: Checkpoint) -> str | None:
-    """The renderer that writes what the folder's chat template writes, recognised by the hash of
-    its text.
-    """
-    text = None
-    if checkpoint.has("chat_template.jinja"):
-        text = (checkpoint.folder / "chat_template.jinja").read_text("utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if text is None and checkpoint.has(name):
-            text = checkpoint.json(name, "chat template").get("chat_template")
-    if not isinstance(text, str):
-        return None
-    found = prompt.known_template(text)
-    if found is None:
-        log.warning(
-            "the checkpoint's chat template is not one that is known; choose a renderer with "
-            "--template"
-        )
-    return found

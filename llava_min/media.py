@@ -184,6 +184,18 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
         return from_array(source)
     if isinstance(source, Image.Image):
         return to_rgb(source)
+    return opened(source, to_rgb, notice)
+
+
+def picture_size(source) -> tuple[int, int]:
+    """The size (width, height) of the upright picture, from its header alone."""
+    if isinstance(source, np.ndarray):
+        return from_array(source).size
+    return upright_size(source) if isinstance(source, Image.Image) else opened(source, upright_size)
+
+
+def opened(source, use, notice=lambda line: None):
+    """use(picture) of the picture in a file, before it is decoded."""
     name, data = name_of(source), read_bytes(source, limits.IMAGE_BYTES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,7 +204,7 @@ def open_picture(source, notice=lambda line: None) -> Image.Image:
             limits.check_pixels(name, picture.size)
             if getattr(picture, "is_animated", False):
                 notice(f"{name}: several pictures in one file; only the first one is looked at")
-            return to_rgb(picture)
+            return use(picture)
         except Image.DecompressionBombError:
             raise MediaError(
                 "cannot read the picture",
@@ -220,8 +232,18 @@ def kind_of(data: bytes) -> str:
     return "nothing" if not data else f"a file that begins with {shown(data[:12])}"
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) after turning by the EXIF orientation: 5 to 8 lie on their side. Pillow says
+    the size of a turned TIFF itself.
+    """
+    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it, to look behind it
+    turned = picture.format != "TIFF" and exif.get(ORIENTATION) in (5, 6, 7, 8)
+    return picture.size[::-1] if turned else picture.size
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Upright by its EXIF orientation; 16 bits scaled to 8; transparency on white; then RGB."""
+    picture.load()  # which turns a TIFF
     turn = UPRIGHT.get(picture.getexif().get(ORIENTATION))
     picture = picture if turn is None else picture.transpose(turn)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):

@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from . import budget, image, limits, media, prompt, subtitles, video
+from . import config as configuration
 from .config import LlavaConfig
 from .errors import CheckpointError, ParameterError, PromptError
+from .files import read_json, regular
 from .image import Tiles
 from .options import Options
 from .prompt import Visual
 from .tokenizer import VISUAL, Tokenizer, split_specials
 
 log = logging.getLogger("llava_min")
+EMBEDDED = Path(__file__).parent / "weights" / "tiny"
+EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
 HOW = {"anyres": "in a grid of tiles", "pad": "padded to a square, one tile",
        "square": "one tile", "crop": "one tile, its middle"}  # fmt: skip
 
@@ -97,12 +101,43 @@ class Prepared:
         return "".join(parts)
 
 
+def settings_of(folder: Path, overrides: dict | None, context: int | None) -> LlavaConfig:
+    """The configuration of a folder, with its own template, and perhaps another context."""
+    config = configuration.read(folder, overrides)
+    if context is not None:
+        config = replace(config, text=replace(config.text, context=context))
+    return replace(config, template=template_of(folder) or config.template)
+
+
+def template_of(folder: Path) -> str | None:
+    """The renderer that writes what the folder's chat template writes, recognised by the hash of
+    its text.
+    """
+    text = None
+    if regular(folder / "chat_template.jinja"):
+        text = (folder / "chat_template.jinja").read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if text is None and regular(folder / name):
+            text = read_json(folder / name, "chat template").get("chat_template")
+    if not isinstance(text, str):
+        return None
+    found = prompt.known_template(text)
+    if found is None:
+        log.warning(
+            "the checkpoint's chat template is not one that is known; choose a renderer with "
+            "--template"
+        )
+    return found
+
+
 @limits.memory("prepare the prompt")
 def prepare(question, images, videos, options: Options, config: LlavaConfig,
-            tokenizer: Tokenizer | None, kept: dict | None = None) -> Prepared:  # fmt: skip
+            tokenizer: Tokenizer | None, kept: dict | None = None,
+            headers: bool = False) -> Prepared:  # fmt: skip
     """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError.
 
     kept: media that an earlier question of the same conversation opened; new ones are added.
+    headers: sizes alone are wanted; no picture is decoded, no visual has tiles.
     """
     start = time.perf_counter()
     images, videos, turns = one_or_many(images), one_or_many(videos), None
@@ -114,7 +149,8 @@ def prepare(question, images, videos, options: Options, config: LlavaConfig,
     if options.subtitles and (len(videos) != 1 or options.raw or is_ids(question)):
         expected = "one video, and a prompt that is neither raw nor ids"
         raise ParameterError("cannot place the subtitles", "subtitles", expected, "another")
-    opened = open_media(images, videos, options, config, {} if kept is None else kept)
+    kept = {} if kept is None else kept
+    opened = open_media(images, videos, options, config, kept, headers)
     clips = [len(opened["video", i].places) for i in range(len(videos))]
     frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not images else None
     if is_ids(question):
@@ -210,16 +246,17 @@ def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> I
 
 
 def open_media(
-    images: list, videos: list, options: Options, config: LlavaConfig, kept: dict
+    images: list, videos: list, options: Options, config: LlavaConfig, kept: dict, headers: bool
 ) -> dict:
     """{(kind, index): Medium} of every picture and clip, those in `kept` not opened again."""
     mode, opened, new = image_mode(len(images), options, config), {}, len(kept)
     if options.max_tiles is not None:
         grids = tuple(g for g in config.grids if g[0] * g[1] <= options.max_tiles)
         config = replace(config, grids=grids or config.grids[:1])
+    read = picture_header if headers else open_picture
     for i, source in enumerate(images):
         key = ("image", i, mode, options.max_tiles)
-        opened["image", i] = kept[key] = kept.get(key) or open_picture(source, mode, config)
+        opened["image", i] = kept[key] = kept.get(key) or read(source, mode, config)
     if len(images) > 1 and len(kept) > new:
         log.info(f"{len(images)} pictures: each {HOW[mode]} (--multi-image {options.multi_image})")
     most = options.frames or (None if options.fps else config.frames)
@@ -251,13 +288,21 @@ def image_mode(count: int, options: Options, config: LlavaConfig) -> str:
 def open_picture(source, mode: str, config: LlavaConfig) -> Medium:
     """A picture as tiles."""
     picture = media.open_picture(source, log.warning)
-    tiles = image.MODES[mode](picture, config)
-    segment = budget.picture(picture.size, mode, config)
+    return picture_of(source, picture.size, image.MODES[mode](picture, config), mode, config)
+
+
+def picture_header(source, mode: str, config: LlavaConfig) -> Medium:
+    """A picture as its size says: what it will become, and no tiles."""
+    return picture_of(source, media.picture_size(source), None, mode, config)
+
+
+def picture_of(source, size, tiles: Tiles | None, mode: str, config: LlavaConfig) -> Medium:
+    segment = budget.picture(size, mode, config)
     entry = {
         "type": "image",
         "source": media.name_of(source),
-        "size": list(picture.size),
-        "tiles": len(tiles.pixels),
+        "size": list(size),
+        "tiles": segment.tiles,
         "tokens": segment.tokens,
     }
     return Medium([Encodable(segment, tiles, False)], entry)
