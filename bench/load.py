@@ -62,14 +62,22 @@ COLD_THEIRS = """
 import sys
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration as Llava
-from transformers import LlavaOnevisionProcessor as Processor
-processor = Processor.from_pretrained(sys.argv[1])
+from transformers import LlavaOnevisionProcessor
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil as Processor)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+images = Processor.from_pretrained(sys.argv[1])
 model = Llava.from_pretrained(sys.argv[1], dtype="float32")
-turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sys.argv[3]}]}]
-text = processor.apply_chat_template(turn, add_generation_prompt=True)
-inputs = processor(text=text, images=Image.open(sys.argv[2]).convert("RGB"), return_tensors="pt")
+picture, tile = Image.open(sys.argv[2]).convert("RGB"), images.size["height"]
+counter = object.__new__(LlavaOnevisionProcessor)  # the whole one would need torchvision
+counter.image_processor, counter.num_image_tokens = images, (tile // 14) ** 2
+counter.vision_aspect_ratio = "anyres_max_9"
+count = counter._get_number_of_features(picture.height, picture.width, tile, tile)
+text = "<|im_start|>user " + "<image>" * count + f"\\n{sys.argv[3]}"
+text += "<|im_end|><|im_start|>assistant\\n"
+inputs = dict(tokenizer(text, return_tensors="pt")) | dict(images([picture], return_tensors="pt"))
 ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
-print(processor.tokenizer.decode(ids[0, -1]))
+print(tokenizer.decode(ids[0, -1]))
 """
 
 
