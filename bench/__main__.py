@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | load | quality | ask: how fast and how good, measured beside
-the peers and the limits.
+"""python -m bench kernels | generate | load | quality | ask | niah: how fast and how good, beside
+peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -62,6 +62,18 @@ def arguments(given: list[str]) -> argparse.Namespace:
             action="store_true",
             help="go through everything at toy size on a CPU; the figures mean nothing",
         )
+    needle = commands.add_parser(
+        "niah", help="a needle frame in a long clip: found at which depth of how many frames?"
+    )
+    needle.add_argument("-m", "--model", help="a folder (default: the embedded checkpoint)")
+    needle.add_argument("--frames", type=int, nargs="*", help="lengths (default 4 to 256)")
+    needle.add_argument("--depths", type=int, default=6, help="from start to end (default 6)")
+    needle.add_argument("--needles", type=int, default=5, help="different ones (default 5)")
+    needle.add_argument("--haystack", help="a film of your own (with --asked)")
+    needle.add_argument("--asked", type=Path, metavar="FILE",
+                        help="its needles: a JSON list of {image, question, answer}")  # fmt: skip
+    needle.add_argument("--out", type=Path, default=measure.RESULTS, help="folder")
+    needle.add_argument("--dry-run", action="store_true", help="two lengths, one needle")
     draw = commands.add_parser("plot", help="draw the plots of a file of results again")
     draw.add_argument("file", type=Path)
     return parser.parse_args(given)
@@ -71,6 +83,11 @@ def main(given: list[str]) -> int:
     settings = arguments(given)
     if settings.command == "plot":
         print(*plots.draw(settings.file), sep="\n")
+        return 0
+    if settings.command == "niah":
+        from . import niah
+
+        print(*niah.run(settings), sep="\n")
         return 0
     if settings.command == "ask":
         return ask(settings)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import limits
-from .budget import Storage
+from .budget import Plan, Storage, Text
 from .cache import Cache
 from .config import LlavaConfig
 from .errors import ParameterError
@@ -24,7 +24,7 @@ from .generate import Finished, Options, Token, generate
 from .kernels import onednn
 from .model import Llava
 from .prefix import Prefix
-from .prepare import EMBEDDED, Prepared, prepare, settings_of
+from .prepare import EMBEDDED, Prepared, needed, prepare, settings_of
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
 from .weights import hub, packed, quantize
@@ -53,6 +53,17 @@ class Answer:
     timings: dict[str, float]
     memory: dict[str, int]
     media: list[dict]
+
+
+@dataclass(frozen=True)
+class Score:
+    """An answer as the model sees it, teacher forced: for each token the natural logarithm of its
+    probability behind those before it, and whether it is the most likely one.
+    """
+
+    token_ids: list[int]
+    log_probabilities: list[float]
+    matches: list[bool]
 
 
 @dataclass
@@ -212,6 +223,30 @@ class LoadedModel:
             cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
         encoded = [vision.around(self.network.encode(v.tiles, v.is_clip)) for v in visuals]
         return self.network.prefill(plan, encoded, cache, keep=keep), cache
+
+    def score(self, question, answer, *, images=(), videos=(), **options) -> Score:
+        """How likely an answer (text, or token ids, which may end with an end token) is.
+
+        Equal to what `generate` would choose from, token for token, had it chosen these.
+        """
+        ids = list(answer)
+        if isinstance(answer, str):
+            ids = needed(self.tokenizer).encode_text(answer)
+        if not ids:
+            raise ParameterError("cannot score", "answer", "at least one token", "none")
+        prepared = self.prepare(question, images, videos, **options)
+        prepared.plan.check_fits(len(ids))
+        self.forecast(prepared, len(ids)).check_room()
+        return self.forced(*self.prefilled(prepared, len(ids)), ids)
+
+    def forced(self, logits: Tensor, cache: Cache, ids: list[int]) -> Score:
+        """The score of ids behind a prefilled prompt of one row: logits [1 V] of its last token."""
+        if len(ids) > 1:
+            more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
+            logits = torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
+        chosen = torch.tensor(ids, device=logits.device)
+        logs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        return Score(ids, logs.tolist(), (logits.argmax(-1) == chosen).tolist())
 
     def logits(self, question, *, images=(), videos=(), **options) -> Tensor:
         """Logits after every row of the prompt: [rows V] float32, on the CPU."""
