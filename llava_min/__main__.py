@@ -86,6 +86,7 @@ def answer(settings: arguments.Settings) -> int:
         print(f"llava_min: not read: {detail}", file=sys.stderr)
     if work:
         return work.answer(model, settings)
+    model.progress = report.Progress("reading", settings.quiet)
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
     if question is None and not images and not videos and not settings.chat:

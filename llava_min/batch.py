@@ -49,11 +49,7 @@ class Row:
     def __init__(self, model: LoadedModel, ready: tuple[Prepared, Options], cache, began: float):
         (self.prepared, options), self.cache = ready, cache
         vision, start = Clock(), time.perf_counter()
-        visuals = [
-            vision.around(model.network.encode(visual.tiles, visual.is_clip))
-            for visual in self.prepared.visuals
-        ]
-        logits = model.network.prefill(self.prepared.plan, visuals, cache)
+        logits = model.read(self.prepared.plan, self.prepared.visuals, cache, vision)
         self.first = self.last = time.perf_counter()
         self.said = Continuation(model.network, model.tokenizer, self.prepared.ids, options)
         self.text, self.timings = "", {

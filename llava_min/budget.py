@@ -116,7 +116,7 @@ def clip(times: list[float], config: LlavaConfig) -> Video:
 # Memory and work ---------------------------------------------------------------
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-CHUNK, TILES = 4096, 8  # tokens of a prefill and tiles of the tower at a time, as model.py has them
+CHUNK, TILES = 2048, 8  # tokens of a prefill and tiles of the tower at a time, at most
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
 
 
@@ -222,6 +222,18 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
     pixels = 3 * vision.image_size**2
     together = 4 * tiles * vision.side**2 * config.text.hidden_size
     return max(min(k, tiles) * (block * size + pixels * (size + 1)), together * size)
+
+
+def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:
+    """(tiles, tokens) to work on at a time: TILES and CHUNK, each halved until it takes at most an
+    eighth of `free` bytes. More of them are hardly faster.
+    """
+    k, chunk, most = TILES, CHUNK, math.inf if free is None else free / 8
+    while k > 1 and vision_bytes(config, k, storage, k) > most:
+        k //= 2
+    while chunk > 64 and prefill_bytes(config.text, chunk, storage, chunk) > most:
+        chunk //= 2
+    return k, chunk
 
 
 def memory(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Memory:

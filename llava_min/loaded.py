@@ -7,7 +7,7 @@ Read next: generate.py.
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import limits
-from .budget import Plan, Storage, Text
+from .budget import Plan, Storage, Text, portions
 from .cache import Cache
 from .config import LlavaConfig
 from .errors import ParameterError
@@ -24,7 +24,7 @@ from .generate import Finished, Options, Token, generate
 from .kernels import onednn
 from .model import Llava
 from .prefix import Prefix
-from .prepare import EMBEDDED, Prepared, needed, prepare, settings_of
+from .prepare import EMBEDDED, Encodable, Prepared, needed, prepare, settings_of
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
 from .weights import hub, packed, quantize
@@ -95,6 +95,7 @@ class LoadedModel:
     load_seconds: float = 0.0
     details: list[str] = field(default_factory=list)
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
+    progress: Callable[[int, int], None] | None = None  # told (tokens read, tokens of the prompt)
 
     def generate(self, question=None, *, images=(), videos=(), **options) -> Answer:
         """Answer a question about pictures and videos.
@@ -194,14 +195,18 @@ class LoadedModel:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
 
-    def forecast(self, prepared: Prepared, answer: int) -> Forecast:
-        """What a prompt and an answer of up to so many tokens need, beside what is free."""
+    @property
+    def storage(self) -> Storage:
+        """How its numbers are kept."""
         dtype = str(self.network.decoder.norm.weight.dtype).removeprefix("torch.")
         quantized = self.config.quantization
         kept = next(name for name, kind in KV_DTYPES.items() if kind == self.kv_dtype)
-        storage = Storage(dtype, quantized and quantized.bits, kept)
-        found = Forecast(self.name, self.config, prepared.plan, prepared.media, answer, storage,
-                         free_bytes(self.network.device.type))  # fmt: skip
+        return Storage(dtype, quantized and quantized.bits, kept)
+
+    def forecast(self, prepared: Prepared, answer: int) -> Forecast:
+        """What a prompt and an answer of up to so many tokens need, beside what is free."""
+        found = Forecast(self.name, self.config, prepared.plan, prepared.media, answer,
+                         self.storage, free_bytes(self.network.device.type))  # fmt: skip
         held = found.memory().weights  # they are there already
         return replace(found, room=found.room and found.room + held)
 
@@ -221,8 +226,17 @@ class LoadedModel:
             cache, plan, visuals = self.empty_cache(capacity), prepared.plan, prepared.visuals
         else:
             cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
-        encoded = [vision.around(self.network.encode(v.tiles, v.is_clip)) for v in visuals]
-        return self.network.prefill(plan, encoded, cache, keep=keep), cache
+        return self.read(plan, visuals, cache, vision, keep), cache
+
+    def read(self, plan: Plan, visuals: list[Encodable], cache: Cache, vision: Clock,
+             keep: str = "last") -> Tensor:  # fmt: skip
+        """Run a prompt into a cache, a few tiles and tokens at a time, as the free memory allows;
+        its logits.
+        """
+        network = self.network
+        k, chunk = portions(self.config, self.storage, free_bytes(network.device.type))
+        encoded = [vision.around(network.encode(v.tiles, v.is_clip, k)) for v in visuals]
+        return network.prefill(plan, encoded, cache, chunk, keep, self.progress)
 
     def score(self, question, answer, *, images=(), videos=(), **options) -> Score:
         """How likely an answer (text, or token ids, which may end with an end token) is.

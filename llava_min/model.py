@@ -12,14 +12,14 @@ NeXT.
 B rows of a batch, T tokens, W decoder width, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import projector
-from .budget import Plan, Text
+from .budget import CHUNK, TILES, Plan, Text
 from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
@@ -64,7 +64,7 @@ class Llava(nn.Module):
         return projector.pool(self.projector(features), mode)
 
     @torch.inference_mode()
-    def encode(self, visual: Tiles, video: bool, k: int = 8) -> Iterator[Tensor]:
+    def encode(self, visual: Tiles, video: bool, k: int = TILES) -> Iterator[Tensor]:
         """The rows [tokens W] of a picture, at once, or of a clip, k frames at a time."""
         config = self.config
         if video:
@@ -97,17 +97,21 @@ class Llava(nn.Module):
                 yield from next(remaining)
 
     @torch.inference_mode()
-    def prefill(self, plan: Plan, visuals: list[Iterator[Tensor]], cache: Cache, chunk: int = 4096,
-                keep: str = "last") -> Tensor:  # fmt: skip
+    def prefill(self, plan: Plan, visuals: list[Iterator[Tensor]], cache: Cache, chunk: int = CHUNK,
+                keep: str = "last", progress: Callable | None = None) -> Tensor:  # fmt: skip
         """Run a prompt through the decoder into a cache of one row, `chunk` tokens at a time.
 
         `visuals` are what `encode` gives, one for each picture or clip of the plan, in order.
-        Returns logits [1 V] of the last token, or [T V] of all with keep="all".
+        Returns logits [1 V] of the last token, or [T V] of all with keep="all". progress(done,
+        total) is told of the tokens.
         """
-        kept = []
+        kept, done = [], 0
         for rows in chunks(self.rows(plan, visuals), chunk):
             hidden = self.decoder(rows[None], cache)
             cache.advance(rows.shape[0])
+            done += len(rows)
+            if progress:
+                progress(done, plan.tokens)
             kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:]]
         return self.decoder.logits(torch.cat(kept, dim=1))[0]
 

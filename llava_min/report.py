@@ -106,10 +106,11 @@ class Progress:
         import time
 
         now = time.monotonic()
-        self.start = self.start or now
-        if self.quiet or now - self.start < 0.5:
+        start = self.start or now
+        self.start = None if done == total else start
+        if self.quiet or now - start < 0.5:
             return
-        left = (now - self.start) / done * (total - done)
+        left = (now - start) / done * (total - done)
         filled = 24 * done // total
         end = "\r\033[K" if done == total else ""
         print(
