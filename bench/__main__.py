@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | load | quality | ask | niah: how fast and how good, beside
-peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | ask | niah: how fast and how good,
+beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -53,7 +53,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
     again.add_argument("-m", "--model", help="a folder, or 0.5B: that shape, random weights")
     again.add_argument("--frames", type=int, default=1024, help="of the clip (default 1024)")
     again.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
-    for command in (kernels, whole, starting, quality, again):
+    batch = commands.add_parser(
+        "batch", help="four prompts together beside one, random weights; on a CPU too"
+    )
+    batch.add_argument("--model", default="0.5B", help="0.5B, 7B (default %(default)s)")
+    for command in (kernels, whole, starting, quality, again, batch):
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
@@ -94,7 +98,8 @@ def main(given: list[str]) -> int:
     if settings.command in ("load", "quality") or vars(settings).get("device") == "cpu":
         print(on_cpu(settings))
         return 0
-    if not settings.dry_run and (missing := measure.no_device()):
+    anywhere = settings.dry_run or settings.command == "batch"
+    if not anywhere and (missing := measure.no_device()):
         print(f"bench: {missing}", file=sys.stderr)
         return 2
     if settings.command == "kernels":
@@ -110,6 +115,10 @@ def main(given: list[str]) -> int:
         rows, limits = kernels.run(
             settings.sections or list(kernels.SECTIONS), settings.dry_run, settings.rounds
         )
+    elif settings.command == "batch":
+        from . import batch
+
+        rows, limits = batch.run(settings.model, settings.dry_run)
     else:
         from . import generate
 

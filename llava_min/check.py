@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from .config import NAMED_TOWERS
 from .errors import LlavaMinError, OutputError, ParameterError, shown
 
 STAGES = {
@@ -121,11 +122,12 @@ def their_model(folder: Path, config):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checkpoint = Checkpoint.open(folder)
+    values = checkpoint.json("config.json", "configuration")
     if config.family != "llava_qwen":
-        (kind,) = checkpoint.json("config.json", "configuration")["architectures"]
-        kind = getattr(transformers, kind)
+        kind = getattr(transformers, values["architectures"][0])
         return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    model = transformers.LlavaOnevisionForConditionalGeneration(their_config(config)).eval()
+    kind = transformers.LlavaOnevisionForConditionalGeneration
+    model = kind(their_config(values, config)).float().eval()
     stored = {names.ours(name): name for name in checkpoint.names}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -133,26 +135,18 @@ def their_model(folder: Path, config):
     return model
 
 
-def their_config(config):
-    """Their configuration of an original checkpoint."""
+def their_config(values: dict, config):
+    """Their configuration of an original checkpoint, whose keys for the text are theirs already."""
     import transformers
 
-    vision, text = vars(config.vision), vars(config.text)
-    keys = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
-            "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}  # fmt: skip
-    tower = {"image_size": "image_size", "patch_size": "patch_size"}
-    decoder = {"num_kv_heads": "num_key_value_heads", "norm_eps": "rms_norm_eps",
-               "vocab_size": "vocab_size", "context": "max_position_embeddings"}  # fmt: skip
-    rope = {"rope_type": "default", "rope_theta": config.text.rope_theta}
+    tower = values.get("vision_config") or NAMED_TOWERS[values["mm_vision_tower"]]
+    layers, tile = config.vision.num_layers, config.tile
     return transformers.LlavaOnevisionConfig(
-        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False,
-                       **{key: vision[own] for own, key in (keys | tower).items()}},
-        text_config={"model_type": "qwen2", "rope_parameters": rope,
-                     **{key: text[own] for own, key in (keys | decoder).items()}},
-        image_grid_pinpoints=[[rows * config.tile, columns * config.tile]
-                              for rows, columns in config.grids],
+        vision_config={**tower, "num_hidden_layers": layers, "vision_use_head": False},
+        text_config={**values, "model_type": "qwen2", "vision_config": None},
+        image_grid_pinpoints=[[tile * rows, tile * columns] for rows, columns in config.grids],
         vision_aspect_ratio=f"anyres_max_{config.max_tiles}", tie_word_embeddings=config.text.tied,
-        image_token_index=text["vocab_size"] - 1, video_token_index=text["vocab_size"] - 2
+        image_token_index=config.text.vocab_size - 1, video_token_index=config.text.vocab_size - 2
     )  # fmt: skip
 
 
@@ -167,9 +161,10 @@ def their_pixels(folder: Path, config, case: str) -> dict:
     if (folder / "preprocessor_config.json").exists():
         made = made.from_pretrained(folder)
     else:  # an original folder
-        half, grids = [0.5] * 3, their_config(config).image_grid_pinpoints
-        made = made(size={"height": config.tile, "width": config.tile}, image_mean=half,
-                    image_std=half, image_grid_pinpoints=grids)  # fmt: skip
+        tile, half = config.tile, [0.5] * 3
+        grids = [[tile * rows, tile * columns] for rows, columns in config.grids]
+        made = made(size={"height": tile, "width": tile}, image_mean=half, image_std=half,
+                    image_grid_pinpoints=grids)  # fmt: skip
     if case == "picture":
         return dict(made(cases()[case]["images"], return_tensors="pt"))
     pixels = made(list(cases()[case]["videos"][0]), return_tensors="pt")["pixel_values"]

@@ -203,7 +203,7 @@ def user_turn(text: str, images: int, videos: int, frames: int | None = None) ->
     they come first.
 
     frames: of the one clip, in a family that takes it frame by frame; then as many <image> place
-    them.
+    them. Without pictures one <image> a clip places the clips, as the original code's prompts do.
 
     >>> user_turn("<image>\\nWhat is this?", images=1, videos=0).parts
     (Visual(kind='image', index=0, frame=None), ('What is this?',))
@@ -222,6 +222,8 @@ def user_turn(text: str, images: int, videos: int, frames: int | None = None) ->
         return Turn("user", (*visuals, (text,)))
     if frames and counts == {"image": frames, "video": 0}:
         runs = [Visual("video", 0, run.index) if isinstance(run, Visual) else run for run in runs]
+    elif not images and counts == {"image": videos, "video": 0}:
+        runs = [Visual("video", run.index) if isinstance(run, Visual) else run for run in runs]
     else:
         check_counts(runs, images, videos, frames)
     return Turn("user", separated(runs))

@@ -39,7 +39,23 @@ def exam() -> str:
     return "\n".join(table) + f"\n\n{heads['note']}"
 
 
-PARTS = {"reading": reading, "exam": exam, "trace": trace}
+def families() -> str:
+    """The committed agreement of each family with its reference (tests/agreement.py)."""
+    lines = (ROOT / "bench" / "results" / "agreement.jsonl").read_text().splitlines()
+    rows = [
+        "| family | layouts | rows of 640 x 480 | rows a frame | context | against | cases | "
+        "largest difference of a logit |",
+        "|---|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for row in map(json.loads, lines):
+        rows.append(
+            f"| {row['family']} | {row['layouts']} | {row['picture']:,} | {row['frame']} | "
+            f"{row['context']:,} | {row['against']} | {row['cases']} | {row['worst']:.1e} |"
+        )
+    return "\n".join(rows)
+
+
+PARTS = {"reading": reading, "exam": exam, "families": families, "trace": trace}
 
 
 def replaced(text: str, part: str) -> str:

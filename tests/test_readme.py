@@ -67,9 +67,9 @@ def test_python_examples_run():
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("part", ["reading", "exam"])
+@pytest.mark.parametrize("part", ["reading", "exam", "families"])
 def test_generated_parts_are_up_to_date(part):
-    """Reading order, line counts, and the accuracy table (python tests/readme.py)."""
+    """Reading order, line counts, the exam, the table of families (python tests/readme.py)."""
     assert readme.replaced(README, part) == README
 
 

@@ -1,0 +1,182 @@
+"""Every family beside its transformers class: pictures, clips, counts, logits and greedy answers.
+
+    python tests/agreement.py      writes bench/results/agreement.jsonl, the README's table
+
+Small random models in float32, every tensor random, tiles of 56 pixels; what is drawn for them is
+the same every time.
+"""
+
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import small
+import test_agrees_golden as stored
+import test_real_sizes
+import torch
+from test_families import FAMILIES, GRIDS, TILE, Family, pixels_of
+from test_mistakes import golden
+
+from llava_min import budget, config, vision
+
+RESULTS = Path(__file__).parent.parent / "bench" / "results" / "agreement.jsonl"
+ONEVISION = small.hf_config(tied=False) | {"video_token_index": 511}
+FAMILIES["onevision"] = ONEVISION
+EXTREMES = [(1, 1), (1, 2400), (2400, 1), (56, 56), (57, 56), (2400, 48), (112, 56), (30, 1700)]
+
+
+def their_pixels(name: str, pictures: list, frames) -> dict[str, torch.Tensor]:
+    """The inputs that transformers' processors on Pillow make of pictures or of a clip."""
+    if name in ("long_llava", "interleave", "llava_1_5"):
+        return {"pixel_values": pixels_of(name, pictures or list(frames))}
+    if frames is not None:
+        made = pixels_of("interleave" if name == "onevision" else name, list(frames))
+        return {"pixel_values_videos": made[None]}
+    if name == "onevision":
+        from transformers.models.llava_onevision import image_processing_pil_llava_onevision as pil
+
+        made = pil.LlavaOnevisionImageProcessorPil(
+            size={"height": TILE, "width": TILE}, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+            image_grid_pinpoints=ONEVISION["image_grid_pinpoints"])  # fmt: skip
+        return dict(made(pictures if len(pictures) == 1 else [pictures], return_tensors="pt"))
+    from transformers.models.llava_next import image_processing_pil_llava_next as pil
+
+    made = pil.LlavaNextImageProcessorPil(
+        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=GRIDS)  # fmt: skip
+    return dict(made(pictures, return_tensors="pt"))
+
+
+def difference(name: str, family: Family, sizes: list[tuple[int, int]], frames: int) -> dict:
+    """How far ours and theirs are apart on pictures of `sizes`, or on a clip where there are none.
+
+    tiles: whether all pixels are bit-equal; counts: whether they take as many tokens as theirs
+    want; logits: the largest difference; largest: the largest logit.
+    """
+    pictures = [small.picture(*size, seed=sum(size)) for size in sizes]
+    clip = None if sizes else small.frames(frames, seed=frames)
+    media = {"images": pictures} if sizes else {"videos": [clip]}
+    inputs = their_pixels(name, pictures, clip)
+    prepared = family.ours.prepare("What is in it?", **media)
+    mine = torch.from_numpy(np.stack([t for v in prepared.visuals for t in v.tiles.pixels]))
+    mine = vision.normalise(mine, family.ours.config.vision, torch.float32)
+    tiles = next(value for key, value in inputs.items() if key.startswith("pixel_values"))
+    if tiles.ndim == 5:  # padded to the picture with most tiles, or the frames of one clip
+        counts = [len(visual.tiles.pixels) for visual in prepared.visuals]
+        tiles = torch.cat([each[:count] for each, count in zip(tiles, counts)])
+    ids = [token for part in prepared.plan.segments for token in placeholders(part)]
+    try:
+        theirs = family.logits(ids, **inputs)
+    except ValueError:  # "Image features and image tokens do not match"
+        return {"tiles": torch.equal(mine, tiles), "counts": False}
+    ours = family.ours.logits("What is in it?", **media)
+    return {
+        "tiles": torch.equal(mine, tiles),
+        "counts": ours.shape == theirs.shape,
+        "logits": (ours - theirs).abs().max().item(),
+        "largest": theirs.abs().max().item(),
+    }
+
+
+def placeholders(part) -> tuple[int, ...] | list[int]:
+    """Ids of a segment as transformers wants them."""
+    if isinstance(part, budget.Text):
+        return part.ids
+    return [510 if isinstance(part, budget.Image) else 511] * part.tokens
+
+
+def bound(largest: float) -> float:
+    return 5e-5 * max(1.0, largest / 5)
+
+
+def greedy(name: str, family: Family, count: int = 16) -> tuple[list[int], list[int]]:
+    """`count` greedy ids of ours, and what theirs chooses behind each.
+
+    What has been said counts less, in both: a random model would only repeat itself.
+    """
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    picture = small.picture(90, 60)
+    for question in (f"What is at {number}?" for number in range(60)):
+        answer = family.ours.generate(
+            question, images=[picture], max_tokens=count, ignore_eos=True, repetition_penalty=2.0
+        ).token_ids
+        if max(answer) < 510:  # a placeholder would want a visual
+            break
+    prepared = family.ours.prepare(question, images=[picture])
+    ids = [token for part in prepared.plan.segments for token in placeholders(part)]
+    logits = family.logits(ids + answer, **their_pixels(name, [picture], None))
+    penalty, theirs = RepetitionPenaltyLogitsProcessor(2.0), []
+    for place, row in enumerate(logits[len(ids) - 1 : -1]):
+        seen = torch.tensor([prepared.ids + answer[:place]])
+        theirs.append(int(penalty(seen, row[None])[0].argmax()))
+    return answer, theirs
+
+
+# The README's table --------------------------------------------------------------
+
+PUBLISHED = {
+    # family here: (its name in test_real_sizes, what the table calls it, its layouts)
+    "onevision": ("llava-onevision-0.5b-ov-hf", "LLaVA-OneVision", "HF"),
+    "next_video": ("llava-next-video-7b-hf", "LLaVA-NeXT-Video", "HF"),
+    "next": ("llava-next-video-7b-hf", "LLaVA-NeXT, pictures", "HF"),
+    "long_llava": ("long-llava-qwen2-7b", "long-llava", "HF"),
+    "interleave": ("llava-interleave-qwen-0.5b", "llava-interleave", "HF"),
+    "llava_1_5": (None, "LLaVA-1.5", "HF"),
+}
+
+
+def published(name: str | None) -> dict:
+    """Rows of a picture of 640 x 480 and of a frame, and the context, at the published size."""
+    values = test_real_sizes.CHECKPOINTS[name or "long-llava-qwen2-7b"][0]
+    if name is None:  # LLaVA-1.5 is CLIP and Vicuna without scaling
+        text = {k: v for k, v in test_real_sizes.VICUNA.items() if k != "rope_scaling"}
+        values = {**values, "text_config": text}
+    settings = config.from_values(values)
+    ten = budget.video_tokens(10, settings) // 10
+    return {"picture": budget.picture((640, 480), settings.image_modes[0], settings).tokens,
+            "frame": ten, "context": settings.text.context}  # fmt: skip
+
+
+def originals() -> list[dict]:
+    """The original layouts against the stored outputs of the original code."""
+    rows = []
+    for folder, name, title in (
+        ("tiny_ov", "llava-onevision-7b-ov", "LLaVA-OneVision"),
+        ("tiny_video", "llava-video-7b-qwen2", "LLaVA-Video"),
+    ):
+        found = [golden(case)(None)[0] for case in stored.CASES if folder[5:] == case.split("_")[0]]
+        rows.append({"family": title, "layouts": "original", **published(name), "against":
+                     "original code", "cases": len(found), "worst": float(max(found))})  # fmt: skip
+    return rows
+
+
+def drawn(name: str) -> list[tuple[list[tuple[int, int]], int]]:
+    """(sizes of pictures, frames of a clip) of the cases of a family."""
+    choose = random.Random(name)
+    cases = [([size], 0) for size in EXTREMES]
+    cases += [([(choose.randint(1, 400), choose.randint(1, 400)) for _ in range(count)], 0)
+              for count in (1, 1, 1, 1, 2, 2, 3)]  # fmt: skip
+    return cases + [([], frames) for frames in (1, 2, 5, 9) if name != "next"]
+
+
+def main() -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (real, title, layouts) in PUBLISHED.items():
+            family = Family(name, Path(folder) / name)
+            found = [difference(name, family, *case) for case in drawn(name)]
+            assert all(each["tiles"] and each["counts"] for each in found), name
+            assert all(each["logits"] <= bound(each["largest"]) for each in found), name
+            worst = max(each["logits"] for each in found)
+            rows.append({"family": title, "layouts": layouts, **published(real), "against":
+                         "transformers", "cases": len(found), "worst": worst})  # fmt: skip
+            print(rows[-1], flush=True)
+    rows += originals()
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
