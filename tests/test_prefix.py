@@ -221,3 +221,14 @@ def test_a_clip_is_known_by_its_file_and_times(model, tmp_path, monkeypatch):
     hashes = [video.read(folder, video.Choice(2)).hash for _ in range(2)]
     small.picture(60, 50, seed=9).save(folder / "2.png")
     assert hashes[0] == hashes[1] != video.read(folder, video.Choice(2)).hash
+
+
+def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):
+    """All that the file holds, its last token included; a shorter prompt from a part of it."""
+    options = {"max_tokens": 5, "ignore_eos": True, "temperature": 1.5, "seed": 1}
+    file = tmp_path / "cache"
+    model.generate([7, 8, 9], **options, prompt_cache=file)
+    for ids, kept in (([7, 8, 9, 10, 11], 3), ([7, 8], 1), ([7, 12, 9], 1), ([9, 8, 7], 0)):
+        answer = model.generate(ids, **options, prompt_cache=file)
+        assert answer.usage["cached_tokens"] == kept
+        assert answer.token_ids == model.generate(ids, **options).token_ids
