@@ -77,13 +77,17 @@ def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
 @triton.jit
 def layer_norm_kernel(rows, weight, bias, normed, count, eps,
                       WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: ROWS whole rows in registers; the variance is that of centred values."""
+    """One program: ROWS whole rows in registers; the variance is that of centred values, centred
+    twice.
+    """
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (first + row < count) & (column < WIDTH)
     values = load_tile(rows, first, row, column, inside, WIDTH)
     mean = tl.sum(values, axis=1) / WIDTH
     values = tl.where(inside, values - mean[:, None], 0.0)
+    rest = tl.sum(values, axis=1) / WIDTH  # the mean's own rounding, large where the mean is
+    values = tl.where(inside, values - rest[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(values * values, axis=1) / WIDTH + eps)
     whole = column < WIDTH
     values *= scale[:, None] * tl.load(weight + column, mask=whole, other=0.0).to(tl.float32)

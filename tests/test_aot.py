@@ -38,6 +38,10 @@ class Case:
     stages: int
     part: str | None = None  # only GPUs of this part, or all
     expect: dict = field(default_factory=dict)
+    oldest: int = 80
+
+    def fits(self, gpu: int) -> bool:
+        return self.part in (None, GPUS[gpu]) and gpu >= self.oldest
 
 
 def attention_cases():
@@ -69,7 +73,11 @@ def decode_cases():
         keys, warps, stages, _ = decode.BLOCKS[part]
         for head_dim in (64, 128):
             sizes = dict(GROUP=7, HEAD_DIM=head_dim, ROWS=16)
-            for bits, cache, scales in (("", "*bf16", None), (" 8-bit", "*i8", "*fp32")):
+            for bits, cache, scales in (
+                ("", "*bf16", None),
+                (" int8", "*i8", "*fp32"),
+                (" fp8", "*fp8e4nv", "*fp32"),
+            ):
                 types = [
                     "*bf16",
                     cache,
@@ -92,6 +100,7 @@ def decode_cases():
                     stages,
                     part,
                     dict(matrix=True),
+                    89 if bits == " fp8" else 80,  # older parts have no conversion of fp8
                 )
             types = ["*fp32", "*fp32", "*bf16", "i32", "i32"]
             yield Case(f"decode combine {head_dim}", decode.combine_kernel, types,
@@ -154,7 +163,8 @@ def pointwise_cases():
         size = dict(WIDTH=4304, KIND=kind, BLOCK=1024)
         yield Case(kind, activation.gelu_kernel, [bf16, none, bf16], size, 4, 3)
     size = dict(HEADS=28, KV_HEADS=4, HEAD_DIM=128, TOKENS=rope.TOKENS)
-    for name, cache, scales in (("bf16", "*bf16", none), ("8-bit", "*i8", "*fp32")):
+    kinds = (("bf16", "*bf16", none), ("int8", "*i8", "*fp32"), ("fp8", "*fp8e4nv", "*fp32"))
+    for name, cache, scales in kinds:
         types = [
             bf16,
             "*fp32",
@@ -169,7 +179,10 @@ def pointwise_cases():
             "i16",
             "i16",
         ]
-        yield Case(f"rope.write {name}", rope.write_kernel, types, size, 4, 3)
+        yield Case(
+            f"rope.write {name}", rope.write_kernel, types, size, 4, 3,
+            oldest=89 if name == "fp8" else 80
+        )  # fmt: skip
 
 
 def cases():
@@ -311,7 +324,7 @@ def results() -> list[dict]:
 def test_every_kernel_compiles(gpu):
     """For the GPU's row of the tables; what is wrong is named, kernel by kernel."""
     found = [result for result in results() if result["gpu"] == gpu]
-    assert len(found) == sum(case.part in (None, GPUS[gpu]) for case in cases()) > 20
+    assert len(found) == sum(case.fits(gpu) for case in cases()) > 20
     wrong = {result["name"]: found_wrong(result) for result in found}
     assert not any(wrong.values()), {name: texts for name, texts in wrong.items() if texts}
 
@@ -334,7 +347,7 @@ def test_what_is_wrong_is_found():
 def main(gpus: list[int], only: str) -> None:
     for case in cases():
         for gpu in gpus:
-            if only in case.name and case.part in (None, GPUS[gpu]):
+            if only in case.name and case.fits(gpu):
                 print(json.dumps(compiled(case, gpu)), flush=True)
 
 
