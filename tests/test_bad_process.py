@@ -77,7 +77,8 @@ def test_a_signal_at_any_moment():
     for delay in (0.0, 0.1, 0.5):
         running = subprocess.Popen(
             [sys.executable, "-c", start, *ASK, "--max-tokens", "500", "--ignore-eos"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
         assert running.stdout.read(1) == b"."
         time.sleep(delay)
         running.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ Read next: names.py. Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ..files import read_json, regular
 from . import header
+
+PLAIN = re.compile(r"[^./\\:\0][^/\\:\0]*")  # a file name that stays in its folder
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,7 @@ def read(shard, name: str, path: Path) -> Tensor:
     try:
         return shard.get_tensor(name)
     except (SafetensorError, OSError):
-        raise CheckpointError(
-            f"cannot read {shown(name)}",
-            path.name,
-            "the whole tensor",
-            "the file cut short",
-            "Fetch it again.",
-        ) from None
+        raise header.damaged(path, f"the whole of {shown(name)}", "the file cut short") from None
 
 
 def open_shard(path: Path):
@@ -100,13 +97,8 @@ def open_shard(path: Path):
     try:
         return safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError):
-        raise CheckpointError(
-            "cannot read the weights",
-            path.name,
-            "a whole safetensors file",
-            f"{path.stat().st_size} bytes that are none",
-            "Fetch it again.",
-        ) from None
+        found = f"{path.stat().st_size} bytes that are none"
+        raise header.damaged(path, "a whole safetensors file", found) from None
 
 
 def index(folder: Path) -> dict[str, Path]:
@@ -145,38 +137,22 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
     """
     weight_map = listing.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            "cannot read the index of the weights",
-            "model.safetensors.index.json",
-            "a weight_map",
-            "none",
-        )
+        raise wrong_index("a weight_map", "none")
     for name in weight_map.values():
-        if (
-            not isinstance(name, str)
-            or not name
-            or set(name) & set("/\\\0:")
-            or name.startswith(".")
-        ):
-            raise CheckpointError(
-                "cannot read the index of the weights",
-                "model.safetensors.index.json",
-                "a plain file name in weight_map",
-                shown(name),
-            )
+        if not isinstance(name, str) or not PLAIN.fullmatch(name):
+            raise wrong_index("a plain file name in weight_map", shown(name))
     for name in dict.fromkeys(weight_map.values()):
+        what = "cannot load the weights"
         if not regular(folder / name):
-            raise CheckpointError(
-                "cannot load the weights", shown(name), "a shard in the folder", "none"
-            )
+            raise CheckpointError(what, shown(name), "a shard in the folder", "none")
         listed = {tensor for tensor, shard in weight_map.items() if shard == name}
-        held = set(header.read(folder / name))
-        if held != listed:
-            odd = sorted(held ^ listed)[0]
-            raise CheckpointError(
-                "cannot load the weights",
-                shown(name),
-                "the tensors that the index lists",
-                f"a difference at {shown(odd)}",
-            )
+        odd = sorted(listed ^ set(header.read(folder / name)))
+        if odd:
+            found = f"a difference at {shown(odd[0])}"
+            raise CheckpointError(what, shown(name), "the tensors that the index lists", found)
     return {tensor: folder / shard for tensor, shard in weight_map.items()}
+
+
+def wrong_index(expected: str, found: str) -> CheckpointError:
+    what = "cannot read the index of the weights"
+    return CheckpointError(what, "model.safetensors.index.json", expected, found)
