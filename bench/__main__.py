@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | ask | niah: how fast and how good,
-beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | ask | video | niah: how fast and
+how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -57,7 +57,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "batch", help="four prompts together beside one, random weights; on a CPU too"
     )
     batch.add_argument("--model", default="0.5B", help="0.5B, 7B (default %(default)s)")
-    for command in (kernels, whole, starting, quality, again, batch):
+    clips = commands.add_parser(
+        "video", help="64 frames of an hour: seeking to them, and decoding everything"
+    )
+    clips.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    for command in (kernels, whole, starting, quality, again, batch, clips):
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
@@ -92,6 +96,11 @@ def main(given: list[str]) -> int:
         from . import niah
 
         print(*niah.run(settings), sep="\n")
+        return 0
+    if settings.command == "video":
+        from . import video
+
+        print(video.run(settings.dry_run, settings.out, settings.rounds))
         return 0
     if settings.command == "ask":
         return ask(settings)
