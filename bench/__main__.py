@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | ask | video | niah: how fast and
-how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | ask | video | niah | long: how fast
+and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -82,6 +82,10 @@ def arguments(given: list[str]) -> argparse.Namespace:
                         help="its needles: a JSON list of {image, question, answer}")  # fmt: skip
     needle.add_argument("--out", type=Path, default=measure.RESULTS, help="folder")
     needle.add_argument("--dry-run", action="store_true", help="two lengths, one needle")
+    large = commands.add_parser("long", help="the memory of a very long prompt on a CPU (Linux)")
+    large.add_argument("--tokens", type=int, default=224_000, help="(default 224000: half an hour)")
+    large.add_argument("--kv-dtype", choices=("auto", "int8"), default="auto")
+    large.add_argument("--out", type=Path, default=measure.RESULTS, help="folder")
     draw = commands.add_parser("plot", help="draw the plots of a file of results again")
     draw.add_argument("file", type=Path)
     return parser.parse_args(given)
@@ -91,6 +95,15 @@ def main(given: list[str]) -> int:
     settings = arguments(given)
     if settings.command == "plot":
         print(*plots.draw(settings.file), sep="\n")
+        return 0
+    if settings.command == "long":
+        from . import long
+
+        row = json.dumps(long.run(settings.tokens, settings.kv_dtype))
+        settings.out.mkdir(parents=True, exist_ok=True)
+        with (settings.out / "long-embedded.jsonl").open("a") as file:
+            print(row, file=file)
+        print(row)
         return 0
     if settings.command == "niah":
         from . import niah

@@ -1,0 +1,77 @@
+"""A prompt of hundreds of thousands of tokens on a CPU: does it take the memory that was planned?
+
+in:  the embedded checkpoint with its context raised, a clip long enough to fill it
+out: a row: tokens, bytes planned and measured, seconds
+Measured is the most resident memory while reading the prompt, above what there was before: after
+loading and after a short prompt, so that what is made once is made. 224,000 tokens are about
+10^14 operations of attention: half an hour on two quiet cores.
+Read next: niah.py.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import llava_min
+from llava_min import budget, image
+from llava_min.budget import Plan, Text
+from llava_min.image import Tiles
+from llava_min.loaded import LoadedModel
+
+from . import measure
+
+
+class Repeated(Sequence):
+    """A clip of `count` frames made of a few."""
+
+    def __init__(self, frames: np.ndarray, count: int):
+        self.frames, self.count = frames, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.frames[index % len(self.frames)]
+
+
+def resident(name: str) -> int:
+    """Bytes of this process: "VmRSS" now, or "VmHWM", the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def read(model: LoadedModel, tokens: int) -> Plan:
+    """Prefill a prompt of so many tokens: a clip, then text that fills it up."""
+    each = budget.video_tokens(2, model.config) - budget.video_tokens(1, model.config)
+    count = (tokens - 2) // each
+    frames = np.random.default_rng(0).integers(0, 256, (16, 84, 84, 3), np.uint8)
+    tiles = image.FrameTiles(Repeated(frames, count), model.config, range(count))
+    clip = budget.clip([float(number) for number in range(count)], model.config)
+    plan = Plan((clip, Text((1,) * (tokens - clip.tokens))), model.config.text.context)
+    cache = model.empty_cache(plan.tokens)
+    visual = model.network.encode(Tiles(tiles, (84, 84), None), True)
+    assert torch.isfinite(model.network.prefill(plan, [visual], cache)).all()
+    return plan
+
+
+def run(tokens: int, kv_dtype: str = "auto") -> dict:
+    """One row; the model in float32."""
+    model = llava_min.load(dtype="float32", kv_dtype=kv_dtype, device="cpu", context=tokens)
+    read(model, 2 * budget.CHUNK)
+    before, start = resident("VmRSS"), time.perf_counter()
+    forget_peak()
+    plan = read(model, tokens)
+    seconds, measured = time.perf_counter() - start, resident("VmHWM") - before
+    need = budget.memory(model.config, plan, 0, budget.Storage(kv_dtype=kv_dtype))
+    planned = need.cache + need.activations
+    return {"tokens": plan.tokens, "kv_dtype": kv_dtype, "planned_bytes": planned,
+            "cache_bytes": need.cache, "measured_bytes": measured,
+            "measured_over_planned": round(measured / planned, 4), "seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(), **measure.machine()}  # fmt: skip
