@@ -33,15 +33,15 @@ def seen(model, monkeypatch):
     network, log = model.network, {"logits": [], "computed": 0, "encoded": 0}
     prefill, encode = network.prefill, network.encode
 
-    def watched(plan, visuals, cache, **options):
+    def watched(plan, *given, **options):
         log["computed"] += plan.tokens
-        log["logits"].append(prefill(plan, visuals, cache, **options))
+        log["logits"].append(prefill(plan, *given, **options))
         return log["logits"][-1]
 
-    def counted(tiles, video):
+    def counted(*given):
         def rows():
             log["encoded"] += 1
-            yield from encode(tiles, video)
+            yield from encode(*given)
 
         return rows()
 
