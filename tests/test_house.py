@@ -51,7 +51,7 @@ def test_budgets():
     """A reader's afternoon, counted."""
     assert sum(code_lines(ROOT / "llava_min" / f"{name}.py") for name in WALK) <= 1300
     assert sum(code_lines(path) for path in (ROOT / "kernels").glob("*.py")) <= 1200
-    assert sum(code_lines(path) for path in SOURCES) <= 4600
+    assert sum(code_lines(path) for path in SOURCES) <= 5700
 
 
 def imports(path: Path) -> set[str]:
