@@ -769,7 +769,10 @@ ARGUMENTS = [
         plain,
         {
             "no such folder": (flags("-m", "nowhere"), "nowhere"),
-            "a file": (flags("-m", __file__.removesuffix(".py")), "folder"),
+            "a file": (
+                lambda folder: ["What?", "-m", folder / "model" / "config.json"],
+                "a folder",
+            ),
             "a name that is too long": (flags("-m", "a" * 5000), "aaa"),
             "a line break in the name": (flags("-m", "a\nb"), r"a\\nb"),
             "a deep override": (

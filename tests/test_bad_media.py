@@ -275,6 +275,15 @@ VIDEOS = [
         {"a wav": clip(sound(), "clip.wav")},
     ),
     *rows(
+        "VD-CODEC",
+        4,
+        r"clip\.mp4.*a codec that is known",
+        good_clip,
+        {
+            "an unknown one": clip(MP4.replace(b"avc1", b"zzzz")),
+        },
+    ),
+    *rows(
         "VD-PLAYLIST",
         4,
         "cannot read the video",

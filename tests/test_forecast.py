@@ -228,6 +228,7 @@ def test_what_would_fit_fits(share, frames, pictures):
             assert llava_min.plan(None, "Why?", **fewer).fits, remedy
 
 
+@pytest.mark.catalogue("MEM-PRE", "what cannot fit is refused before anything is encoded")
 def test_what_cannot_fit_is_refused_before_anything_is_encoded(monkeypatch, capsys):
     model = llava_min.load(device="cpu")
     need = llava_min.plan(None, "Why?", videos=[CLIP], device="cpu").memory()
