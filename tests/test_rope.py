@@ -1,5 +1,6 @@
 """RoPE with the cache write: Triton in the interpreter against the formula in float64."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,23 @@ DTYPES = (torch.float16, torch.float32)
 def angles_of(starts, new, head_dim, dtype=torch.float32):
     positions = torch.tensor(starts)[:, None] + torch.arange(new)
     return rope.angles(positions, theta=10_000.0, head_dim=head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("theta, factor", [(1e4, 1.0), (1e4, 2.5), (1e6, 1.0), (1e9, 1.0)])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_angles_of_far_positions(theta, factor, head_dim):
+    """Against extended precision up to the last position of long-llava, linear scaling included.
+
+    In float32 an angle is as good as its few roundings allow, and those grow with the angle.
+    """
+    positions = np.array([0, 1, 4_095, 32_767, 223_999])
+    half = np.arange(0, head_dim, 2).astype(np.longdouble) / head_dim
+    exact = positions[:, None] / np.longdouble(factor) / np.longdouble(theta) ** half
+    expected = np.stack([np.cos(exact), np.sin(exact)])
+    for dtype, ulp in ((torch.float64, 2.0**-53), (torch.float32, 2.0**-24)):
+        found = rope.angles(torch.tensor(positions)[None], theta, head_dim, factor, dtype)
+        error = np.abs(found[:, 0].double().numpy() - expected.astype(np.float64))
+        assert (error <= 6 * ulp * (exact.astype(np.float64) + 1)).all(), dtype
 
 
 def written(layer: Layer, new: int) -> torch.Tensor:
