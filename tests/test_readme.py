@@ -13,6 +13,7 @@ from test_house import ROOT
 
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.S)
+VARYING = ("[1", "[3", "[t", "at best:")  # statistics, and seconds of this machine
 NOT_RUN = (
     "make ",
     "pip ",
@@ -37,7 +38,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def comparable(output: str) -> str:
-    lines = [line for line in output.splitlines() if line.strip() and not line.startswith("[")]
+    lines = [line for line in output.splitlines() if line.strip() and not line.startswith(VARYING)]
     return "\n".join(re.sub(r"\s+[\d.]+ ms$", "", line) for line in lines)
 
 
