@@ -95,7 +95,7 @@ def test_the_committed_table_is_within_its_bounds():
     rows = [json.loads(line) for line in agreement.RESULTS.read_text().splitlines()]
     assert {row["family"] for row in rows} >= {title for _, title, _ in PUBLISHED.values()}
     for row in rows:
-        assert row["cases"] >= 15 and math.isfinite(row["worst"]) and row["worst"] <= 5e-4
+        assert row["cases"] >= 14 and math.isfinite(row["worst"]) and row["worst"] <= 5e-5
     for row, (real, _, _) in zip(rows, PUBLISHED.values()):
         assert {key: row[key] for key in ("picture", "frame", "context")} == agreement.published(
             real

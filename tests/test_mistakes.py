@@ -38,7 +38,11 @@ def make(monkeypatch, module, right: str, wrong: str) -> None:
     exec(compile(source.replace(right, wrong), module.__file__, "exec"), vars(fresh))
     mine = [m for name, m in sys.modules.items() if name.startswith("llava_min.")]
     for name, old in list(vars(module).items()):
-        if name.startswith("__") or vars(fresh)[name] is old or isinstance(old, str | int | float):
+        if (
+            name.startswith("__")
+            or vars(fresh).get(name, old) is old
+            or isinstance(old, str | int | float)
+        ):
             continue
         for other in {id(m): m for m in [*mine, module]}.values():
             for bound, value in list(vars(other).items()):
