@@ -207,7 +207,7 @@ def test_greedy_answers_are_what_the_exam_marks(model, teacher):
 
 def test_training_resumes_where_it_was(tmp_path, monkeypatch):
     """Three steps in one go, and two then one: the same numbers."""
-    monkeypatch.setattr(train, "PLAN", (("picture", 2), ("clip", 1)))
+    monkeypatch.setattr(train, "PLAN", {"picture": 2, "clip": 1, "reading": 1})
     monkeypatch.setattr(train, "export", lambda model, folder: None)
     monkeypatch.setattr(train, "rate", lambda step, steps: 1.0)
     monkeypatch.setattr(train.exam, "take", lambda *args, **kwargs: {})

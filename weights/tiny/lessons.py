@@ -23,6 +23,12 @@ from ...config import LlavaConfig
 from . import scenes
 
 IGNORED = -100
+FOCUS = {
+    # kind: the kind that it is drawn as, and the one hard task that is asked; short, so cheap
+    "change": ("pair", "different"),
+    "reading": ("picture", "number"),
+    "flash": ("clip", "flash"),
+}
 
 
 @dataclass
@@ -61,7 +67,9 @@ TURNS = {
 
 
 class Teacher:
-    """Draws batches: `draw(rng, kind, count)` for kind "picture", "large", "pair" or "clip"."""
+    """Draws batches: `draw(rng, kind, count)` for kind "picture", "large", "pair", "clip" or one of
+    FOCUS.
+    """
 
     def __init__(self, config: LlavaConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -83,34 +91,40 @@ class Teacher:
 
     def draw(self, rng, kind: str, count: int, exam: bool = False) -> Batch:
         """A batch of `count` fresh samples; an exam has no conversations."""
+        kind, focus = FOCUS.get(kind, (kind, None))
         size, frames = self.sizes(rng, kind), int(rng.choice([4, 5, 6, 6, 7, 8, 8, 10, 12, 16]))
         visuals, lessons = [], []
-        for _ in range(count):
-            if kind == "clip":
-                clip = scenes.draw_clip(rng, size, frames)
-                pixels = np.stack(
-                    [
-                        image.squeezed(scenes.render(frame), self.config.tile)
-                        for frame in clip.frames
-                    ]
-                )
-                visuals.append([image.Tiles(pixels, size, None)])
-                lessons.append(scenes.clip_questions(rng, clip))
-            elif kind == "pair":
-                pair, questions = scenes.draw_pair(rng, size)
-                visuals.append(
-                    [image.padded_tile(scenes.render(scene), self.config) for scene in pair]
-                )
+        while len(visuals) < count:
+            drawn, questions = self.scenes(rng, kind, size, frames)
+            if focus:
+                questions = [one for one in questions if one[0] == focus and one[2] != scenes.NONE]
+            if questions:
+                visuals.append(self.tiles(drawn, kind, size))
                 lessons.append(questions)
-            else:
-                scene = scenes.draw_scene(rng, size)
-                visuals.append([image.anyres_tiles(scenes.render(scene), self.config)])
-                lessons.append(scenes.picture_questions(rng, scene))
         for lesson in lessons:
             rng.shuffle(lesson)
         template = "onevision" if exam or rng.random() < 0.85 else "qwen"
         conversation = not exam and rng.random() < 0.25
         return self.pack(kind, template, visuals, lessons, conversation)
+
+    def scenes(self, rng, kind: str, size, frames: int) -> tuple[list, list]:
+        """(the scenes of one sample, its questions)."""
+        if kind == "clip":
+            clip = scenes.draw_clip(rng, size, frames)
+            return list(clip.frames), scenes.clip_questions(rng, clip)
+        if kind == "pair":
+            return scenes.draw_pair(rng, size)
+        scene = scenes.draw_scene(rng, size)
+        return [scene], scenes.picture_questions(rng, scene)
+
+    def tiles(self, drawn: list, kind: str, size) -> list[image.Tiles]:
+        """The visuals of one sample, prepared as the model prepares them."""
+        pictures = [scenes.render(scene) for scene in drawn]
+        if kind == "clip":
+            frames = [image.squeezed(picture, self.config.tile) for picture in pictures]
+            return [image.Tiles(np.stack(frames), size, None)]
+        tiles = image.padded_tile if kind == "pair" else image.anyres_tiles
+        return [tiles(picture, self.config) for picture in pictures]
 
     def pack(self, kind: str, template: str, visuals, lessons, conversation: bool) -> Batch:
         """Token arrays of the lessons, padded to the longest."""

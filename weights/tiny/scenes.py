@@ -245,6 +245,7 @@ QUESTIONS = {
         "What do you see in the video?",
     ),
 }
+NONE = "There is no number."
 ONE_PICTURE = ("count", "color", "where", "at", "exists", "number", "describe")
 TWO_PICTURES = ("which", "pair_color", "different", "describe_pair")
 CLIPS = ("direction", "end_color", "flash", "when", "describe_clip")
@@ -310,10 +311,10 @@ def picture_questions(rng, scene: Scene) -> list[tuple[str, str, str]]:
     for kinds, answer in ((present, "Yes."), (absent, "No.")):
         if kinds:
             questions.append(ask(rng, "exists", answer, kind=str(rng.choice(kinds))))
+    number = f"{scene.number.kind}." if scene.number else NONE
+    questions.append(ask(rng, "number", number))
     if rng.random() < 0.5:
         questions.append(ask(rng, "count", f"{len(scene.shapes)}."))
-        number = f"{scene.number.kind}." if scene.number else "There is no number."
-        questions.append(ask(rng, "number", number))
     else:
         questions.append(ask(rng, "describe", description(scene)))
     return questions
@@ -358,7 +359,8 @@ def differing(rng, scene: Scene) -> tuple[Scene, Scene, str]:
     index = int(rng.integers(len(scene.shapes)))
     shape = scene.shapes[index]
     before, after = scene.shapes[:index], scene.shapes[index + 1 :]
-    what = str(rng.choice(["color", "gone", "new"])) if before + after else "color"
+    what = str(rng.choice(["color", "gone", "new"], p=[0.35, 0.4, 0.25]))
+    what = what if before + after else "color"
     if what == "gone":
         return scene, replace(scene, shapes=before + after), f"The {shape.kind} is gone."
     if what == "new":
@@ -457,8 +459,8 @@ def clip_questions(rng, clip: Clip) -> list[tuple[str, str, str]]:
     questions = [
         ask(rng, "direction", moves, kind=clip.kind),
         ask(rng, "end_color", sentence(clip.end_color), kind=clip.kind),
-        ask(rng, "flash", f"{clip.number}." if clip.number else "There is no number."),
-        ask(rng, "when", sentence(clip.moment) if clip.moment else "There is no number."),
+        ask(rng, "flash", f"{clip.number}." if clip.number else NONE),
+        ask(rng, "when", sentence(clip.moment) if clip.moment else NONE),
         ask(rng, "describe_clip", story),
     ]
     if rng.random() < 0.25:

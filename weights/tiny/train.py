@@ -7,6 +7,11 @@ Two stages: the vision tower alone learns to say what each patch shows (cheap, a
 the second), then everything learns to answer. Matrices are trained with Muon, the rest with AdamW;
 batches depend on (seed, step, worker) alone, so an interrupted training goes on as if nothing had
 happened.
+
+The committed file took more than one sitting: 1,850 steps without the short lessons of FOCUS, then
+warm rounds (--warm --sight-steps 0) of 800 and 450 steps with more pairs, 340 with mostly short
+lessons from the end of those, 110 of the PLAN below at a fifth of the rates from the mean of the
+two; and of the last weights and those after the 450 steps the mean, 6 to 4.
 Read before: lessons.py. Read next: exam.py.
 """
 
@@ -37,12 +42,8 @@ from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
 
-PLAN = (
-    ("picture", 10),
-    ("pair", 18),
-    ("clip", 14),
-    ("large", 2),
-)  # a worker's samples in each step
+# A worker's samples in each step.
+PLAN = {"picture": 10, "pair": 14, "clip": 8, "large": 2, "change": 10, "reading": 4, "flash": 2}
 SAVE_EVERY, EXAMINE_EVERY = 200, 400
 
 
@@ -82,14 +83,12 @@ def lesson_block(
     return rows + block.down(activation.swiglu(block.gate_up(block.mlp_norm(rows))))
 
 
-def answer_logits(
-    model: Llava, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple[Tensor, Tensor]:
     """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
-    lesson's mask; `visual` are the batch's visual rows, where they are known.
+    lesson's mask.
     """
     decoder = model.decoder
-    visual = lessons.visual_rows(model, model.config, batch) if visual is None else visual
+    visual = lessons.visual_rows(model, model.config, batch)
     count, before = len(visual), len(batch.prefix) + visual.shape[1]
     prefix = decoder.embed(torch.tensor([batch.prefix])).expand(count, -1, -1)
     rows = torch.cat([prefix, visual, decoder.embed(torch.from_numpy(batch.ids))], dim=1)
@@ -164,8 +163,8 @@ class Training:
 
     def answers(self, rng: np.random.Generator) -> dict[str, float]:
         """Gradients of one step of the second stage; the losses by kind of sample."""
-        losses, total = {}, sum(count for _, count in PLAN)
-        for kind, count in PLAN:
+        losses, total = {}, sum(PLAN.values())
+        for kind, count in PLAN.items():
             batch = self.teacher.draw(rng, kind, count)
             with bfloat16():
                 logits, targets = answer_logits(self.model, batch, self.run)
