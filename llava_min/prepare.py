@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -374,7 +374,10 @@ def needed(tokenizer: Tokenizer | None) -> Tokenizer:
 
 
 def one_or_many(sources) -> list:
-    """A list of sources, also of one that was given alone."""
+    """A list of sources, also of one that was given alone; ParameterError for what is neither."""
+    if not isinstance(sources, Iterable | None) and not hasattr(sources, "convert"):
+        expected = "a picture or video, or a list of them"
+        raise ParameterError("cannot ask", "images, videos", expected, media.name_of(sources))
     alone = isinstance(sources, str | bytes | Path | np.ndarray) or hasattr(sources, "convert")
     return [sources] if alone else list(sources or ())
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_min
-from llava_min.errors import MediaError, ParameterError, PromptError
+from llava_min.errors import CheckpointError, MediaError, ParameterError, PromptError
 from llava_min.generate import Finished, StopTexts, Token
 
 
@@ -189,3 +189,14 @@ def test_options_out_of_range_are_named(model, given):
 def test_an_empty_question_is_refused(model, question):
     with pytest.raises(PromptError, match="empty"):
         model.generate(question)
+
+
+def test_what_is_no_source_is_named(model):
+    """From Python too: an argument of another kind, a name that no file can have."""
+    for wrong in (5, 1.5, object()):
+        with pytest.raises(ParameterError, match="images, videos.*found the"):
+            model.generate("What?", images=wrong)
+        with pytest.raises(ParameterError, match="images, videos"):
+            model.chat().ask("What?", videos=wrong)
+    with pytest.raises(CheckpointError, match="cannot find the checkpoint"):
+        llava_min.load("a\0b")

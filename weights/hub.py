@@ -48,6 +48,8 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
     itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if
     unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.
     """
+    if "\0" in str(name):
+        raise neither(str(name))
     match = NAME.fullmatch(str(name))
     if os.path.exists(name) or match is None:
         return Path(name)
