@@ -6,7 +6,6 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from test_agrees_golden import GOLDEN
 
 from llava_min import check, projector
@@ -14,6 +13,7 @@ from llava_min.kernels import activation, attention, rope
 
 pytest.importorskip("transformers")
 end_rows, angles, bidirectional = projector.end_rows, rope.angles, attention.bidirectional
+gelu_reference = activation.gelu_reference
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -61,9 +61,10 @@ def test_every_other_family(capsys, tmp_path, name):
 
 MUTANTS = {
     # a slip: (module, name, what stands there instead, the first stage that shows it)
-    "tanh in the projector": (
+    "quick GELU in the projector": (
         activation, "gelu_reference",
-        lambda rows, kind: torch.nn.functional.gelu(rows, approximate="tanh"), "picture: projector",
+        lambda rows, kind: gelu_reference(rows, "quick_gelu" if kind == "gelu" else kind),
+        "picture: projector",
     ),
     "no newlines": (
         projector, "end_rows", lambda patches, newline: end_rows(patches, 0 * newline),
