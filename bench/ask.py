@@ -4,7 +4,7 @@ cache in a new process, each beside a fresh run that must give the same ids.
 In one process the time to the first token counts from the call, video decoding included. For new
 processes a stopwatch runs from the start of the process to the first line of its answer: import and
 loading included. The fresh run and the others take turns.
-Read next: measure.py.
+Read before: checkpoints.py. Read next: measure.py.
 """
 
 import json
@@ -16,69 +16,15 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 import llava_min
-from llava_min import config as configuration
 from llava_min.loaded import EMBEDDED
-from llava_min.weights import load, names
 from llava_min.weights.tiny import scenes
 
-from . import measure
+from . import checkpoints, measure
 
 FIRST, SECOND = "Describe the video.", "What color is the circle at the end?"
 ANSWER = 8  # tokens of each answer
-ONEVISION_05B = {  # the published shape; the weights are random
-    "architectures": ["LlavaOnevisionForConditionalGeneration"],
-    "model_type": "llava_onevision",
-    "image_grid_pinpoints": [[384 * r, 384 * c] for r in range(1, 7) for c in range(1, 7)],
-    "vision_aspect_ratio": "anyres_max_9",
-    "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "full",
-    "projector_hidden_act": "gelu",
-    "tie_word_embeddings": True,
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-        "vision_use_head": False,
-    },
-    "text_config": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 152_000,
-        "max_position_embeddings": 32_768,
-        "rope_theta": 1e6,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "eos_token_id": 151_645,
-    },
-}
-
-
-def random_checkpoint(folder: Path) -> Path:
-    """OneVision 0.5B with random weights in bfloat16, and the embedded checkpoint's tokenizer."""
-    folder.mkdir()
-    for path in EMBEDDED.glob("*.json"):
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "config.json").write_text(json.dumps(ONEVISION_05B))
-    model = load.on_meta(configuration.from_values(ONEVISION_05B))
-    torch.manual_seed(0)
-    tensors = {
-        name: torch.randn(tensor.shape, dtype=torch.bfloat16) * (0.02 if tensor.ndim > 1 else 0.5)
-        for name, tensor in names.published(model, "hf").items()
-    }
-    save_file(tensors, folder / "model.safetensors")
-    return folder
 
 
 def write_clip(path: Path, frames: int) -> Path:
@@ -146,7 +92,7 @@ def row(case: str, seconds: list[float], fresh: list[float], **more) -> dict:
 def run(model: str | None, frames: int, rounds: int) -> list[dict]:
     """A row for each way to ask. model: a folder, "0.5B" with random weights, or None: embedded."""
     with tempfile.TemporaryDirectory() as there:
-        folder = random_checkpoint(Path(there) / "0.5B") if model == "0.5B" else model or EMBEDDED
+        folder = checkpoints.folder_of(model) if model == "0.5B" else model or EMBEDDED
         clip, cache = write_clip(Path(there) / "clip.mp4", frames), Path(there) / "cache"
         (first, second, afresh), tokens, same = conversation(folder, clip, frames, rounds)
         (kept, alone), same_kept = processes(folder, clip, frames, rounds, cache)

@@ -402,6 +402,12 @@ def fetched(path: str, option: str = "--image"):
     return lambda folder: ask(folder, option, f"{host()}/{path}")
 
 
+def hosts(named: dict[str, str]) -> dict:
+    """Each path of the server as a case whose message names the URL and then the given words."""
+    url = r"127\.0\.0\.1:\d+"
+    return {path: (fetched(path), f"{url}/{path}.*{words}") for path, words in named.items()}
+
+
 def impatient():
     limits.FETCH_SECONDS, limits.IMAGE_BYTES = 0.5, 1_000_000
 
@@ -412,9 +418,8 @@ HOSTS = [
         4,
         "",
         fetched("redirect"),
-        {
-            path: (fetched(path), rf"127\.0\.0\.1:\d+/{path}.*{named}")
-            for path, named in {
+        hosts(
+            {
                 "loop": "redirect",
                 "chain": "redirect",
                 "to-file": "redirect",
@@ -434,23 +439,22 @@ HOSTS = [
                 "cut-chunks": "",
                 "long-header": "",
                 "many-headers": "",
-            }.items()
-        },
+            }
+        ),
     ),
     *rows(
         "NET-SLOW",
         4,
         "",
         fetched("picture"),
-        {
-            path: (fetched(path), rf"127\.0\.0\.1:\d+/{path}.*{named}")
-            for path, named in {
+        hosts(
+            {
                 "slow-headers": "within 0.5 seconds",
                 "slow-body": "within 0.5 seconds",
                 "silent": "within 0.5 seconds",
                 "endless": "at most 1000000 bytes",
-            }.items()
-        },
+            }
+        ),
         before=impatient,
     ),
     *rows(
