@@ -24,6 +24,8 @@ bench: $(READY)
 	$(RUN) -m bench kernels --dry-run
 	$(RUN) -m bench generate --dry-run
 	$(RUN) -m bench ask --dry-run
+	$(RUN) -m bench batch --dry-run
+	$(RUN) -m bench frames --dry-run
 
 bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | ask | video | niah | long: how fast
-and how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | niah | long:
+how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -41,12 +41,22 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "load", help="loading and the whole command, in processes of their own, on a CPU"
     )
     starting.add_argument("--models", nargs="*", help="0.5B, 7B (default 0.5B)")
-    quality = commands.add_parser("quality", help="what int4 costs the embedded checkpoint")
+    quality = commands.add_parser(
+        "quality", help="what int4 and a cache of 8 bits cost the embedded checkpoint"
+    )
     quality.add_argument("--samples", type=int, default=2000, help="a task (default 2000)")
+    reading = commands.add_parser(
+        "frames", help="the memory of a clip's prompt, chunk by chunk and all at once, on a CPU"
+    )
+    reading.add_argument("--frames", type=int, nargs="*", default=[8, 32, 64], metavar="N",
+                         help="of the clip (default 8 32 64)")  # fmt: skip
     for command, sections in ((whole, ("vision", "prefill", "decode")),
-                              (starting, ("load", "cold", "quantise"))):  # fmt: skip
+                              (starting, ("load", "cold", "quantise")),
+                              (quality, ("errors", "answers", "cache"))):  # fmt: skip
         command.add_argument("--only", nargs="*", choices=sections, help="on a CPU: these parts")
-        command.add_argument("--pairs", type=int, default=7, help="turns on a CPU (default 7)")
+    for command, pairs in ((whole, 7), (starting, 7), (reading, 3)):
+        command.add_argument("--pairs", type=int, default=pairs,
+                             help="turns on a CPU (default %(default)s)")  # fmt: skip
     again = commands.add_parser(
         "ask", help="the first token of a second question: in a chat, with a prompt cache, afresh"
     )
@@ -61,7 +71,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "video", help="64 frames of an hour: seeking to them, and decoding everything"
     )
     clips.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
-    for command in (kernels, whole, starting, quality, again, batch, clips):
+    for command in (kernels, whole, starting, quality, reading, again, batch, clips):
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
@@ -117,7 +127,7 @@ def main(given: list[str]) -> int:
         return 0
     if settings.command == "ask":
         return ask(settings)
-    if settings.command in ("load", "quality") or vars(settings).get("device") == "cpu":
+    if settings.command in ("load", "quality", "frames") or vars(settings).get("device") == "cpu":
         print(on_cpu(settings))
         return 0
     anywhere = settings.dry_run or settings.command == "batch"
@@ -164,7 +174,13 @@ def on_cpu(settings: argparse.Namespace) -> Path:
     if settings.command == "quality":
         from . import quality
 
-        return quality.run(20 if dry else settings.samples, out)
+        sections = settings.only or ["errors", "answers", "cache"]
+        return quality.run(20 if dry else settings.samples, sections, out)
+    if settings.command == "frames":
+        from . import frames
+
+        return frames.run(*(("toy", [2, 16], 1) if dry else ("0.5B", settings.frames,
+                                                             settings.pairs)), out)  # fmt: skip
     pairs, models = (1, ["toy"]) if dry else (settings.pairs, settings.models or ["0.5B"])
     if settings.command == "load":
         from . import load

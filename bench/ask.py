@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 import llava_min
-from llava_min.loaded import EMBEDDED
+from llava_min.prepare import EMBEDDED
 from llava_min.weights.tiny import scenes
 
 from . import checkpoints, measure

@@ -2,14 +2,17 @@
 
 A decode step reads all weights once whatever the batch is, so four rows should cost little more
 than one. What generate_batch does is timed as it does it: rows of different lengths in one cache,
-ids chosen on the host. It runs on a CPU too.
+ids chosen on the host. It runs on a CPU too, in bfloat16 laid out for it where that is faster.
 Read next: plots.py.
 """
 
 import torch
+from torch import nn
 
 from llava_min.cache import Cache
 from llava_min.config import TextConfig
+from llava_min.loaded import pick_dtype
+from llava_min.weights import packed
 
 from . import generate, measure
 
@@ -41,9 +44,11 @@ def step_of(decoder, batch: int, seen: int, device: str, dtype: torch.dtype):
 def run(model: str, dry: bool) -> tuple[list[measure.Row], dict[str, float]]:
     """A row for each batch; its size is the batch, its peer one row alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = pick_dtype("auto", device, large=True)
     config, seen = (generate.TOY, 300) if dry else (generate.MODELS[model], SEEN)
-    decoder = generate.decoder_of(config, False, device, dtype)
+    whole = nn.Module()
+    whole.decoder = decoder = generate.decoder_of(config, False, device, dtype)
+    packed.ready(whole)
     limits, rows, calls = measure.ceilings(), [], 2 if dry else 10
     for batch in BATCHES:
         step, moved, flops = step_of(decoder, batch, seen, device, dtype)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_min import config as configuration
-from llava_min.loaded import EMBEDDED
+from llava_min.prepare import EMBEDDED
 from llava_min.weights import load, names
 
 CACHE = Path(os.environ.get("LLAVA_MIN_BENCH_CACHE", "~/.cache/llava_min/bench")).expanduser()

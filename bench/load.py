@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llava_min.loaded import EMBEDDED, EXAMPLE_PICTURE
+from llava_min.prepare import EMBEDDED, EXAMPLE_PICTURE
 
 from . import checkpoints, ledger
 from .cpu import FORMATS

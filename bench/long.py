@@ -18,6 +18,7 @@ import torch
 import llava_min
 from llava_min import budget, image
 from llava_min.budget import Plan, Text
+from llava_min.config import LlavaConfig
 from llava_min.image import Tiles
 from llava_min.loaded import LoadedModel
 
@@ -47,16 +48,22 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def clip_of(count: int, config: LlavaConfig) -> tuple[budget.Video, Tiles]:
+    """A clip of `count` frames of noise."""
+    side = config.tile
+    frames = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), np.uint8)
+    tiles = image.FrameTiles(Repeated(frames, count), config, range(count))
+    segment = budget.clip([float(number) for number in range(count)], config)
+    return segment, Tiles(tiles, (side, side), None)
+
+
 def read(model: LoadedModel, tokens: int) -> Plan:
     """Prefill a prompt of so many tokens: a clip, then text that fills it up."""
     each = budget.video_tokens(2, model.config) - budget.video_tokens(1, model.config)
-    count = (tokens - 2) // each
-    frames = np.random.default_rng(0).integers(0, 256, (16, 84, 84, 3), np.uint8)
-    tiles = image.FrameTiles(Repeated(frames, count), model.config, range(count))
-    clip = budget.clip([float(number) for number in range(count)], model.config)
+    clip, tiles = clip_of((tokens - 2) // each, model.config)
     plan = Plan((clip, Text((1,) * (tokens - clip.tokens))), model.config.text.context)
     cache = model.empty_cache(plan.tokens)
-    visual = model.network.encode(Tiles(tiles, (84, 84), None), True)
+    visual = model.network.encode(tiles, True)
     assert torch.isfinite(model.network.prefill(plan, [visual], cache)).all()
     return plan
 

@@ -1,11 +1,12 @@
 """What quantising costs: answers of the embedded checkpoint on fresh scenes, and errors of weights.
 
-    python -m bench quality [--samples 2000]
+    python -m bench quality [--samples 2000] [--only errors answers cache]
 
 answers  rtn and mse at groups of 32, 64 and 128, head in 8 bits: the same questions to all, answers
          right as exam.py counts them, and the divergence KL(float32 || int4) at each answer token
 errors   of random weights in the shapes of a 0.5B decoder, beside the formula of llama.cpp's Q4_0
-Read before: ledger.py.
+cache    a cache of 8 bits instead, on a sixteenth of the samples: kv_cache.py
+Read before: ledger.py. Read next: kv_cache.py.
 """
 
 import tempfile
@@ -18,12 +19,12 @@ from tokenizers import Tokenizer
 
 import llava_min
 from llava_min.config import Quantization
-from llava_min.loaded import EMBEDDED
+from llava_min.prepare import EMBEDDED
 from llava_min.report import Progress
 from llava_min.weights import quantize
 from llava_min.weights.tiny import exam, lessons, train
 
-from . import ledger
+from . import kv_cache, ledger
 
 WAYS = [(method, group) for method in ("rtn", "mse") for group in (32, 64, 128)]
 BATCHES = {"picture": 10, "pair": 10, "clip": 10}  # samples of one batch
@@ -110,17 +111,24 @@ def errors() -> list[dict]:
     return rows
 
 
-def run(samples: int, out: Path) -> Path:
-    """Both parts, printed and written."""
+LINES = {
+    "errors": "{name:8} {format:8} {relative:.4f}",
+    "answers": "{name:14} {format:8} float32 {float32:.4f} int4 {int4:.4f} "
+    "lost {lost_points:5.2f} points of {n:6,} KL {kl:.5f}",
+    "cache": "{name:14} {format:5} same {same:.4f} of {n:6,} KL {kl:.2e}, at most {kl_most:.2e}; "
+    "{token_bytes} bytes a token, in bfloat16 {token_bytes_bf16}",
+}
+
+
+def run(samples: int, sections: list[str], out: Path) -> Path:
+    """The parts asked for, each printed and written as it comes."""
     path = out / "quality.jsonl"
-    rows = errors()
-    ledger.keep(path, rows)
-    for row in rows:
-        print(f"{row['name']:8} {row['format']:8} {row['relative']:.4f}")
-    rows = answers(samples)
-    ledger.keep(path, rows)
-    for row in rows:
-        print(f"{row['name']:14} {row['format']:8} float32 {row['float32']:.4f} int4 "
-              f"{row['int4']:.4f} lost {row['lost_points']:5.2f} points of {row['n']:6,} "
-              f"KL {row['kl']:.5f}")  # fmt: skip
+    for section in sections:
+        if section == "errors":
+            rows = errors()
+        else:
+            rows = answers(samples) if section == "answers" else kv_cache.rows(samples // 16)
+        ledger.keep(path, rows)
+        for row in rows:
+            print(LINES[section].format(**row))
     return path

@@ -209,7 +209,7 @@ def check(name: str | None, picture: str | None) -> int:
     if importlib.util.find_spec("transformers") is None:
         hint = "Install it: pip install transformers."
         raise ParameterError("cannot compare", "transformers", "an installed package", "none", hint)
-    from .loaded import EMBEDDED
+    from .prepare import EMBEDDED
     from .weights import hub
 
     folder = EMBEDDED if name is None else hub.find(name)

@@ -1,0 +1,91 @@
+"""The memory of a clip's prompt in the shape of 0.5B: chunk by chunk, and all at once.
+
+    python -m bench frames [--frames 8 32 64]
+
+chunked   as this project reads: a few frames through the tower and into the cache, then the next
+naive     all frames through the tower at once, then the whole prompt in one forward
+Peak memory is the most resident while reading, above the loaded model after a short clip, less the
+cache; each in a process of its own. Speed is that of the prefill alone, of rows that are there
+already, the two in turns.
+Read before: long.py.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+import llava_min
+from llava_min import budget
+from llava_min.budget import Plan, Text
+
+from . import checkpoints, ledger, load, long
+
+QUESTION = 40  # tokens of text behind the clip
+CHILD = "from bench import frames; done(**frames.memory(sys.argv[1], *json.loads(sys.argv[2])))"
+
+
+def prompt(count: int, config) -> tuple[Plan, object]:
+    clip, tiles = long.clip_of(count, config)
+    return Plan((clip, Text((1,) * QUESTION)), config.text.context), tiles
+
+
+def memory(folder: str, count: int, chunked: bool) -> dict:
+    """Read one clip in this process: bytes at the most, of the cache, and as planned."""
+    model = llava_min.load(folder, device="cpu")
+
+    def read(count: int) -> Plan:
+        plan, tiles = prompt(count, model.config)
+        k, chunk = (budget.TILES, budget.CHUNK) if chunked else (count, plan.tokens)
+        visual = model.network.encode(tiles, True, k)
+        model.network.prefill(plan, [visual], model.empty_cache(plan.tokens), chunk)
+        return plan
+
+    read(1)
+    before = long.resident("VmRSS")
+    long.forget_peak()
+    plan = read(count)
+    need = budget.memory(model.config, plan, 0, model.storage)
+    return {"tokens": plan.tokens, "cache_bytes": need.cache, "planned_bytes": need.activations,
+            "above_bytes": long.resident("VmHWM") - before - need.cache}  # fmt: skip
+
+
+@torch.inference_mode()
+def speeds(model, count: int, pairs: int) -> dict[bool, list[float]]:
+    """Seconds of prefilling a clip's rows, {chunked: each turn}."""
+    plan, _ = prompt(count, model.config)
+    weight = model.network.decoder.embedding.weight
+    rows = torch.randn(plan.segments[0].tokens, weight.shape[1], dtype=weight.dtype)
+    times = {True: [], False: []}
+    for turn in range(pairs + 1):
+        for chunked, seconds in times.items():
+            chunk = budget.CHUNK if chunked else plan.tokens
+            start = time.perf_counter()
+            cache = model.empty_cache(plan.tokens)
+            model.network.prefill(plan, [iter(rows.split(196))], cache, chunk)
+            if turn:  # the first one warms up
+                seconds.append(time.perf_counter() - start)
+    return times
+
+
+def run(shape: str, counts: list[int], pairs: int, out: Path) -> Path:
+    """A row for each length and way, printed and written."""
+    folder, path = checkpoints.folder_of(shape), out / "frames-cpu.jsonl"
+    model = llava_min.load(folder, device="cpu")
+    times = {count: speeds(model, count, pairs) for count in counts}
+    del model
+    for count in counts:
+        for chunked, name in ((True, "chunked"), (False, "naive")):
+            row = {"section": "frames", "shape": shape, "context": count, "name": name}
+            row |= load.child(CHILD, folder, json.dumps([count, chunked]))
+            p20, p50, p80 = ledger.spread(times[count][chunked])
+            pairs_of = zip(times[count][False], times[count][chunked])
+            row |= {"per_second": row["tokens"] / p50, "p20": p20, "p50": p50, "p80": p80,
+                    "ratio": ledger.spread([a / b for a, b in pairs_of])[1]}  # fmt: skip
+            ledger.keep(path, [row])
+            print(f"{count:4} frames {row['tokens']:6,} tokens {name:8} "
+                  f"{row['above_bytes'] / 2**20:7.0f} MiB above weights and cache "
+                  f"({row['planned_bytes'] / 2**20:.0f} planned) {row['per_second']:7.1f} tokens/s "
+                  f"{row['ratio']:5.2f}x", flush=True)  # fmt: skip
+    return path

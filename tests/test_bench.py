@@ -1,0 +1,58 @@
+"""The benchmarks start: every module is imported, every command tells what it takes.
+
+What they measure is not tested here; `make bench` walks through them at toy sizes.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+import llava_min
+from bench import __main__ as bench
+from bench import kv_cache, ledger, long
+
+MODULES = sorted(path.stem for path in Path(bench.__file__).parent.glob("[a-z]*.py"))
+COMMANDS = bench.__doc__.split("python -m bench ")[1].split(":")[0].split(" | ")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_imported(name):
+    importlib.import_module(f"bench.{name}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_tells_what_it_takes(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.arguments([command, "--help"])
+    assert ended.value.code == 0 and command in capsys.readouterr().out
+
+
+def test_a_row_measured_again_replaces_the_old_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    ledger.keep(
+        path, [{"section": "a", "name": "x", "seconds": 1.0}, {"section": "a", "name": "y"}]
+    )
+    ledger.keep(path, [{"section": "a", "name": "x", "seconds": 2.0}])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["name"], row.get("seconds")) for row in rows] == [("y", None), ("x", 2.0)]
+    assert all({"cpu", "torch", "commit"} <= set(row) for row in rows)
+
+
+def test_eight_bits_are_judged_by_the_answers_of_float32():
+    """One question a task: nothing differs by more than rounding, and the bytes are halved."""
+    rows = kv_cache.rows(1)
+    whole = {row["format"]: row for row in rows if row["name"] == "all"}
+    assert set(whole) == {"int8", "fp8"} and all(row["n"] == 16 for row in whole.values())
+    for row in whole.values():
+        assert 0 < row["kl"] <= row["kl_most"] < 0.1
+        assert 0.5 < row["token_bytes"] / row["token_bytes_bf16"] < 0.54
+    assert whole["int8"]["kl"] < whole["fp8"]["kl"]  # 7 bits of fraction, not 3
+
+
+def test_a_clip_for_long_prompts_has_the_rows_that_it_says():
+    config = llava_min.load().config
+    segment, tiles = long.clip_of(20, config)
+    assert len(segment.times) == len(tiles.pixels) == 20
+    assert (tiles.pixels[0] == tiles.pixels[16]).all() and tiles.pixels[0].shape[0] == config.tile
