@@ -20,6 +20,7 @@ from .prepare import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, prepare, setti
 from .prompt import Visual
 from .tokenizer import VISUAL
 from .tokenizer import read as read_tokenizer
+from .weights import hub
 
 GB = 10**9
 BAR = 60  # characters
@@ -177,8 +178,8 @@ def becomes(entry: dict) -> str:
 def forecast(folder=None, question=None, *, images=(), videos=(), device="auto", dtype="auto",
              bits=None, kv_dtype="auto", config=None, context=None, memory=None,
              **options) -> Forecast:  # fmt: skip
-    """What a question to a checkpoint will cost. memory: GB to fit in, instead of what is free."""
-    path = EMBEDDED if folder is None else Path(folder)
+    """What a question to a checkpoint (a folder or hub name) will cost. memory: GB to fit in, instead of what is free."""
+    path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen, settings = Options.of(**options), settings_of(path, config, context)
     if question is None and not images and not videos:
         question, images = EXAMPLE_QUESTION, (EXAMPLE_PICTURE,)

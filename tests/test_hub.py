@@ -174,6 +174,22 @@ def test_a_repository_is_downloaded_and_answers(run, server, files):
     assert code == 0 and json.loads(output)["token_ids"] == first["token_ids"]
 
 
+def test_a_plan_takes_no_weights(run, server, files):
+    """config.json and the tokenizer are enough; then the command still gets the rest."""
+    command = ("-m", "llava_min", "What?", "-m", "org/name", "--max-tokens", "3", "--json")
+    code, output = run(*command, "--plan")
+    assert code == 0, output
+    plan = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    assert plan["model"] == "org/name" and plan["tokens"]["text"] > 0 and plan["memory"]
+    taken = {r[1].rpartition("/")[2] for r in server.requests if "/resolve/" in r[1]}
+    assert "config.json" in taken and not any(name.endswith(".safetensors") for name in taken)
+    assert taken <= files.keys() - {"evil.py", "model.bin", "onnx/a.json"}
+    code, output = run(*command, HF_HUB_OFFLINE="1")
+    assert code == 3 and "Traceback" not in output
+    code, output = run(*command)
+    assert code == 0, output
+
+
 def test_a_broken_connection_goes_on_where_it_broke(run, server, files):
     name = "model-00002-of-00002.safetensors"
     server.cut = [files[name]] * 2

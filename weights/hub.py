@@ -30,10 +30,8 @@ ALIASES = {
     "onevision-72b": ("llava-hf/llava-onevision-qwen2-72b-ov-hf", 146.3),
 }
 NAME = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
-WANTED = dict(
-    allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*"],
-    ignore_patterns=["*/*"],
-)
+DESCRIPTION = ("*.json", "*.txt", "*.jinja", "README.md", "LICENSE*")  # all but the weights
+EVERYTHING = (*DESCRIPTION, "*.safetensors")
 RESTRICTIVE = (
     # what a model card's license, or its name, holds -> what that means
     (r"-nc\b|non-?commercial", "non-commercial use only"),
@@ -42,8 +40,10 @@ RESTRICTIVE = (
 )
 
 
-def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
-    """The folder of a checkpoint, downloaded first where it must be.
+def find(
+    name: str | Path, itemsize: int = 2, room: int | None = None, files: tuple = EVERYTHING
+) -> Path:
+    """The folder of a checkpoint, of which `files` are downloaded first where they must be.
 
     itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if
     unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.
@@ -59,6 +59,7 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
         raise neither(str(name))
     from huggingface_hub import HfApi, errors, utils
 
+    wanted = dict(allow_patterns=list(files), ignore_patterns=["*/*"])
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except errors.GatedRepoError:
@@ -70,10 +71,10 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None) -> Path:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise neither(str(name)) from None
     except (errors.HTTPError, OSError):  # no connection, or HF_HUB_OFFLINE
-        return cached(repository, revision)
-    files = list(utils.filter_repo_objects(info.siblings, key=lambda f: f.rfilename, **WANTED))
-    check_room(repository, files, itemsize, room)
-    return download(repository, revision, info, files)
+        return cached(repository, revision, wanted)
+    found = list(utils.filter_repo_objects(info.siblings, key=lambda f: f.rfilename, **wanted))
+    check_room(repository, found, itemsize, room)
+    return download(repository, revision, info, found, wanted)
 
 
 def neither(name: str) -> CheckpointError:
@@ -89,17 +90,17 @@ def gated(repository: str) -> CheckpointError:
     )
 
 
-def cached(repository: str, revision: str | None) -> Path:
+def cached(repository: str, revision: str | None, wanted: dict) -> Path:
     """The copy in the hub's cache, without a look at the hub."""
     from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(
-            snapshot_download(repository, revision=revision, local_files_only=True, **WANTED)
+            snapshot_download(repository, revision=revision, local_files_only=True, **wanted)
         )
     except errors.LocalEntryNotFoundError:
-        wanted = "a connection to the hub, or a whole copy in its cache"
-        raise CheckpointError("cannot download", repository, wanted, "neither") from None
+        expected = "a connection to the hub, or a whole copy in its cache"
+        raise CheckpointError("cannot download", repository, expected, "neither") from None
 
 
 def check_room(repository: str, files: list, itemsize: int, room: int | None) -> None:
@@ -117,7 +118,7 @@ def check_room(repository: str, files: list, itemsize: int, room: int | None) ->
     )
 
 
-def download(repository: str, revision: str | None, info, files: list) -> Path:
+def download(repository: str, revision: str | None, info, files: list, wanted: dict) -> Path:
     """All wanted files in the hub's cache; those that are there already stay."""
     import huggingface_hub as hub
     from huggingface_hub import errors
@@ -133,7 +134,7 @@ def download(repository: str, revision: str | None, info, files: list) -> Path:
     if not sys.stderr.isatty() or log.getEffectiveLevel() > logging.INFO:
         hub.utils.disable_progress_bars()
     try:
-        return Path(hub.snapshot_download(repository, revision=revision, **WANTED))
+        return Path(hub.snapshot_download(repository, revision=revision, **wanted))
     except errors.GatedRepoError:
         raise gated(repository) from None
     except (errors.HTTPError, OSError) as error:
