@@ -178,7 +178,10 @@ def becomes(entry: dict) -> str:
 def forecast(folder=None, question=None, *, images=(), videos=(), device="auto", dtype="auto",
              bits=None, kv_dtype="auto", config=None, context=None, memory=None,
              **options) -> Forecast:  # fmt: skip
-    """What a question to a checkpoint (a folder or hub name) will cost. memory: GB to fit in, instead of what is free."""
+    """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
+
+    memory: GB to fit in, instead of what is free.
+    """
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen, settings = Options.of(**options), settings_of(path, config, context)
     if question is None and not images and not videos:
