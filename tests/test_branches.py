@@ -1,0 +1,129 @@
+"""Every branch of every kernel is taken both ways, and every loop goes round again: watched.
+
+Triton's interpreter runs a kernel as Python with the lines of its file, so Python's own tracing
+sees which line follows which. The cases are those that the kernels' tests check against float64.
+"""
+
+import ast
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import test_activation
+import test_attention
+import test_decode_attention
+import test_int4
+import test_norm
+import test_rope
+import torch
+
+from llava_min.kernels import activation, attention, decode_attention, int4, language, norm, rope
+
+FOLDER = Path(rope.__file__).resolve().parent
+ONLY_COMPILED = {"DTYPE == tl.bfloat16"}  # wrong in the interpreter: test_aot.py compiles it
+TWICE = {"for start in range(whole, stop, BLOCK_KEY):"}  # a tile of queries ends in two of keys
+HALF, WHOLE = torch.float16, torch.float32
+CASES = {
+    "activation.py": [
+        lambda: test_activation.check_swiglu(activation, 2, 40, WHOLE, 1.0, 0),
+        *(lambda kind=kind, biased=biased: test_activation.check_gelu(
+            activation, kind, 2, 40, WHOLE, 1.0, biased, 0)
+          for kind in activation.GELUS for biased in (False, True)),
+    ],
+    "attention.py": [
+        lambda: test_attention.check_prefill(attention, [70], 40, 2, 1, 32, WHOLE, 0),
+        lambda: test_attention.check_prefill(attention, [0], 40, 2, 1, 32, WHOLE, 0),
+        lambda: test_attention.check_bidirectional(attention, 1, 60, 2, 72, WHOLE, 0),
+    ],
+    "decode_attention.py": [
+        lambda start=start, kind=kind, programs=programs: test_decode_attention.check_decode(
+            decode_attention, [start], 2, 2, 1, 16, WHOLE, kind, programs, 0)
+        for start, kind, programs in ((90, None, 1), (90, torch.int8, 1), (600, None, 80))
+    ],
+    "int4.py": [
+        lambda kind=kind, group=group, symmetric=symmetric, dtype=dtype: test_int4.check_linear(
+            int4, kind, 3, 40, 1024, group, symmetric, dtype, 0)
+        for kind, group, symmetric, dtype in (
+            ("small", 128, True, HALF), ("small", 32, False, WHOLE), ("large", 64, True, WHOLE),
+            ("large", 64, False, HALF))
+    ],
+    "norm.py": [
+        lambda: test_norm.check_rms_norm(norm, 3, 40, WHOLE, 1.0, 0),
+        lambda: test_norm.check_layer_norm(norm, 3, 40, WHOLE, 1.0, 0.0, 0),
+    ],
+    "rope.py": [
+        lambda: test_rope.check_write(rope, [3, 0], 9, 4, 2, 16, WHOLE, 0),
+        lambda: test_rope.check_write_8bit(rope),
+        lambda: test_rope.check_write_8bit(rope, torch.float8_e4m3fn),
+    ],
+}  # fmt: skip
+
+
+def jitted(path: Path) -> list[ast.FunctionDef]:
+    """The functions of a file that Triton compiles."""
+    tree = ast.parse(path.read_text())
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)
+            if any(ast.unparse(mark) == "triton.jit" for mark in node.decorator_list)]  # fmt: skip
+
+
+@contextmanager
+def watched(path: Path):
+    """Counts which line of a file follows which inside one call; line 0 is the return.
+
+    {(line, next): (how often in all, the most in one call)}
+    """
+    total, most, ending = Counter(), Counter(), f"kernels/{path.name}"
+
+    def enter(frame, event, _):
+        if not frame.f_code.co_filename.endswith(ending):
+            return None
+        last, own = [frame.f_lineno], Counter()
+
+        def follow(frame, event, _):
+            if event in ("line", "return"):
+                line = frame.f_lineno if event == "line" else 0
+                arc = last[0], line
+                own[arc] += 1
+                total[arc] += 1
+                most[arc] = max(most[arc], own[arc])
+                last[0] = line
+            return follow
+
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield total, most
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.skipif(not language.INTERPRETED, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("name", CASES)
+def test_every_branch_is_taken_both_ways_and_every_loop_again(name):
+    path = FOLDER / name
+    with watched(path) as (total, most):
+        for case in CASES[name]:
+            case()
+    for function in jitted(path):
+        assert any(start == function.body[-1].lineno for start, _ in total), function.name
+        for node in ast.walk(function):
+            if not isinstance(node, ast.If | ast.For):
+                continue
+            text, inside = ast.unparse(node).splitlines()[0], node.body[0].lineno
+            if isinstance(node, ast.For):
+                turns = 2 if text in TWICE else 3
+                assert most[node.lineno, inside] >= turns, f"{function.name}: {text}"
+                continue
+            skipped = any(a == node.lineno and b != inside for a, b in total)
+            assert skipped, f"{function.name}: always {text}"
+            if ast.unparse(node.test) not in ONLY_COMPILED:
+                assert total[node.lineno, inside], f"{function.name}: never {text}"
+
+
+def test_every_kernel_is_watched():
+    kernels = {path.name for path in FOLDER.glob("*.py") if jitted(path)}
+    assert kernels == CASES.keys()
