@@ -188,7 +188,9 @@ def plot(rows: list[tuple[str, float, float, float]], title: str) -> str:
     """SVG: the errors as bars on a logarithmic axis from 1e-9 to 10, the bound of each a line."""
     height = 50 + 18 * len(rows)
     place = lambda value: 200 + 60 * min(10.0, max(0.0, 9 + math.log10(max(value, 1e-30))))
-    parts = [f'<text x="10" y="20" font-size="15">{html.escape(title)}</text>']
+    legend = "bar: largest error, none where both are equal to the last bit; stroke: its bound"
+    parts = [f'<text x="10" y="18" font-size="15">{html.escape(title)}</text>',
+             f'<text x="850" y="18" text-anchor="end">{legend}</text>']  # fmt: skip
     for x, label in ((200 + 60 * step, f"1e{step - 9}") for step in range(11)):
         parts += [f'<path d="M{x} 40V{height}" stroke="#ddd"/>',
                   f'<text x="{x}" y="36" text-anchor="middle">{label}</text>']  # fmt: skip
