@@ -23,9 +23,11 @@ from ...config import LlavaConfig
 from . import scenes
 
 IGNORED = -100
+STRETCHED = 0.5  # of the lessons have long and narrow pictures: in them shapes are smallest
 FOCUS = {
     # kind: the kind that it is drawn as, and the one hard task that is asked; short, so cheap
     "change": ("pair", "different"),
+    "telling": ("pair", "describe_pair"),
     "reading": ("picture", "number"),
     "flash": ("clip", "flash"),
 }
@@ -93,6 +95,9 @@ class Teacher:
         """A batch of `count` fresh samples; an exam has no conversations."""
         kind, focus = FOCUS.get(kind, (kind, None))
         size, frames = self.sizes(rng, kind), int(rng.choice([4, 5, 6, 6, 7, 8, 8, 10, 12, 16]))
+        stretched = not exam and rng.random() < STRETCHED
+        while stretched and max(size) < 1.6 * min(size):
+            size = self.sizes(rng, kind)
         visuals, lessons = [], []
         while len(visuals) < count:
             drawn, questions = self.scenes(rng, kind, size, frames)
