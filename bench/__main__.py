@@ -8,9 +8,10 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
-from . import measure, plots
+from . import ledger, measure, plots
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -156,11 +157,12 @@ def main(given: list[str]) -> int:
 
         models = settings.models or ["0.5B", "7B"]
         rows, limits = generate.run(models, settings.dry_run)
-    name = (
-        "dry-run"
-        if settings.dry_run
-        else f"{settings.command}-{measure.machine()['device'].replace(' ', '-')}"
-    )
+    if not settings.dry_run and (device := measure.machine()["device"]).endswith("no CUDA"):
+        path = settings.out / f"{settings.command}-cpu.jsonl"
+        ledger.keep(path, [asdict(row) | {"of_ceiling": None} for row in rows])
+        print(path)
+        return 0
+    name = "dry-run" if settings.dry_run else f"{settings.command}-{device.replace(' ', '-')}"
     path = settings.out / f"{name}.jsonl"
     measure.save(rows, limits, path)
     print(path, *plots.draw(path), sep="\n")
