@@ -1,10 +1,16 @@
-"""One thread, no interpreter surprises, and the marks: gpu, slow, real."""
+"""One thread, no interpreter surprises, the same examples in every run, and the marks: gpu, slow,
+real. `pytest --hypothesis-profile default` draws other examples each time.
+"""
 
 import importlib.util
 import os
 import sys
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def has_cuda() -> bool:

@@ -111,7 +111,7 @@ def test_write_8bit(kind):
 
 
 NUMBERS = st.floats(-1e4, 1e4, width=32) | st.floats(-(2**-10), 2**-10, width=32)
-NUMBERS = NUMBERS.map(lambda x: x if abs(x) > 1e-30 else 0.0)  # a scale is a normal number or zero
+NUMBERS = NUMBERS.map(lambda x: x if abs(x) > 448 * rope.TINY else 0.0)  # what a scale can resolve
 
 
 @settings(max_examples=60, deadline=None)
