@@ -8,7 +8,7 @@ import sys
 
 from test_house import ROOT, chain, code_lines
 
-README = ROOT / "README.md"
+README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
 TRACED = ["python", "-m", "llava_min.generate", "Where is the star?", "--image",
           "weights/tiny/samples/shapes.png", "--trace", "--quiet"]  # fmt: skip
 
@@ -31,23 +31,34 @@ def trace() -> str:
     return f"```console\n$ {command} 2>&1\n{run.stderr}{run.stdout}```"
 
 
+def results(file: str, **wanted) -> list[dict]:
+    """The rows of a file of results that hold these values."""
+    lines = (RESULTS / f"{file}.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def table(heads: list[str], rows: list[list]) -> str:
+    """A table, its first column to the left, the others to the right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def exam() -> str:
     """The committed exam of the embedded checkpoint."""
-    lines = (ROOT / "bench" / "results" / "tiny_exam.jsonl").read_text().splitlines()
-    heads, *rows = [json.loads(line) for line in lines]
+    heads, *rows = results("tiny_exam")
     table = [heads["columns"], heads["rule"], *(row["row"] for row in rows)]
     return "\n".join(table) + f"\n\n{heads['note']}"
 
 
 def families() -> str:
     """The committed agreement of each family with its reference (tests/agreement.py)."""
-    lines = (ROOT / "bench" / "results" / "agreement.jsonl").read_text().splitlines()
     rows = [
         "| family | layouts | rows of 640 x 480 | rows a frame | context | against | cases | "
         "largest difference of a logit |",
         "|---|---|---:|---:|---:|---|---:|---:|",
     ]
-    for row in map(json.loads, lines):
+    for row in results("agreement"):
         rows.append(
             f"| {row['family']} | {row['layouts']} | {row['picture']:,} | {row['frame']} | "
             f"{row['context']:,} | {row['against']} | {row['cases']} | {row['worst']:.1e} |"
@@ -55,7 +66,16 @@ def families() -> str:
     return "\n".join(rows)
 
 
-PARTS = {"reading": reading, "exam": exam, "families": families, "trace": trace}
+def cache() -> str:
+    """What a cache of 8 bits costs the embedded checkpoint."""
+    rows = [[row["format"], f"{row['token_bytes']:,} of {row['token_bytes_bf16']:,}",
+             f"{100 * row['same']:.2f}% of {row['n']:,}", f"{row['kl']:.1e}"]
+            for row in results("quality", section="cache", name="all")]  # fmt: skip
+    heads = ["cache", "bytes a token, of bfloat16's", "same greedy answer", "KL of a token"]
+    return table(heads, rows)
+
+
+PARTS = {"reading": reading, "exam": exam, "families": families, "cache": cache, "trace": trace}
 
 
 def replaced(text: str, part: str) -> str:

@@ -218,6 +218,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_ctrl_d_ends():
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "dumb"
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in background jobs
         arguments = ["-m", "llava_min", "--chat", "--ignore-eos", "--max-tokens", "20000"]
         os.execv(sys.executable, [sys.executable, *arguments])
     shown = until(terminal, "> ")
