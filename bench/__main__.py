@@ -181,8 +181,8 @@ def on_cpu(settings: argparse.Namespace) -> Path:
     if settings.command == "frames":
         from . import frames
 
-        return frames.run(*(("toy", [2, 16], 1) if dry else ("0.5B", settings.frames,
-                                                             settings.pairs)), out)  # fmt: skip
+        few = ("toy", [2, 16], 1)
+        return frames.run(*(few if dry else ("0.5B", settings.frames, settings.pairs)), out)
     pairs, models = (1, ["toy"]) if dry else (settings.pairs, settings.models or ["0.5B"])
     if settings.command == "load":
         from . import load

@@ -20,7 +20,7 @@ import llava_min
 from llava_min import budget
 from llava_min.budget import Plan, Text
 
-from . import checkpoints, ledger, load, long
+from . import checkpoints, ledger, load, long, measure
 
 QUESTION = 40  # tokens of text behind the clip
 CHILD = "from bench import frames; done(**frames.memory(sys.argv[1], *json.loads(sys.argv[2])))"
@@ -43,12 +43,12 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
         return plan
 
     read(1)
-    before = long.resident("VmRSS")
-    long.forget_peak()
+    before = measure.resident("VmRSS")
+    measure.forget_peak()
     plan = read(count)
     need = budget.memory(model.config, plan, 0, model.storage)
     return {"tokens": plan.tokens, "cache_bytes": need.cache, "planned_bytes": need.activations,
-            "above_bytes": long.resident("VmHWM") - before - need.cache}  # fmt: skip
+            "above_bytes": measure.resident("VmHWM") - before - need.cache}  # fmt: skip
 
 
 @torch.inference_mode()

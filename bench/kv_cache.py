@@ -1,6 +1,6 @@
 """What a cache of 8 bits costs: greedy answers of the embedded checkpoint on fresh scenes.
 
-    python -m bench quality --only cache [--samples 125]
+    python -m bench quality --only cache
 
 The answer that the float32 cache gives is forced on the others: theirs is the same where each of
 its tokens, the end token included, is their most likely one too. Beside that stands the divergence
@@ -16,13 +16,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import llava_min
-from llava_min.budget import Plan, Storage, Text, token_bytes
+from llava_min.budget import Storage, token_bytes
 from llava_min.loaded import KV_DTYPES, LoadedModel
 from llava_min.prepare import EMBEDDED
 from llava_min.report import Progress
 from llava_min.weights.tiny import exam, lessons, scenes
-
-KINDS = {"one picture": "picture", "two pictures": "pair", "clip": "clip"}
 
 
 def questions(samples: int, config):
@@ -31,7 +29,7 @@ def questions(samples: int, config):
     for group, (tasks, _) in exam.PASS.items():
         rng, asked = np.random.default_rng([20261121, 8, len(group)]), dict.fromkeys(tasks, 0)
         while min(asked.values()) < samples:
-            kind = KINDS[group]
+            kind = exam.KINDS[group][0]
             drawn, some = teacher.scenes(rng, kind, teacher.sizes(rng, kind), 8)
             pictures = [scenes.render(scene) for scene in drawn]
             shown = {"images": pictures}
@@ -47,10 +45,7 @@ def questions(samples: int, config):
 def forced(model: LoadedModel, question: str, shown: dict, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [T V] before each of the T ids of an answer."""
     logits, cache = model.prefilled(model.prepare(question, **shown), len(ids))
-    if len(ids) > 1:
-        rest = Plan((Text(tuple(ids[:-1])),), model.config.text.context)
-        logits = torch.cat([logits, model.network.prefill(rest, [], cache, keep="all")])
-    return F.log_softmax(logits.double(), -1)
+    return F.log_softmax(model.before(logits, cache, ids).double(), -1)
 
 
 def rows(samples: int) -> list[dict]:

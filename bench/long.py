@@ -10,7 +10,6 @@ Read next: niah.py.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,16 +37,6 @@ class Repeated(Sequence):
         return self.frames[index % len(self.frames)]
 
 
-def resident(name: str) -> int:
-    """Bytes of this process: "VmRSS" now, or "VmHWM", the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def clip_of(count: int, config: LlavaConfig) -> tuple[budget.Video, Tiles]:
     """A clip of `count` frames of noise."""
     side = config.tile
@@ -72,10 +61,10 @@ def run(tokens: int, kv_dtype: str = "auto") -> dict:
     """One row; the model in float32."""
     model = llava_min.load(dtype="float32", kv_dtype=kv_dtype, device="cpu", context=tokens)
     read(model, 2 * budget.CHUNK)
-    before, start = resident("VmRSS"), time.perf_counter()
-    forget_peak()
+    before, start = measure.resident("VmRSS"), time.perf_counter()
+    measure.forget_peak()
     plan = read(model, tokens)
-    seconds, measured = time.perf_counter() - start, resident("VmHWM") - before
+    seconds, measured = time.perf_counter() - start, measure.resident("VmHWM") - before
     need = budget.memory(model.config, plan, 0, budget.Storage(kv_dtype=kv_dtype))
     planned = need.cache + need.activations
     return {"tokens": plan.tokens, "kv_dtype": kv_dtype, "planned_bytes": planned,

@@ -205,6 +205,19 @@ def triton_version() -> str:
     return metadata.version("triton")
 
 
+def resident(name: str) -> int:
+    """Bytes of this process: "VmRSS" now, or "VmHWM", the most since `forget_peak`; 0 where the
+    system is not Linux.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def save(rows: list[Row], limits: dict[str, float], path: Path) -> None:
     """One JSON line for each row, with the machine and its limits."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ Read next: measure.py.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -114,27 +113,21 @@ def everything(path: str, total: int) -> tuple[list[float], int]:
     return times, total
 
 
-def status(name: str) -> float:
-    """MB of this process, by a name of Linux's /proc; 0 elsewhere."""
-    path = Path("/proc/self/status")
-    found = re.search(rf"{name}:\s+(\d+)", path.read_text() if path.exists() else "")
-    return int(found[1]) * 1024 / 1e6 if found else 0.0
-
-
 def child(name: str, path: str, key: int, total: int) -> None:
     """One run in this process; prints what it took."""
     import av  # noqa: F401 (imported before the clock starts)
 
     import llava_min.video  # noqa: F401
 
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start = measure.resident("VmRSS"), time.perf_counter()
     run = {CANDIDATES[0]: lambda: ours(path), CANDIDATES[1]: lambda: spans(path, key, total),
            CANDIDATES[2]: lambda: everything(path, total)}[name]  # fmt: skip
     times, decoded = run()
     seconds = time.perf_counter() - start
+    peak_mb = (measure.resident("VmHWM") - before) / 1e6
     rule = np.linspace(0, total - 1, FRAMES).astype(int) / RATE
     equal = len(times) == FRAMES and bool(np.abs(np.array(times) - rule).max() < 1e-3)
-    print(json.dumps([seconds, len(times), decoded, status("VmHWM") - before, equal]))
+    print(json.dumps([seconds, len(times), decoded, peak_mb, equal]))
 
 
 def measured(path: Path, key: int, seconds: int, rounds: int) -> list[Row]:

@@ -255,12 +255,16 @@ class LoadedModel:
 
     def forced(self, logits: Tensor, cache: Cache, ids: list[int]) -> Score:
         """The score of ids behind a prefilled prompt of one row: logits [1 V] of its last token."""
-        if len(ids) > 1:
-            more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
-            logits = torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
-        chosen = torch.tensor(ids, device=logits.device)
+        logits, chosen = self.before(logits, cache, ids), torch.tensor(ids, device=logits.device)
         logs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         return Score(ids, logs.tolist(), (logits.argmax(-1) == chosen).tolist())
+
+    def before(self, logits: Tensor, cache: Cache, ids: list[int]) -> Tensor:
+        """Logits [T V] from which each of T ids would be chosen, the prompt prefilled likewise."""
+        if len(ids) == 1:
+            return logits
+        more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
+        return torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
 
     def logits(self, question, *, images=(), videos=(), **options) -> Tensor:
         """Logits after every row of the prompt: [rows V] float32, on the CPU."""
