@@ -16,6 +16,7 @@ from .loaded import Answer, Clock, LoadedModel, peak_bytes
 from .options import Options
 from .prepare import Prepared, prepare
 from .step import decoding
+from .weights import packed
 
 
 def generate_batch(model: LoadedModel, requests: list[dict]) -> list[Answer]:
@@ -88,6 +89,8 @@ def answers(model: LoadedModel, ready: list[tuple[Prepared, Options]]) -> list[A
     if not ready:
         return []
     began, network = time.perf_counter(), model.network
+    if len(ready) > 1:
+        packed.order(network.decoder)
     capacity = max(p.plan.tokens for p, _ in ready) + max(o.max_tokens for _, o in ready)
     cache = model.empty_cache(capacity, len(ready))
     rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]

@@ -349,16 +349,43 @@ def quantised_in_memory(folder, wanted):
     return network
 
 
-def test_reordered_weights_are_the_same_weights():
+def test_a_linear_layer_is_the_same_in_either_order():
     if not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)):
         pytest.skip("oneDNN has no bfloat16 here")
     weight, bias = torch.randn(33, 48).bfloat16(), torch.randn(33).bfloat16()
-    layer = packed.Reordered(weight, bias)
-    for shape in ((48,), (1, 48), (2, 3, 48), (70, 48)):
-        rows = torch.randn(shape).bfloat16()
-        exact = rows.double() @ weight.double().T + bias.double()
-        step = exact.abs().max() * 2**-8
-        assert (layer(rows).double() - exact).abs().max() <= step
+    layer = packed.CpuLinear(weight, bias)
+    for _ in range(2):
+        for shape in ((48,), (1, 48), (2, 3, 48), (70, 48), (0, 48)):
+            rows = torch.randn(shape).bfloat16()
+            exact = rows.double() @ weight.double().T + bias.double()
+            assert layer(rows).shape == exact.shape and torch.backends.mkldnn.enabled
+            if rows.numel():
+                step = exact.abs().max() * 2**-8
+                assert (layer(rows).double() - exact).abs().max() <= step
+        layer.order()
+    with pytest.raises(RuntimeError):
+        packed.CpuLinear(weight)(torch.zeros(1, 47).bfloat16())
+    assert torch.backends.mkldnn.enabled
+
+
+def test_a_decoder_is_laid_out_for_what_it_does():
+    """One row at a time reads the weights as they are stored, a tied head those of the embedding;
+    a batch orders them; tower and projector see many rows from the first.
+    """
+    if not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)):
+        pytest.skip("oneDNN has no bfloat16 here")
+    model = llava_min.load(dtype="bfloat16", device="cpu")
+    layers = lambda: {name: layer.weight.is_mkldnn for name, layer in model.network.named_modules()
+                      if isinstance(layer, packed.CpuLinear)}  # fmt: skip
+    decoder = model.network.decoder
+    assert decoder.head.weight.data_ptr() == decoder.embedding.weight.data_ptr()
+    for _ in range(2):
+        assert layers() and all(
+            order != name.startswith("decoder") for name, order in layers().items()
+        )
+        model.generate_batch([{"question": "What is this?", "max_tokens": 2}])
+    model.generate_batch([{"question": "What is this?", "max_tokens": 2}] * 2)
+    assert all(layers().values())
 
 
 def test_small_models_stay_in_float32_on_a_cpu(monkeypatch):

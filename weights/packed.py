@@ -1,7 +1,8 @@
 """Linear layers whose weights are packed: four or eight bits each, or laid out for the processor.
 
 `swap` puts Packed layers into a model on the meta device, before it is filled; `ready`, after
-filling, lays the weights of every layer out for the device that they are on, one layer at a time.
+filling, lays the weights of every layer out for the device that they are on, one layer at a time;
+`order` does so once more, on a CPU, before several rows are decoded together.
     packed   uint8 [N K/2] with two codes of four bits in each byte, the even input's in the low
              half, or uint8 [N K] with one code of eight bits
     scale    16 bits [N K/g]: a weight is (code - 8) * scale, or (code - 136) * scale
@@ -64,12 +65,17 @@ class Packed(nn.Module):
         return product if self.bias is None else product.add_(self.bias)
 
 
-class Reordered(nn.Module):
-    """A linear layer whose weights stand as oneDNN reads them."""
+class CpuLinear(nn.Module):
+    """A linear layer in bfloat16 on a CPU, its weights as they are stored: best for one row."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
-        self.bias, self.weight = bias, onednn.reorder(weight.data)
+        self.weight, self.bias = weight.data, bias
+
+    def order(self) -> None:
+        """Put the weights into oneDNN's order for good: best for several rows."""
+        if not self.weight.is_mkldnn:
+            self.weight = onednn.reorder(self.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
@@ -98,17 +104,23 @@ def swap(model: nn.Module, wanted: Quantization) -> None:
 
 
 def ready(model: nn.Module) -> None:
-    """Lay out every layer of a filled model for its device.
-
-    A head that is the embedding becomes a copy where that pays: rows are still looked up in it.
-    """
-    for parent in list(model.modules()):
+    """Lay out every layer of a filled model for its device: the decoder for one row at a time."""
+    for path, parent in list(model.named_modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Packed):
                 layer.ready()
             elif isinstance(layer, nn.Linear) and onednn.pays(layer.weight):
-                setattr(parent, name, Reordered(layer.weight, layer.bias))
+                setattr(parent, name, CpuLinear(layer.weight, layer.bias))
                 del layer
+                if not path.startswith("decoder"):
+                    order(parent)
     embedding = model.decoder.embedding.weight
     if model.decoder.head is None and onednn.pays(embedding):
-        model.decoder.head = Reordered(embedding)
+        model.decoder.head = CpuLinear(embedding)
+
+
+def order(part: nn.Module) -> None:
+    """Lay out the layers of a part of a model on a CPU for several rows at a time."""
+    for layer in part.modules():
+        if isinstance(layer, CpuLinear):
+            layer.order()
