@@ -51,7 +51,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     )
     reading.add_argument("--frames", type=int, nargs="*", default=[8, 32, 64], metavar="N",
                          help="of the clip (default 8 32 64)")  # fmt: skip
-    for command, sections in ((whole, ("vision", "prefill", "decode")),
+    for command, sections in ((whole, ("vision", "prefill", "decode", "profile")),
                               (starting, ("load", "cold", "quantise")),
                               (quality, ("errors", "answers", "cache"))):  # fmt: skip
         command.add_argument("--only", nargs="*", choices=sections, help="on a CPU: these parts")

@@ -3,7 +3,8 @@
     python -m bench generate --device cpu --context 1500 --only decode
 
 All candidates of a section take turns in one process; a ratio is the median of the ratios of the
-turns. Every candidate answers from the same folder. llama.cpp is not among the peers.
+turns. Every candidate answers from the same folder. llama.cpp is not among the peers. `profile`
+says where the time of each section goes at the first context, by torch's own profiler.
 Read before: checkpoints.py. Read next: load.py.
 """
 
@@ -24,7 +25,11 @@ FORMATS = {
     "int8": {"dtype": "bfloat16", "bits": 8},
     "int4": {"dtype": "bfloat16", "bits": 4},
 }
-SECTIONS = ("vision", "prefill", "decode")
+SECTIONS = ("vision", "prefill", "decode", "profile")
+GROUPS = {  # of operators, by a part of their names
+    "linears": ("linear", "mm", "convolution"),
+    "attention": ("scaled_dot_product",),
+}
 CONTEXTS = (200, 1500, 6000)
 AGAINST = "transformers bf16"
 STEPS = 8  # tokens of one turn of decoding
@@ -110,6 +115,35 @@ def measured(section: str, context: int, candidates: dict, pairs: int) -> dict[s
     return times
 
 
+@torch.inference_mode()
+def profiled(section: str, shape: str, context: int, candidates: dict) -> list[dict]:
+    """A row for each candidate: seconds of one call in linears, attention and everything else."""
+    from torch.profiler import ProfilerActivity, profile
+
+    found = []
+    for name, model in candidates.items():
+        call = getattr(model, section)(context)
+        call()
+        start = time.perf_counter()
+        call()
+        whole = time.perf_counter() - start  # the profiler itself takes time, outside operators
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            call()
+        parts = dict.fromkeys(GROUPS, 0.0)
+        for event in seen.key_averages():
+            for group, words in GROUPS.items():
+                if any(word in event.key for word in words):
+                    parts[group] += event.self_cpu_time_total / 1e6
+                    break
+        calls = STEPS if section == "decode" else 1
+        parts["rest"] = whole - sum(parts.values())
+        parts = {group: seconds / calls for group, seconds in parts.items()}
+        found.append({"section": f"profile {section}", "shape": shape, "name": name.split()[0],
+                      "context": None if section == "vision" else context,
+                      "format": name.split()[1], "seconds": whole / calls, **parts})  # fmt: skip
+    return found
+
+
 def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]]) -> list[dict]:
     """A row for each candidate: rates, and how many times as fast as transformers in bfloat16."""
     count = {"vision": 1, "prefill": context, "decode": STEPS}[section]
@@ -144,13 +178,27 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
     for form in formats:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
-    for section in sections:
+    for section in (section for section in sections if section != "profile"):
         for context in contexts[:1] if section == "vision" else contexts:
             rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))
             ledger.keep(path, rows)
             print(table(rows), flush=True)
+    if "profile" in sections:
+        for section in SECTIONS[:3]:
+            rows = profiled(section, shape, contexts[0], candidates)
+            ledger.keep(path, rows)
+            print(shares(rows), flush=True)
     draw(path)
     return path
+
+
+def shares(rows: list[dict]) -> str:
+    """The rows of a profile as text."""
+    lines = []
+    for row in rows:
+        parts = "  ".join(f"{part} {1e3 * row[part]:.1f}" for part in (*GROUPS, "rest"))
+        lines.append(f"{row['section']:16} {row['name']:13} {row['format']:8} ms: {parts}")
+    return "\n".join(lines)
 
 
 def table(rows: list[dict]) -> str:

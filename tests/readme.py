@@ -75,6 +75,90 @@ def cache() -> str:
     return table(heads, rows)
 
 
+def machine(row: dict) -> str:
+    return f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, {row['date']}"
+
+
+def speed() -> str:
+    """Rates of the 0.5B shape on a CPU, and how many times those of transformers in bfloat16."""
+    parts, what = [], {"vision": "vision, tiles/s", "prefill": "prompt of {:,}, tokens/s",
+                       "decode": "answer behind {:,}, tokens/s"}  # fmt: skip
+    every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
+    every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
+    order = ["transformers float32", "transformers bf16", "llava_min float32", "llava_min bf16",
+             "llava_min int8", "llava_min int4"]  # fmt: skip
+    for capability in sorted({row["capability"] for row in every}, reverse=True):
+        rows = [row for row in every if row["capability"] == capability]
+        lines = {}
+        for row in rows:
+            cells = lines.setdefault(what[row["section"]].format(row["context"] or 0), {})
+            cells[f"{row['name']} {row['format']}"] = (
+                f"{row['per_second']:.3g} ({row['ratio']:.2f}x)"
+            )
+        names = [name for name in order if any(name in cells for cells in lines.values())]
+        cells = [[line, *(found.get(name, "") for name in names)] for line, found in lines.items()]
+        parts.append(f"{capability}, {machine(rows[0])}:\n\n{table(['', *names], cells)}")
+    return "\n\n".join(parts)
+
+
+def profile() -> str:
+    """Where the time of a tile, a prompt and a token goes."""
+    rows = []
+    for what in ("vision", "prefill", "decode"):
+        for row in results("generate-cpu", section=f"profile {what}"):
+            times = [f"{1e3 * row[part]:,.1f}" for part in ("linears", "attention", "rest")]
+            rows.append([f"{what}, {row['name']} {row['format']}", *times])
+    return table(["milliseconds of", "linears", "attention", "the rest"], rows)
+
+
+def loading() -> str:
+    """Seconds and memory of loading, and of the whole command to its first token."""
+    rows = []
+    for row in results("load-cpu", section="load"):
+        over = f"{row['peak_bytes'] / 1e9:.2f} GB", f"{row['over_file']:.2f}"
+        rows.append([f"{row['name']} {row['format']}", f"{row['seconds']:.1f} s", *over])
+    heads = ["0.5B shape loaded by", "whole process", "most memory", "beyond torch's, per file"]
+    ours, theirs = (results("load-cpu", section="cold", name=name)[0]
+                    for name in ("llava_min", "transformers"))  # fmt: skip
+    return (
+        f"{table(heads, rows)}\n\nThe whole command on the embedded checkpoint to its first token: "
+        f"{ours['seconds']:.2f} s; the same work with transformers: {theirs['seconds']:.2f} s, "
+        f"{ours['ratio']:.2f}x by the median of the turns."
+    )
+
+
+def quality() -> str:
+    """What int4 costs the embedded checkpoint, all tasks together, and the error of weights."""
+    rows = []
+    q4_0 = {row["name"]: row["relative"] for row in results("quality", format="q4_0 32")}
+    for row in results("quality", section="answers", name="all"):
+        same = {"format": row["format"]}
+        lost = [each["lost_points"] for each in results("quality", section="answers", **same)]
+        errors = [each["relative"] / q4_0[each["name"]]
+                  for each in results("quality", section="errors", **same)]  # fmt: skip
+        rows.append([row["format"], f"{row['lost_points']:.2f}", f"{max(lost):.2f}",
+                     f"{row['kl']:.5f}", f"{max(errors):.2f}"])  # fmt: skip
+    heads = ["method, group", "points lost", "by the worst task", "KL of a token",
+             "error of a weight over that of Q4_0"]  # fmt: skip
+    return table(heads, rows)
+
+
+def frames() -> str:
+    """The memory of a clip's prompt, and the speed of its prefill."""
+    rows = [[row["context"], f"{row['tokens']:,}", row["name"],
+             f"{row['above_bytes'] / 2**20:,.0f} MiB", f"{row['per_second']:.0f}"]
+            for row in results("frames-cpu", shape="0.5B")]  # fmt: skip
+    heads = ["frames", "tokens", "read", "memory beside weights and cache", "prefill, tokens/s"]
+    return table(heads, rows)
+
+
+def again() -> str:
+    """How soon second questions are answered."""
+    rows = [[row["case"], f"{row['p50_s']:.2f} s", f"{row['times_sooner']:.1f}x"]
+            for row in results("ask-0.5B")]  # fmt: skip
+    return table(["first token of the", "after", "sooner than afresh"], rows)
+
+
 PARTS = {"reading": reading, "exam": exam, "families": families, "cache": cache, "trace": trace}
 
 

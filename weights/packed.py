@@ -105,15 +105,18 @@ def swap(model: nn.Module, wanted: Quantization) -> None:
 
 def ready(model: nn.Module) -> None:
     """Lay out every layer of a filled model for its device: the decoder for one row at a time."""
-    for path, parent in list(model.named_modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, Packed):
-                layer.ready()
-            elif isinstance(layer, nn.Linear) and onednn.pays(layer.weight):
-                setattr(parent, name, CpuLinear(layer.weight, layer.bias))
+    places = [(path, parent, name) for path, parent in model.named_modules()
+              for name, layer in parent.named_children()
+              if isinstance(layer, Packed | nn.Linear)]  # fmt: skip
+    for path, parent, name in places:  # no list of layers: each is let go before the next one
+        layer = getattr(parent, name)
+        if isinstance(layer, Packed):
+            layer.ready()
+        elif onednn.pays(layer.weight):
+            setattr(parent, name, CpuLinear(layer.weight, layer.bias))
+            if not path.startswith("decoder"):
                 del layer
-                if not path.startswith("decoder"):
-                    order(parent)
+                order(getattr(parent, name))
     embedding = model.decoder.embedding.weight
     if model.decoder.head is None and onednn.pays(embedding):
         model.decoder.head = CpuLinear(embedding)
