@@ -1,9 +1,10 @@
 """Mutants by machine: change one operator or number at a time, run the tests that should notice.
 
-    python tests/mutants.py [--count 200] [--file anyres.py]...
+    python tests/mutants.py [--count 200] [--jobs 2] [--file anyres.py]...
 
-Each mutant lives in a copy of the project, whose tests pass without it. One that no test notices is
-a survivor and is printed with its line: a test that is missing, or a change that means nothing.
+Each mutant lives in a copy of the project, one for each job; its tests pass without a mutant. One
+that no test notices is a survivor and is printed with its line: a test that is missing, or a change
+that means nothing.
 Minutes to hours; `make mutants` starts it.
 """
 
@@ -17,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
 TESTS = {
@@ -123,39 +126,50 @@ def passes(copy: Path, names: Iterable[str]) -> bool:
     return run.returncode == 0
 
 
-def survives(copy: Path, file: str, wanted: int) -> tuple[bool, int]:
-    """(whether no test notices the mutant, its line)."""
+def survivor(copy: Path, file: str, wanted: int) -> str | None:
+    """The place and line of a mutant that no test notices, or None where one does."""
     source = (ROOT / file).read_text()
     mutator = Mutator(wanted)
     mutated = ast.unparse(ast.fix_missing_locations(mutator.visit(ast.parse(source))))
     (copy / file).write_text(mutated)
     alive = passes(copy, TESTS[file])
     (copy / file).write_text(source)
-    return alive, mutator.line
+    line = mutator.line
+    return f"{file}:{line}: {source.splitlines()[line - 1].strip()}" if alive else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=200, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time (%(default)s)")
     parser.add_argument("--file", action="append", help="only files that end so; repeatable")
     given = parser.parse_args()
     files = [file for file in TESTS if not given.file or file.endswith(tuple(given.file))]
     every = [(file, place) for file in files for place in range(places((ROOT / file).read_text()))]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     start, survivors = time.time(), []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+        copies = SimpleQueue()
+        for index in range(given.jobs):
+            copy = Path(folder) / str(index)
+            ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
+            shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+            copies.put(copy)
         if not passes(copy, sorted({name for file in files for name in TESTS[file]})):
             sys.exit("the tests fail without a mutant, or take more than ten minutes")
-        for done, (file, place) in enumerate(sorted(chosen), start=1):
-            alive, line = survives(copy, file, place)
-            if alive:
-                text = (ROOT / file).read_text().splitlines()[line - 1].strip()
-                survivors.append(f"{file}:{line}: {text}")
-                print(f"\nsurvivor: {survivors[-1]}")
+
+        def tried(mutant: tuple[str, int]) -> str | None:
+            copy = copies.get()
+            try:
+                return survivor(copy, *mutant)
+            finally:
+                copies.put(copy)
+
+        for done, found in enumerate(pool.map(tried, sorted(chosen)), start=1):
+            if found is not None:
+                survivors.append(found)
+                print(f"\nsurvivor: {found}")
             left = (time.time() - start) / done * (len(chosen) - done)
             print(f"\r{done}/{len(chosen)}, {left / 60:.0f} min left ", end="", flush=True)
     print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed (of {len(every)})")

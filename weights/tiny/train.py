@@ -88,12 +88,15 @@ def lesson_block(
     return rows + block.down(activation.swiglu(block.gate_up(block.mlp_norm(rows))))
 
 
-def answer_logits(model: Llava, batch: lessons.Batch, run=lesson_block) -> tuple[Tensor, Tensor]:
+def answer_logits(
+    model: Llava, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
-    lesson's mask.
+    lesson's mask, behind the visuals' rows where they are known already.
     """
     decoder = model.decoder
-    visual = lessons.visual_rows(model, model.config, batch)
+    if visual is None:
+        visual = lessons.visual_rows(model, model.config, batch)
     count, before = len(visual), len(batch.prefix) + visual.shape[1]
     prefix = decoder.embed(torch.tensor([batch.prefix])).expand(count, -1, -1)
     rows = torch.cat([prefix, visual, decoder.embed(torch.from_numpy(batch.ids))], dim=1)
