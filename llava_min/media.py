@@ -2,22 +2,19 @@
 array.
 
 in:  what a user names as a picture or video      out: a PIL image in RGB, or the path or bytes of a
-video Limits are checked from headers, before pixels exist. A URL is fetched by one function, http
-and https only, into memory, with limits on size, time and redirects; FFmpeg never sees a URL.
+video
+Limits are checked from headers, before pixels exist. A URL is fetched into memory (web.py); FFmpeg
+never sees one.
 Read next: image.py, video.py.
 """
 
 import base64
 import binascii
-import http.client
 import io
 import os
 import struct
 import sys
-import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 import warnings
 from pathlib import Path
 
@@ -59,6 +56,8 @@ def read_bytes(source, limit: int) -> bytes:
     if text.startswith("data:"):
         return decode_data(text, limit)
     if text.startswith(("http://", "https://")):
+        from .web import fetch  # it takes as long to import as a picture to look at
+
         return fetch(text, limit)
     try:
         with open(local_path(source), "rb") as file:
@@ -126,56 +125,6 @@ def decode_data(uri: str, limit: int) -> bytes:
         raise MediaError(
             "cannot read the picture", "the data: URI", "base64", "something else"
         ) from None
-
-
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """A few redirects, and only to http, https or ftp, of which the last has no handler here."""
-
-    max_redirections = limits.REDIRECTS
-
-
-def fetch(url: str, limit: int) -> bytes:
-    """The body behind an http(s) URL, into memory: the package's one network access besides the
-    hub. A thread does the work, so that no slow host can hold the caller beyond the time limit.
-    """
-    done: list = []
-    thread = threading.Thread(target=lambda: done.append(outcome(url, limit)), daemon=True)
-    thread.start()
-    thread.join(limits.FETCH_SECONDS)
-    if not done:
-        expected = f"an answer within {limits.FETCH_SECONDS} seconds"
-        raise MediaError("cannot fetch", shown(url), expected, "none")
-    if isinstance(done[0], MediaError):
-        raise done[0]
-    return done[0]
-
-
-def outcome(url: str, limit: int) -> bytes | MediaError:
-    """What `fetch` returns or raises."""
-    web = urllib.request
-    opener = web.OpenerDirector()
-    for kind in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPErrorProcessor,
-                 web.HTTPDefaultErrorHandler, Redirects):  # fmt: skip
-        opener.add_handler(kind())
-    request = web.Request(url, headers={"User-Agent": "llava_min"})
-    try:
-        with opener.open(request, timeout=limits.FETCH_SECONDS) as response:
-            body = bytearray()
-            while len(body) <= limit and (block := response.read(1 << 16)):
-                body += block
-            length = response.headers.get("Content-Length", "")
-    except urllib.error.HTTPError as error:
-        found = (
-            "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
-        )
-        return MediaError("cannot fetch", shown(url), "a file", found)
-    except (OSError, ValueError, MemoryError, http.client.HTTPException):
-        return MediaError("cannot fetch", shown(url), "an answer", "none that can be read")
-    if len(body) > limit:
-        return MediaError("cannot fetch", shown(url), f"at most {limit} bytes", "more")
-    if length.isdigit() and int(length) != len(body):
-        return MediaError("cannot fetch", shown(url), f"{length} bytes", len(body))
-    return bytes(body)
 
 
 def open_picture(source, notice=lambda line: None) -> Image.Image:

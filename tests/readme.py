@@ -159,7 +159,16 @@ def again() -> str:
     return table(["first token of the", "after", "sooner than afresh"], rows)
 
 
-PARTS = {"reading": reading, "exam": exam, "families": families, "cache": cache, "trace": trace}
+PARTS = {
+    "reading": reading,
+    "exam": exam,
+    "families": families,
+    "speed": speed,
+    "profile": profile,
+    "loading": loading,
+    "cache": cache,
+    "trace": trace,
+}
 
 
 def replaced(text: str, part: str) -> str:
