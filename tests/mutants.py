@@ -5,7 +5,8 @@
 Each mutant lives in a copy of the project, one for each job; its tests pass without a mutant. One
 that no test notices is a survivor and is printed with its line: a test that is missing, or a change
 that means nothing.
-Minutes to hours; `make mutants` starts it.
+`make mutants` starts it, over the walk and the loading code; the kernels, each mutant a minute of
+the interpreter, are asked for by name: `--file attention.py`.
 """
 
 import argparse
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     # file: the tests that should notice a slip in it
     "llava_min/anyres.py": ("test_anyres", "test_image"),
+    "llava_min/media.py": ("test_media", "test_bad_media"),
+    "llava_min/film.py": ("test_video",),
+    "llava_min/video.py": ("test_video", "test_media"),
+    "llava_min/subtitles.py": ("test_subtitles",),
     "llava_min/image.py": ("test_image", "test_families"),
     "llava_min/vision.py": ("test_families", "test_image"),
     "llava_min/projector.py": ("test_properties", "test_agrees_golden"),
@@ -37,6 +42,8 @@ TESTS = {
     "llava_min/tokenizer.py": ("test_tokenizer",),
     "llava_min/prompt.py": ("test_prompt",),
     "llava_min/generate.py": ("test_generate", "test_batch"),
+    "llava_min/prefix.py": ("test_prefix",),
+    "llava_min/chat.py": ("test_chat",),
     "weights/names.py": ("test_checkpoint", "test_families"),
     "weights/load.py": ("test_checkpoint",),
     "kernels/norm.py": ("test_norm", "test_families"),
@@ -145,7 +152,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="so many at a time (%(default)s)")
     parser.add_argument("--file", action="append", help="only files that end so; repeatable")
     given = parser.parse_args()
-    files = [file for file in TESTS if not given.file or file.endswith(tuple(given.file))]
+    files = [file for file in TESTS if (file.endswith(tuple(given.file)) if given.file
+                                        else not file.startswith("kernels/"))]  # fmt: skip
     every = [(file, place) for file in files for place in range(places((ROOT / file).read_text()))]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     start, survivors = time.time(), []

@@ -92,9 +92,8 @@ def speed() -> str:
         lines = {}
         for row in rows:
             cells = lines.setdefault(what[row["section"]].format(row["context"] or 0), {})
-            cells[f"{row['name']} {row['format']}"] = (
-                f"{row['per_second']:.3g} ({row['ratio']:.2f}x)"
-            )
+            rate = f"{row['per_second']:#.3g}".rstrip(".")
+            cells[f"{row['name']} {row['format']}"] = f"{rate} ({row['ratio']:.2f}x)"
         names = [name for name in order if any(name in cells for cells in lines.values())]
         cells = [[line, *(found.get(name, "") for name in names)] for line, found in lines.items()]
         parts.append(f"{capability}, {machine(rows[0])}:\n\n{table(['', *names], cells)}")
