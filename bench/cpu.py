@@ -221,6 +221,8 @@ def draw(path: Path) -> list[Path]:
         rows = [row for row in ledger.read(path) if row["section"] == section]
         for capability in sorted({row["capability"] for row in rows}):
             some = [row for row in rows if row["capability"] == capability]
+            if len({row["context"] for row in some}) == 1:
+                continue
             contexts, rates = ([row[key] for row in some] for key in ("context", "per_second"))
             title = f"{section}, {some[0]['cpu']}, {capability}, {some[0]['threads']} threads"
             axes = plots.Axes(title, "context", "tokens/s", contexts, rates)

@@ -45,7 +45,8 @@ def penalised(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
     """Logits of ids that have occurred are divided by the penalty where positive, multiplied where
     negative.
     """
-    seen = torch.tensor(sorted({i for i in ids if 0 <= i < len(logits)}), device=logits.device)
+    known = sorted({i for i in ids if 0 <= i < len(logits)})
+    seen = torch.tensor(known, dtype=torch.long, device=logits.device)
     chosen = logits[seen]
     logits = logits.clone()
     logits[seen] = torch.where(chosen > 0, chosen / penalty, chosen * penalty)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import llava_min
 from llava_min.errors import MediaError, ParameterError, PromptError
+from llava_min.generate import Token
 
 EXACT = 1e-10
 TEMPLATES = ("auto", "qwen", "interleave", "long_llava", "onevision_si")
@@ -154,9 +155,11 @@ def test_ctrl_c_while_the_prompt_is_read_takes_the_question_back(model, monkeypa
 def test_too_long_a_conversation_is_refused_before_any_vision(model, monkeypatch):
     chat = model.chat(max_tokens=4)
     chat.ask("What?", images=[small.picture(50, 50)])
+    turns, images = list(chat.turns), list(chat.images)
     monkeypatch.setattr(model.network, "encode", None)
     with pytest.raises(PromptError, match=r"at most 4,096 tokens, found .* pictures \+ 5,000"):
         chat.ask("And?", images=[small.picture(60, 60)], max_tokens=5000)
+    assert (chat.turns, chat.images) == (turns, images)  # as if it had not been asked
 
 
 def test_clear_forgets_and_frees(model):
@@ -165,6 +168,16 @@ def test_clear_forgets_and_frees(model):
     chat.clear()
     assert chat.turns == chat.images == [] and chat.prefix.cache.capacity == 0
     assert chat.ask("What?").token_ids == model.generate("What?", max_tokens=4).token_ids
+
+
+def test_an_answer_that_is_broken_off_was_said(model):
+    chat = model.chat(max_tokens=4)
+    events = chat.events("What?")
+    while not isinstance(token := next(events), Token):
+        pass
+    events.close()
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"]
+    assert chat.turns[1].parts == ((token.text,),)
 
 
 def test_streams_and_prefill(model):

@@ -5,6 +5,8 @@ those that torch allocates; what does not fit is refused, and what is said to fi
 import json
 import subprocess
 import sys
+from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +21,7 @@ from test_agrees_golden import CASES, GOLDEN, inputs, overrides_of
 from test_real_sizes import CHECKPOINTS, GRID5, GRID36
 
 import llava_min
-from llava_min import budget, config, media
+from llava_min import budget, config, image, media
 from llava_min.__main__ import main
 from llava_min.budget import Storage
 from llava_min.cache import Cache
@@ -159,8 +161,6 @@ WIDE = dict(hidden_size=128, intermediate_size=400)
 ])  # fmt: skip
 def test_cache_and_activations_are_what_torch_allocates(text, size, frames, words, dtype):
     """Never less by more than 1%, never more by over 10%, for text, a clip, a picture and all."""
-    from llava_min import image
-
     values = small.hf_config(max_position_embeddings=10**6, **text)
     model = small.random_model(values, dtype=getattr(torch, dtype))
     segments, tiles = [budget.Text((1,) * (words + 1))], []
@@ -196,6 +196,100 @@ def test_224000_tokens_of_long_llava_fit_into_16_gb(folders, capsys):
     assert need.cache == 224_000 * 2 * 28 * 4 * (128 + 4) and 14e9 > need.total > 12e9
     for less in (dict(bits=4), dict(kv_dtype="int8"), {}):
         assert not llava_min.plan(folders["long-llava-qwen2-7b"], "Why?", **given, **less).fits
+
+
+def tower_of(**text) -> dict:
+    """A configuration whose tower outweighs what stands around it, with tiles of 196 pixels."""
+    values = small.hf_config(max_position_embeddings=10**6, **text)
+    values["vision_config"] |= dict(hidden_size=256, intermediate_size=1024, image_size=196,
+                                    num_attention_heads=4)  # fmt: skip
+    sides = (196, 392, 588)
+    return values | {"image_grid_pinpoints": [[one, other] for one in sides for other in sides]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "quick_gelu"])
+def test_frames_in_the_tower_take_what_is_said(dtype, activation):
+    model = small.random_model(tower_of(), dtype=getattr(torch, dtype))
+    config = replace(model.config, vision=replace(model.config.vision, activation=activation))
+    for block in model.vision.blocks:
+        block.activation = activation
+    frames = image.FrameTiles(small.frames(12, 8, 8), config, range(12))
+    for k in (1, 4):
+        clip = image.Tiles(frames, (8, 8), None)
+        encode = lambda k=k, clip=clip: deque(model.encode(clip, True, k), maxlen=0)
+        encode()
+        said = budget.vision_bytes(config, 12, Storage(dtype), k)
+        assert said == pytest.approx(allocated(encode), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_picture_put_together_takes_what_is_said(dtype):
+    text = dict(hidden_size=512, num_attention_heads=8)
+    model = small.random_model(tower_of(**text), dtype=getattr(torch, dtype))
+    tiles = image.anyres_tiles(small.picture(560, 560), model.config)
+    encode = lambda: list(model.encode(tiles, False, 1))
+    encode()
+    said = budget.vision_bytes(model.config, len(tiles.pixels), Storage(dtype), 1)
+    assert said == pytest.approx(allocated(encode), rel=0.06)
+
+
+@pytest.mark.parametrize("intermediate, dtype", [
+    (1024, "float32"), (1024, "bfloat16"), (64, "float32")])  # fmt: skip
+def test_a_chunk_in_the_decoder_takes_what_is_said(intermediate, dtype):
+    """Where the MLP is the widest place, and where attention is."""
+    text = dict(hidden_size=256, intermediate_size=intermediate, num_attention_heads=8)
+    model = small.random_model(small.hf_config(**text), dtype=getattr(torch, dtype))
+    config, rows = model.config.text, torch.randn(1, 1024, 256, dtype=getattr(torch, dtype))
+    cache = Cache.empty(config, 1, 1024, rows.dtype)
+    read = torch.inference_mode()(lambda: model.decoder(rows, cache))
+    read()
+    said = budget.prefill_bytes(config, 1024, Storage(dtype), 1024)
+    assert said == pytest.approx(allocated(read), rel=0.015)
+
+
+def test_weights_of_four_bits_are_counted_exactly():
+    """Every tensor of a decoder in four bits beside a head of eight, as a CPU lays them out."""
+    model, held = llava_min.load(dtype="bfloat16", device="cpu", bits=4), 0
+    for layer in model.network.modules():
+        planes = [tensor for plane in getattr(layer, "planes", ()) for tensor in plane]
+        own = (*vars(layer).values(), *layer._parameters.values(), *planes)
+        held += sum(t.numel() * t.dtype.itemsize for t in own if isinstance(t, torch.Tensor))
+    said = budget.weight_bytes(model.config, Storage("bfloat16", bits=4))
+    assert said == pytest.approx(held, rel=0.001)
+
+
+def test_sizes_of_numbers():
+    for name, size in budget.BYTES.items():
+        assert getattr(torch, name).itemsize == size
+
+
+def test_operations_are_those_of_the_linears_and_of_attention():
+    """Counted while a picture and a question are read: the weights of every linear layer of the
+    blocks and of the projector for each of its rows, and E for each number of a score, twice.
+    """
+    model = small.random_model(small.hf_config(max_position_embeddings=10**6))
+    size, settings = (500, 480), model.config
+    tiles = image.anyres_tiles(small.picture(*size), settings)
+    segments = (budget.picture(size, "anyres", settings), budget.Text((1,) * 900))
+    plan, counted = budget.Plan(segments, 10**6), {"seeing": 0, "reading": 0}
+
+    def count(layer, inputs, output):
+        where = "reading" if layer in decoder else "seeing"
+        counted[where] += 2 * output[..., 0].numel() * layer.weight.numel()
+
+    decoder = set(model.decoder.blocks.modules())
+    for part in (model.decoder.blocks, model.vision.blocks, model.projector):
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(count)
+    model.prefill(plan, [model.encode(tiles, False)], Cache.empty(settings.text, 1, plan.tokens))
+    text, vision, seen = settings.text, settings.vision, len(tiles.pixels)
+    heads = 4 * text.num_layers * text.num_heads * text.head_dim
+    patches = 4 * vision.num_layers * vision.hidden_size
+    counted["reading"] += heads * plan.tokens * (plan.tokens + 1) // 2
+    counted["seeing"] += patches * seen * vision.num_positions**2
+    assert budget.operations(settings, plan) == pytest.approx(tuple(counted.values()), rel=1e-3)
 
 
 # What does not fit -------------------------------------------------------------

@@ -54,8 +54,11 @@ def test_eight_orientations_are_one_picture():
         picture = upright if operation is None else upright.transpose(operation)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        opened = media.open_picture(saved(picture, "PNG", exif=exif))
-        assert np.array_equal(np.asarray(opened), np.asarray(upright)), orientation
+        data = saved(picture, "PNG", exif=exif)
+        assert np.array_equal(np.asarray(media.open_picture(data)), np.asarray(upright)), (
+            orientation
+        )
+        assert media.picture_size(data) == upright.size, orientation
 
 
 @pytest.mark.catalogue("IM-TRNS", "transparent is white in every mode")
@@ -82,6 +85,9 @@ def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 40000, 65535]], dtype=np.uint16)
     opened = media.open_picture(saved(Image.fromarray(values), "PNG"))
     assert np.asarray(opened)[0, :, 0].tolist() == [0, 156, 255]
+    floats = Image.fromarray(np.array([[-9, 0, 99.6, 200, 255, 300]], dtype=np.float32))
+    opened = media.open_picture(saved(floats, "TIFF"))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 0, 100, 200, 255, 255]
 
 
 @pytest.mark.catalogue("IM-ANIM", "the first picture, and a notice")

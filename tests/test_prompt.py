@@ -120,6 +120,11 @@ def test_messages_keep_the_order_of_their_parts():
         ["hi"],
         [{"content": "x"}],
         [{"role": "user", "content": [{"type": "audio"}]}],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
+        [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
     ],
 )
 def test_messages_that_cannot_be_read(messages):

@@ -77,6 +77,19 @@ def test_repetition_penalty_agrees_with_transformers():
     assert torch.equal(penalised(logits, ids, 1.3), theirs[0])
 
 
+def test_the_penalty_leaves_out_ids_that_have_no_logit():
+    """The placeholder of a visual is one, and rows that pad the head have no id."""
+    logits = torch.tensor([1.0, -1.0, 2.0])
+    assert penalised(logits, [-1, -200, 3, 4], 2.0).tolist() == logits.tolist()
+    assert penalised(logits, [0, 1, 2, 3], 2.0).tolist() == [0.5, -2.0, 1.0]
+
+
+def test_top_p_takes_what_is_needed_and_no_more():
+    """Four equal tokens make a half with two, and every token's own weight makes it with one."""
+    for top_p, kept in ((0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (1.0, 4)):
+        assert len(candidates(torch.zeros(4), Sampling(1.0, 0, top_p, 0.0))[0]) == kept
+
+
 def test_draws_follow_the_probabilities():
     """Chi-squared over 4000 positions: 3 degrees of freedom exceed 16.3 once in a thousand; the
     seed is fixed.

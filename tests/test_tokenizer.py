@@ -103,9 +103,14 @@ def test_built_from_vocab_and_merges(tmp_path):
 
 def test_a_broken_tokenizer_is_refused(tmp_path):
     shutil.copy(small.TINY / "tokenizer.json", tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Nonsense"}}')
-    with pytest.raises(CheckpointError, match="tokenizer.json"):
-        tokenizer.read(tmp_path)
+    for text in (
+        '{"model": {"type": "Nonsense"}}',
+        '{"added_tokens": {}}',
+        '{"added_tokens": [1]}',
+    ):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(CheckpointError, match="tokenizer.json"):
+            tokenizer.read(tmp_path)
     lacking = tokenizer.Tokenizer(json.loads((small.TINY / "tokenizer.json").read_text()))
     del lacking.special["<|im_end|>"]
     with pytest.raises(CheckpointError, match=r"<\|im_end\|>"):

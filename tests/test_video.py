@@ -115,6 +115,7 @@ def test_few_frames_are_decoded(clips, kind):
     for frames that are shown before their own key frame.
     """
     opened = Film(clips(kind)[0], kind)
+    assert opened.decoded == 0
     for numbers in ([0], [30], [55, 60, 70], [10, 110]):
         before = opened.decoded
         list(opened.pictures(numbers))
