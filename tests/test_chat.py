@@ -269,6 +269,7 @@ def test_growing_leaves_room(model):
     chat = model.chat(max_tokens=4)
     chat.ask("What?", images=[small.picture(150, 150)])
     capacity = chat.prefix.cache.capacity
+    assert chat.prefix.reused == 0 and capacity <= 1.125 * (len(chat.prefix.numbers) + 4)
     chat.ask("And?")
     assert chat.prefix.cache.capacity == capacity
     assert torch.equal(chat.prefix.cache.lengths, torch.tensor(chat.prefix.cache.seen).int())

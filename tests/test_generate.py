@@ -1,5 +1,7 @@
 """The token loop: when it stops, what it shows, and that the same question gets the same answer."""
 
+import time
+
 import pytest
 import small
 from hypothesis import given, settings
@@ -33,6 +35,19 @@ def test_text_ends_before_the_first_stop_text(pieces, stops):
     else:
         assert stop.found and whole.startswith(shown)
         assert not any(text in shown for text in stops)
+
+
+def test_times_add_up(model):
+    start = time.perf_counter()
+    times = model.generate("What?", images=[small.picture(90, 60)], max_tokens=4).timings
+    whole = time.perf_counter() - start
+    assert (
+        0
+        < times["prefill_s"]
+        <= times["ttft_s"]
+        < times["ttft_s"] + times["decode_s"]
+        <= whole + 1e-3
+    )
 
 
 def test_greedy_follows_the_logits(model):

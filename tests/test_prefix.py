@@ -232,3 +232,15 @@ def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):
         answer = model.generate(ids, **options, prompt_cache=file)
         assert answer.usage["cached_tokens"] == kept
         assert answer.token_ids == model.generate(ids, **options).token_ids
+
+
+def test_a_checkpoint_is_known_by_numbers_everywhere(model):
+    """The later half of any tensor that differs makes another checkpoint."""
+    before = prefix.fingerprint(model.network)
+    for tensor in model.network.state_dict().values():
+        flat = tensor.reshape(-1)
+        old = flat.clone()
+        flat[len(flat) // 2 :] += 1
+        assert prefix.fingerprint(model.network) != before
+        flat.copy_(old)
+    assert prefix.fingerprint(model.network) == before

@@ -82,6 +82,8 @@ def test_placeholders_place_the_visuals(text, images, videos, expected):
 def test_a_wrong_number_of_placeholders_is_an_error(text, images, videos):
     with pytest.raises(PromptError, match="expected as many"):
         prompt.user_turn(text, images, videos)
+    with pytest.raises(PromptError, match="expected as many"):
+        prompt.user_turn("<image>" * 2, 0, 1, frames=3)
 
 
 @given(st.text(max_size=50), st.integers(0, 3), st.integers(0, 3))
