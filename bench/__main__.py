@@ -87,7 +87,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     needle.add_argument("-m", "--model", help="a folder (default: the embedded checkpoint)")
     needle.add_argument("--frames", type=int, nargs="*", help="lengths (default 4 to 256)")
     needle.add_argument("--depths", type=int, default=6, help="from start to end (default 6)")
-    needle.add_argument("--needles", type=int, default=5, help="different ones (default 5)")
+    needle.add_argument("--needles", type=int, default=20, help="different ones (default 20)")
     needle.add_argument("--haystack", help="a film of your own (with --asked)")
     needle.add_argument("--asked", type=Path, metavar="FILE",
                         help="its needles: a JSON list of {image, question, answer}")  # fmt: skip

@@ -9,6 +9,7 @@ are taken from the deepest place to the shallowest, rewinding the cache.
 Read next: plots.py. Agrees with: vision_niah of LongVA; arXiv 2406.16852.
 """
 
+import colorsys
 import json
 from pathlib import Path
 
@@ -141,6 +142,12 @@ def search(model: LoadedModel, film: list, needles: list[dict], cases: list, pat
             file.flush()
 
 
+def colour(share: float) -> str:
+    """Red for 0 to green for 1, in a form that every viewer knows."""
+    channels = colorsys.hls_to_rgb(share / 3, 0.6, 0.6)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
+
+
 def heat_map(rows: list[dict], title: str, trained: int | None) -> str:
     """Frames across, depth down, a cell green where all needles are found and red where none is;
     a dotted line behind the lengths that were trained.
@@ -159,7 +166,7 @@ def heat_map(rows: list[dict], title: str, trained: int | None) -> str:
                 share = sum(found) / len(found)
                 parts.append(
                     f'<rect x="{across}" y="{top + y * cell}" width="{cell}" height="{cell}" '
-                    f'fill="hsl({120 * share:.0f},60%,60%)" stroke="white"/>'
+                    f'fill="{colour(share)}" stroke="white"/>'
                     f'<text x="{across + cell / 2}" y="{top + (y + 0.58) * cell}" '
                     f'text-anchor="middle">{share:.0%}</text>'
                 )

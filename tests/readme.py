@@ -142,6 +142,21 @@ def quality() -> str:
     return table(heads, rows)
 
 
+def needle() -> str:
+    """What the heat map of a needle in a haystack of frames says, in two sentences."""
+    found = lambda **wanted: [row["found"] for row in results("niah-embedded", **wanted)]
+    share = lambda **wanted: f"{sum(found(**wanted)) / len(found(**wanted)):.0%}"
+    rows = results("niah-embedded")
+    needles = len({row["needle"] for row in rows})
+    return (
+        f"Of {needles} needles at six depths it finds {share(frames=16)} in clips of 16 frames, "
+        f"the longest of its training, {share(frames=160)} in 160 frames and "
+        f"{share(frames=256)} in 256. What is lost stood at the beginning of a long clip: in front "
+        f"of 256 frames {share(frames=256, depth=0.0)} are found, behind them "
+        f"{share(frames=256, depth=1.0)}."
+    )
+
+
 def frames() -> str:
     """The memory of a clip's prompt, and the speed of its prefill."""
     rows = [[row["context"], f"{row['tokens']:,}", row["name"],
@@ -166,6 +181,7 @@ PARTS = {
     "profile": profile,
     "loading": loading,
     "cache": cache,
+    "needle": needle,
     "trace": trace,
 }
 
