@@ -25,7 +25,8 @@ FORMATS = {
     "int8": {"dtype": "bfloat16", "bits": 8},
     "int4": {"dtype": "bfloat16", "bits": 4},
 }
-SECTIONS = ("vision", "prefill", "decode", "profile")
+TIMED = ("vision", "prefill", "decode")
+SECTIONS = (*TIMED, "profile")
 GROUPS = {  # of operators, by a part of their names
     "linears": ("linear", "mm", "convolution"),
     "attention": ("scaled_dot_product",),
@@ -178,13 +179,13 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
     for form in formats:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
-    for section in (section for section in sections if section != "profile"):
+    for section in filter(TIMED.__contains__, sections):
         for context in contexts[:1] if section == "vision" else contexts:
             rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))
             ledger.keep(path, rows)
             print(table(rows), flush=True)
     if "profile" in sections:
-        for section in SECTIONS[:3]:
+        for section in TIMED:
             rows = profiled(section, shape, contexts[0], candidates)
             ledger.keep(path, rows)
             print(shares(rows), flush=True)

@@ -157,22 +157,6 @@ def needle() -> str:
     )
 
 
-def frames() -> str:
-    """The memory of a clip's prompt, and the speed of its prefill."""
-    rows = [[row["context"], f"{row['tokens']:,}", row["name"],
-             f"{row['above_bytes'] / 2**20:,.0f} MiB", f"{row['per_second']:.0f}"]
-            for row in results("frames-cpu", shape="0.5B")]  # fmt: skip
-    heads = ["frames", "tokens", "read", "memory beside weights and cache", "prefill, tokens/s"]
-    return table(heads, rows)
-
-
-def again() -> str:
-    """How soon second questions are answered."""
-    rows = [[row["case"], f"{row['p50_s']:.2f} s", f"{row['times_sooner']:.1f}x"]
-            for row in results("ask-0.5B")]  # fmt: skip
-    return table(["first token of the", "after", "sooner than afresh"], rows)
-
-
 PARTS = {
     "reading": reading,
     "exam": exam,
@@ -180,6 +164,7 @@ PARTS = {
     "speed": speed,
     "profile": profile,
     "loading": loading,
+    "quality": quality,
     "cache": cache,
     "needle": needle,
     "trace": trace,

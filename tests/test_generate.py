@@ -41,13 +41,8 @@ def test_times_add_up(model):
     start = time.perf_counter()
     times = model.generate("What?", images=[small.picture(90, 60)], max_tokens=4).timings
     whole = time.perf_counter() - start
-    assert (
-        0
-        < times["prefill_s"]
-        <= times["ttft_s"]
-        < times["ttft_s"] + times["decode_s"]
-        <= whole + 1e-3
-    )
+    assert 0 < times["prefill_s"] <= times["ttft_s"]
+    assert 0 < times["decode_s"] <= whole - times["ttft_s"] + 1e-3
 
 
 def test_greedy_follows_the_logits(model):

@@ -70,8 +70,13 @@ def test_python_examples_run():
 
 @pytest.mark.parametrize("part", [part for part in readme.PARTS if part != "trace"])
 def test_generated_parts_are_up_to_date(part):
-    """Reading order, line counts, the exam, the table of families (python tests/readme.py)."""
+    """Reading order, line counts, and tables of committed results (python tests/readme.py)."""
     assert readme.replaced(README, part) == README
+
+
+def test_every_marked_part_is_generated():
+    marked = [part for part in re.findall(r"<!-- (\w+) -->", README) if part != "end"]
+    assert sorted(marked) == sorted(readme.PARTS)
 
 
 def test_the_exam_belongs_to_the_committed_checkpoint():
