@@ -38,8 +38,10 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
     def read(count: int) -> Plan:
         plan, tiles = prompt(count, model.config)
         k, chunk = (budget.TILES, budget.CHUNK) if chunked else (count, plan.tokens)
-        visual = model.network.encode(tiles, True, k)
-        model.network.prefill(plan, [visual], model.empty_cache(plan.tokens), chunk)
+        visual, cache = model.network.encode(tiles, True, k), model.empty_cache(plan.tokens)
+        for part in (cache.keys, cache.values):
+            part.zero_()  # resident from the start: the peak may come before it is full
+        model.network.prefill(plan, [visual], cache, chunk)
         return plan
 
     read(1)
