@@ -53,7 +53,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
                          help="of the clip (default 8 32 64)")  # fmt: skip
     for command, sections in ((whole, ("vision", "prefill", "decode", "profile")),
                               (starting, ("load", "cold", "quantise")),
-                              (quality, ("errors", "answers", "cache"))):  # fmt: skip
+                              (quality, ("errors", "answers", "cache")),
+                              (reading, ("prefill", "memory"))):  # fmt: skip
         command.add_argument("--only", nargs="*", choices=sections, help="on a CPU: these parts")
     for command, pairs in ((whole, 7), (starting, 7), (reading, 3)):
         command.add_argument("--pairs", type=int, default=pairs,
@@ -181,8 +182,11 @@ def on_cpu(settings: argparse.Namespace) -> Path:
     if settings.command == "frames":
         from . import frames
 
-        few = ("toy", [2, 16], 1)
-        return frames.run(*(few if dry else ("0.5B", settings.frames, settings.pairs)), out)
+        sections = settings.only or list(frames.SECTIONS)
+        shape, counts, pairs = "0.5B", settings.frames, settings.pairs
+        if dry:
+            shape, counts, pairs = "toy", [2, 16], 1
+        return frames.run(shape, counts, sections, pairs, out)
     pairs, models = (1, ["toy"]) if dry else (settings.pairs, settings.models or ["0.5B"])
     if settings.command == "load":
         from . import load

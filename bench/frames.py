@@ -1,6 +1,6 @@
 """The memory of a clip's prompt in the shape of 0.5B: chunk by chunk, and all at once.
 
-    python -m bench frames [--frames 8 32 64]
+    python -m bench frames [--frames 8 32 64] [--only prefill memory]
 
 chunked   as this project reads: a few frames through the tower and into the cache, then the next
 naive     all frames through the tower at once, then the whole prompt in one forward
@@ -22,6 +22,8 @@ from llava_min.budget import Plan, Text
 
 from . import checkpoints, ledger, load, long, measure
 
+SECTIONS = ("prefill", "memory")
+NAMES = {True: "chunked", False: "naive"}
 QUESTION = 40  # tokens of text behind the clip
 CHILD = "from bench import frames; done(**frames.memory(sys.argv[1], *json.loads(sys.argv[2])))"
 
@@ -71,23 +73,28 @@ def speeds(model, count: int, pairs: int) -> dict[bool, list[float]]:
     return times
 
 
-def run(shape: str, counts: list[int], pairs: int, out: Path) -> Path:
-    """A row for each length and way, printed and written."""
+def run(shape: str, counts: list[int], sections: list[str], pairs: int, out: Path) -> Path:
+    """Everything asked for, printed and written as it comes."""
     folder, path = checkpoints.folder_of(shape), out / "frames-cpu.jsonl"
-    model = llava_min.load(folder, device="cpu")
-    times = {count: speeds(model, count, pairs) for count in counts}
+    model = llava_min.load(folder, device="cpu") if "prefill" in sections else None
+    for count in counts if model else ():
+        tokens, times = prompt(count, model.config)[0].tokens, speeds(model, count, pairs)
+        for chunked, name in NAMES.items():
+            p20, p50, p80 = ledger.spread(times[chunked])
+            ratios = [a / b for a, b in zip(times[False], times[chunked])]
+            row = {"section": "prefill", "shape": shape, "context": count, "name": name,
+                   "tokens": tokens, "per_second": tokens / p50, "p20": p20, "p50": p50,
+                   "p80": p80, "ratio": ledger.spread(ratios)[1], "pairs": pairs}  # fmt: skip
+            ledger.keep(path, [row])
+            print(f"{count:4} frames {tokens:6,} tokens {name:8} {row['per_second']:7.1f} tokens/s "
+                  f"{row['ratio']:5.2f}x", flush=True)  # fmt: skip
     del model
-    for count in counts:
-        for chunked, name in ((True, "chunked"), (False, "naive")):
-            row = {"section": "frames", "shape": shape, "context": count, "name": name}
+    for count in counts if "memory" in sections else ():
+        for chunked, name in NAMES.items():
+            row = {"section": "memory", "shape": shape, "context": count, "name": name}
             row |= load.child(CHILD, folder, json.dumps([count, chunked]))
-            p20, p50, p80 = ledger.spread(times[count][chunked])
-            pairs_of = zip(times[count][False], times[count][chunked])
-            row |= {"per_second": row["tokens"] / p50, "p20": p20, "p50": p50, "p80": p80,
-                    "ratio": ledger.spread([a / b for a, b in pairs_of])[1]}  # fmt: skip
             ledger.keep(path, [row])
             print(f"{count:4} frames {row['tokens']:6,} tokens {name:8} "
                   f"{row['above_bytes'] / 2**20:7.0f} MiB above weights and cache "
-                  f"({row['planned_bytes'] / 2**20:.0f} planned) {row['per_second']:7.1f} tokens/s "
-                  f"{row['ratio']:5.2f}x", flush=True)  # fmt: skip
+                  f"({row['planned_bytes'] / 2**20:.0f} planned)", flush=True)  # fmt: skip
     return path
