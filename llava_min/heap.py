@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 
 OWN_PAGES = 4 << 20  # bytes
-MMAP_THRESHOLD = -3  # mallopt's number for it
 
 
 def return_freed() -> None:
@@ -15,4 +14,4 @@ def return_freed() -> None:
     tower 2% and the decoder nothing. With another C library nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, OWN_PAGES)
+        ctypes.CDLL(None).mallopt(-3, OWN_PAGES)  # M_MMAP_THRESHOLD

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,7 +23,7 @@ from .forecast import Forecast, free_bytes
 from .generate import Finished, Options, Token, generate
 from .kernels import onednn
 from .model import Llava
-from .prefix import Prefix
+from .prefix import Prefix, description
 from .prepare import EMBEDDED, Encodable, Prepared, needed, prepare, settings_of
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
@@ -92,8 +92,9 @@ class LoadedModel:
     config: LlavaConfig
     network: Llava
     tokenizer: Tokenizer | None
+    description: dict[str, object]  # what a prompt cache says it was made with
     load_seconds: float = 0.0
-    details: list[str] = field(default_factory=list)
+    details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
     progress: Callable[[int, int], None] | None = None  # told (tokens read, tokens of the prompt)
 
@@ -139,7 +140,7 @@ class LoadedModel:
         prepared.plan.check_fits(options.max_tokens)
         self.forecast(prepared, options.max_tokens).check_room()
         stored = prompt_cache is not None and prefix.read(
-            prompt_cache, self.network, prepared, options.max_tokens
+            prompt_cache, self.description, prepared, options.max_tokens
         )
         yield prepared
         vision, start = Clock(), time.perf_counter()
@@ -158,7 +159,7 @@ class LoadedModel:
         if prefix is not None:
             prefix.said(ids)
         if prompt_cache is not None and not stored:
-            prefix.write(prompt_cache, self.network, prepared)
+            prefix.write(prompt_cache, self.description, prepared)
         decode = finished.last - finished.first if ids else 0.0
         timings = {
             "load_s": self.load_seconds,
@@ -328,10 +329,11 @@ def load(
     large = sum(weight.numel() for weight in network.parameters()) > SMALL
     torch_dtype = pick_dtype(dtype, device, large)
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
+    made = description(network)
     packed.ready(network)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
-    return LoadedModel(name, settings, network, tokenizer, seconds, list(settings.ignored), kept)
+    return LoadedModel(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
 
 
 def pick_device(device: str) -> str:

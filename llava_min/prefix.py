@@ -62,9 +62,9 @@ class Prefix:
         """The answer's ids, behind the prompt's."""
         self.numbers = np.append(self.numbers, np.array(ids, np.int64))
 
-    def read(self, path: str | Path, network: nn.Module, prepared: Prepared, more: int) -> bool:
+    def read(self, path: str | Path, model: dict, prepared: Prepared, more: int) -> bool:
         """Fill the cache from a file as far as the prompt begins alike, with room for all of it and
-        `more` tokens; False where there is no file.
+        `more` tokens; False where there is no file. model: its `description`.
 
         PromptError names what does not fit, OutputError a folder in which no file can be made.
         """
@@ -78,7 +78,7 @@ class Prefix:
         try:
             with safe_open(path, framework="pt", backend="pread") as file:
                 made = json.loads((file.metadata() or {})[KIND])
-                for name, value in description(network, self.cache).items():
+                for name, value in made_with(model, self.cache).items():
                     if (found := made["with"].get(name)) != value:
                         raise refused(path, f"{name} {shown(value)}", shown(found))
                 held, wanted = file.get_tensor("tokens").numpy(), numbers_of(prepared)
@@ -98,13 +98,13 @@ class Prefix:
         log.info(f"{count:,} of {prepared.plan.tokens:,} prompt tokens come from {path}")
         return True
 
-    def write(self, path: str | Path, network: nn.Module, prepared: Prepared) -> None:
+    def write(self, path: str | Path, model: dict, prepared: Prepared) -> None:
         """Save the prompt's part of the cache: a new file, which takes `path`'s name when whole."""
         count, path = prepared.plan.tokens, Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         tokens = torch.from_numpy(self.numbers[:count])
         media = [[entry["source"], entry["tokens"]] for entry in prepared.media]
-        made = json.dumps({"with": description(network, self.cache), "media": media})
+        made = json.dumps({"with": made_with(model, self.cache), "media": media})
         try:
             save_file({"tokens": tokens, **dict(heads(self.cache, count))}, part, {KIND: made})
             with open(part, "rb+") as file:
@@ -165,14 +165,19 @@ def heads(cache: Cache, count: int):
 # What a cache depends on beside the prompt ---------------------------------------
 
 
-def description(network: nn.Module, cache: Cache) -> dict[str, object]:
-    """Names and values, as JSON would give them back."""
+def description(network: nn.Module) -> dict[str, object]:
+    """Names and values of a model, as JSON would give them back. Its layers must not be laid out
+    yet: then some hide their numbers.
+    """
     return {
         "dtype": str(network.decoder.embedding.weight.dtype).removeprefix("torch."),
-        "kv-dtype": str(cache.keys.dtype).removeprefix("torch."),
         "checkpoint": fingerprint(network),
         **{f"config {key}": value for key, value in settings(network.config).items()},
     }
+
+
+def made_with(model: dict, cache: Cache) -> dict[str, object]:
+    return model | {"kv-dtype": str(cache.keys.dtype).removeprefix("torch.")}
 
 
 def fingerprint(network: nn.Module) -> str:

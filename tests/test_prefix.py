@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import llava_min
 from llava_min import image, prefix, video
 from llava_min.errors import LlavaMinError, OutputError, PromptError
+from llava_min.prepare import EMBEDDED
 
 FIRST, SECOND = small.picture(100, 60), small.picture(50, 80, seed=1)
 CLIP = small.frames(4)
@@ -88,7 +90,7 @@ def test_the_file_holds_the_cache_bit_for_bit(folder, tmp_path, kv_dtype):
     options = {"images": [FIRST], "videos": [CLIP], "max_tokens": 3}
     answer = model.generate("What?", **options, prefix=kept, prompt_cache=path)
     kept.cache.rewind(int(kept.cache.seen[0]) - answer.usage["prompt_tokens"] + 1)
-    assert read.read(path, model.network, model.prepare("What?", [FIRST], [CLIP]), 3)
+    assert read.read(path, model.description, model.prepare("What?", [FIRST], [CLIP]), 3)
     assert read.cache.tensors().keys() == kept.cache.tensors().keys()
     for name, tensor in kept.cache.tensors().items():
         bits = torch.uint8 if tensor.dtype == torch.float8_e4m3fn else tensor.dtype
@@ -244,3 +246,16 @@ def test_a_checkpoint_is_known_by_numbers_everywhere(model):
         assert prefix.fingerprint(model.network) != before
         flat.copy_(old)
     assert prefix.fingerprint(model.network) == before
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float32"}])
+def test_weights_that_are_laid_out_count_too(tmp_path, options):
+    """One matrix that differs makes another checkpoint, however it is kept."""
+    for path in EMBEDDED.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    tensors = load_file(EMBEDDED / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if name.endswith("down_proj.weight")).neg_()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    first, second = (llava_min.load(folder, device="cpu", **options).description
+                     for folder in (EMBEDDED, tmp_path))  # fmt: skip
+    assert first.pop("checkpoint") != second.pop("checkpoint") and first == second
