@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import heap, limits
+from . import limits
 from .budget import Plan, Storage, Text, portions
 from .cache import Cache
 from .config import LlavaConfig
@@ -323,8 +323,6 @@ def load(
     if bits is not None:
         settings = replace(settings, quantization=quantize.on_load(settings, bits))
         convert = partial(quantize.converted, config=settings)
-    if device == "cpu":
-        heap.return_freed()
     network = weights.on_meta(settings)
     large = sum(weight.numel() for weight in network.parameters()) > SMALL
     torch_dtype = pick_dtype(dtype, device, large)

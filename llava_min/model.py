@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import projector
+from . import heap, projector
 from .budget import CHUNK, TILES, Plan, Text
 from .cache import Cache
 from .config import LlavaConfig
@@ -48,6 +48,8 @@ class Llava(nn.Module):
     def features(self, pixels: Sequence[np.ndarray], k: int) -> Iterator[Tensor]:
         """Tiles [B S S 3] -> the tower's features [k N D], k tiles at a time."""
         for start in range(0, len(pixels), k):
+            if self.device.type == "cpu":
+                heap.give_back()
             some = [pixels[index] for index in range(start, min(start + k, len(pixels)))]
             tiles = torch.from_numpy(np.stack(some)).to(self.device)
             yield self.vision(see("tiles", tiles, "B S S 3"))

@@ -7,11 +7,13 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import kv_cache, ledger, long
+from bench import checkpoints, kv_cache, ledger, llamacpp, long
+from llava_min.budget import Plan, Text
 
 MODULES = sorted(path.stem for path in Path(bench.__file__).parent.glob("[a-z]*.py"))
 COMMANDS = bench.__doc__.split("python -m bench ")[1].split(":")[0].split(" | ")
@@ -56,3 +58,18 @@ def test_a_clip_for_long_prompts_has_the_rows_that_it_says():
     segment, tiles = long.clip_of(20, config)
     assert len(segment.times) == len(tiles.pixels) == 20
     assert (tiles.pixels[0] == tiles.pixels[16]).all() and tiles.pixels[0].shape[0] == config.tile
+
+
+@pytest.mark.skipif(not llamacpp.INSTALLED, reason="llama-cpp-python or gguf is not installed")
+@pytest.mark.parametrize("form, alike", [("bf16", 0.9999), ("int4", 0.95)])
+def test_llama_cpp_reads_the_same_decoder(tmp_path, monkeypatch, form, alike):
+    """Logits of the last token behind a prompt, and behind two more."""
+    monkeypatch.setattr(checkpoints, "CACHE", tmp_path)
+    folder, ids = checkpoints.folder_of("toy"), tuple(range(5, 105))
+    peer = llamacpp.LlamaCpp(folder, form, 100, 2)
+    model = llava_min.load(folder, device="cpu", dtype="float32")
+    for more, act in (((), peer.prefill(100)), ((7, 7), peer.decode(100))):
+        act()
+        plan = Plan((Text(ids + more),), 200)
+        logits = model.network.prefill(plan, [], model.empty_cache(200))[0].numpy()
+        assert np.corrcoef(peer.logits(), logits)[0, 1] > alike

@@ -17,21 +17,26 @@ def resident():
 
 ones = lambda size: torch.ones(size, dtype=torch.uint8)
 ones(30 << 20)  # freed: glibc takes tensors of this size into its heap from here on
-if sys.argv[1] == "returned":
-    heap.return_freed()
+size, when = int(sys.argv[1]), sys.argv[2]
+if when == "before":
+    heap.give_back()
 before, held = resident(), []
-for _ in range(16):
-    held += [ones(8 << 20), ones(10_000)]
-    between = held[1::2]
+for _ in range(2**27 // size):
+    held += [ones(size), ones(10_000)]
+between = held[1::2]
 del held
+if when == "after":
+    heap.give_back()
 print(resident() - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its heap is glibc's")
-def test_a_freed_tensor_goes_back_to_the_system():
+@pytest.mark.parametrize("size, when", [(8 << 20, "before"), (2 << 20, "after")])
+def test_a_freed_tensor_goes_back_to_the_system(size, when):
+    """Large ones at once, small ones when asked."""
     kept, returned = (
-        int(subprocess.check_output([sys.executable, "-c", CHILD, way]))
-        for way in ("kept", "returned")
+        int(subprocess.check_output([sys.executable, "-c", CHILD, str(size), how]))
+        for how in ("never", when)
     )
     assert returned < 16 << 20 < 64 << 20 < kept
