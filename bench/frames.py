@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import llava_min
-from llava_min import budget
+from llava_min import budget, heap
 from llava_min.budget import Plan, Text
 
 from . import checkpoints, ledger, load, long, measure
@@ -47,6 +47,7 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
         return plan
 
     read(1)
+    heap.give_back()
     before = measure.resident("VmRSS")
     measure.forget_peak()
     plan = read(count)
