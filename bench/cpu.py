@@ -1,13 +1,15 @@
-"""LLaVA-OneVision with random weights on a CPU, beside transformers: prefill, decode, a tile.
+"""LLaVA-OneVision with random weights on a CPU, beside transformers and, where it is installed,
+llama.cpp: prefill, decode, a tile.
 
     python -m bench generate --device cpu --context 1500 --only decode
 
 All candidates of a section take turns in one process; a ratio is the median of the ratios of the
-turns. Every candidate answers from the same folder. llama.cpp is not among the peers. `profile`
-says where the time of each section goes at the first context, by torch's own profiler.
-Read before: checkpoints.py. Read next: load.py.
+turns. Every candidate answers from the same folder. `profile` says where the time of each section
+goes at the first context, by torch's own profiler.
+Read before: checkpoints.py, llamacpp.py. Read next: load.py.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import llava_min
 from llava_min.budget import Plan, Text
 from llava_min.cache import Cache
 
-from . import checkpoints, ledger, plots
+from . import checkpoints, ledger, llamacpp, plots
 
 FORMATS = {
     "float32": {"dtype": "float32"},
@@ -105,7 +107,8 @@ class Theirs:
 @torch.inference_mode()
 def measured(section: str, context: int, candidates: dict, pairs: int) -> dict[str, list[float]]:
     """Seconds of each turn of each candidate, taken in turns."""
-    calls = {name: getattr(model, section)(context) for name, model in candidates.items()}
+    calls = {name: getattr(model, section)(context) for name, model in candidates.items()
+             if hasattr(model, section)}  # fmt: skip
     times = {name: [] for name in calls}
     for turn in range(pairs + 1):
         for name, call in calls.items():
@@ -167,6 +170,8 @@ def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]
         if AGAINST in times:
             ratios = ledger.spread([a / b for a, b in zip(times[AGAINST], seconds)])
             row |= dict(zip(("ratio_p20", "ratio", "ratio_p80"), ratios))
+        if name.startswith("llava_min") and (peer := times.get(f"llama.cpp {row['format']}")):
+            row["over_llama_cpp"] = ledger.spread([a / b for a, b in zip(peer, seconds)])[1]
         found.append(row)
     return found
 
@@ -179,6 +184,12 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
     for form in formats:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
+    in_torch, peer_formats = dict(candidates), set(formats) & set(llamacpp.FORMATS)
+    if not llamacpp.INSTALLED or "ATEN_CPU_CAPABILITY" in os.environ:
+        peer_formats = set()  # it would use all that this CPU has
+    for form in sorted(peer_formats):
+        peer = llamacpp.LlamaCpp(folder, form, max(contexts), STEPS)
+        candidates[f"llama.cpp {form}"] = peer
     for section in filter(TIMED.__contains__, sections):
         for context in contexts[:1] if section == "vision" else contexts:
             rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))
@@ -186,7 +197,7 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
             print(table(rows), flush=True)
     if "profile" in sections:
         for section in TIMED:
-            rows = profiled(section, shape, contexts[0], candidates)
+            rows = profiled(section, shape, contexts[0], in_torch)
             ledger.keep(path, rows)
             print(shares(rows), flush=True)
     draw(path)
