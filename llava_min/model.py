@@ -70,17 +70,13 @@ class Llava(nn.Module):
         """The rows [tokens W] of a picture, at once, or of a clip, k frames at a time."""
         config = self.config
         if video:
-            for features in self.features(visual.pixels, k):
-                yield projector.frames_rows(
-                    self.pooled(features), self.newline, config.newline_position
-                )
+            for pooled in map(self.pooled, self.features(visual.pixels, k)):
+                yield projector.frames_rows(pooled, self.newline, config.newline_position)
             end = projector.clip_end(self.newline, config.newline_position)
             if end is not None:
                 yield end
             return
-        projected = torch.cat(
-            [self.projector(features) for features in self.features(visual.pixels, k)]
-        )
+        projected = torch.cat(list(map(self.projector, self.features(visual.pixels, k))))
         if visual.grid is None:
             yield projector.single_tile_rows(projected, self.newline)
         else:
