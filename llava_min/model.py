@@ -110,7 +110,8 @@ class Llava(nn.Module):
             done += len(rows)
             if progress:
                 progress(done, plan.tokens)
-            kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:]]
+            kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:].clone()]
+            del rows, hidden  # while the next frames are in the tower
         return self.decoder.logits(torch.cat(kept, dim=1))[0]
 
     @torch.inference_mode()
