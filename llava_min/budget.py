@@ -218,7 +218,7 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
     """
     vision, size = config.vision, storage.size
     copies = 3 if vision.activation == "quick_gelu" else 2
-    block = vision.num_positions * (6 * vision.hidden_size + copies * vision.intermediate_size)
+    block = vision.num_positions * (5 * vision.hidden_size + copies * vision.intermediate_size)
     pixels = 3 * vision.image_size**2
     together = 4 * tiles * vision.side**2 * config.text.hidden_size
     return max(min(k, tiles) * (block * size + pixels * (size + 1)), together * size)
