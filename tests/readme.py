@@ -86,7 +86,7 @@ def speed() -> str:
     every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
     every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
     order = ["transformers float32", "transformers bf16", "llava_min float32", "llava_min bf16",
-             "llava_min int8", "llava_min int4"]  # fmt: skip
+             "llava_min int8", "llava_min int4", "llama.cpp bf16", "llama.cpp int4"]  # fmt: skip
     for capability in sorted({row["capability"] for row in every}, reverse=True):
         rows = [row for row in every if row["capability"] == capability]
         lines = {}
@@ -142,6 +142,51 @@ def quality() -> str:
     return table(heads, rows)
 
 
+def frames() -> str:
+    """The memory of a clip's prompt, and the speed of its prefill."""
+    rows = []
+    for row in results("frames-cpu", section="memory", name="chunked"):
+        ways = [{"context": row["context"], "name": name} for name in ("chunked", "naive")]
+        memory = [results("frames-cpu", section="memory", **way)[0] for way in ways]
+        speed = [results("frames-cpu", section="prefill", **way)[0] for way in ways]
+        rows.append([row["context"], f"{row['tokens']:,}",
+                     *(f"{way['above_bytes'] / 2**20:,.0f} MiB" for way in memory),
+                     *(f"{way['per_second']:.0f}" for way in speed)])  # fmt: skip
+    heads = ["frames", "tokens", "memory, chunked", "all at once", "prefill, chunked, tokens/s",
+             "all at once"]  # fmt: skip
+    return table(heads, rows)
+
+
+def clips() -> str:
+    """Sampling an hour of video: seeking to the frames, and decoding everything."""
+    rows = results("video")
+    middle = lambda row: row["seconds"][len(row["seconds"]) // 2]
+    floor = {row["clip"]: middle(row) for row in rows if row["name"] == "the spans alone"}
+    lines = [[f"{row['clip']}, {row['name']}", f"{middle(row):.1f} s",
+              f"{middle(row) / floor[row['clip']]:.2f}x", f"{row['decoded']:,}",
+              f"{row['peak_mb']:.0f} MB"] for row in rows]  # fmt: skip
+    heads = ["64 frames of", "time", "of the spans alone", "frames decoded", "memory"]
+    return table(heads, lines)
+
+
+def again() -> str:
+    """How soon second questions are answered; the first row, a first question, is no second one."""
+    rows = [[row["case"], f"{row['p50_s']:.2f} s", f"{row['times_sooner']:.1f}x"]
+            for row in results("ask-0.5B")[1:]]  # fmt: skip
+    return table(["first token of the", "after", "sooner than afresh"], rows)
+
+
+def long() -> str:
+    """A prompt of hundreds of thousands of tokens, in one sentence."""
+    row = results("long-embedded")[-1]
+    return (
+        f"A prompt of {row['tokens']:,} tokens on the embedded checkpoint's shape in float32, its "
+        f"context raised: {row['planned_bytes'] / 1e6:,.0f} MB were planned for cache and "
+        f"activations, {row['measured_bytes'] / 1e6:,.0f} MB were measured "
+        f"({row['measured_over_planned']:.3f} of that)."
+    )
+
+
 def needle() -> str:
     """What the heat map of a needle in a haystack of frames says, in two sentences."""
     found = lambda **wanted: [row["found"] for row in results("niah-embedded", **wanted)]
@@ -167,6 +212,10 @@ PARTS = {
     "quality": quality,
     "cache": cache,
     "needle": needle,
+    "frames": frames,
+    "clips": clips,
+    "again": again,
+    "long": long,
     "trace": trace,
 }
 
