@@ -184,12 +184,11 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
     for form in formats:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
-    in_torch, peer_formats = dict(candidates), set(formats) & set(llamacpp.FORMATS)
-    if not llamacpp.INSTALLED or "ATEN_CPU_CAPABILITY" in os.environ:
-        peer_formats = set()  # it would use all that this CPU has
-    for form in sorted(peer_formats):
-        peer = llamacpp.LlamaCpp(folder, form, max(contexts), STEPS)
-        candidates[f"llama.cpp {form}"] = peer
+    in_torch = dict(candidates)
+    if llamacpp.INSTALLED and "ATEN_CPU_CAPABILITY" not in os.environ:  # which it does not heed
+        for form in filter(llamacpp.FORMATS.__contains__, formats):
+            peer = llamacpp.LlamaCpp(folder, form, max(contexts), STEPS)
+            candidates[f"llama.cpp {form}"] = peer
     for section in filter(TIMED.__contains__, sections):
         for context in contexts[:1] if section == "vision" else contexts:
             rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))

@@ -9,8 +9,8 @@ def give_back() -> None:
     own.
 
     By itself glibc raises that limit to 32 MiB as it goes, and the chunks of a long clip leave
-    holes in the heap: up to 290 MiB beside the cache of 64 frames, where 190 are in use (bench
-    frames). It costs the tower 2% and the decoder nothing. With another C library nothing happens.
+    holes in the heap, more of them the longer it is (bench frames). New pages cost the tower 2% and
+    the decoder nothing. With another C library nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
