@@ -182,6 +182,8 @@ def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
     No mask, no wider copy of the keys: the formula takes six times as long in bfloat16.
     """
     folded = query.squeeze(1).unflatten(1, (key.shape[1], -1))  # B K G E
+    if all(start + 1 == key.shape[2] for start in starts):
+        return F.scaled_dot_product_attention(folded, key, value).reshape(query.shape)
     mixed = []
     for row, start in enumerate(starts):
         one, seen = slice(row, row + 1), slice(start + 1)

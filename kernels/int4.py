@@ -303,11 +303,11 @@ def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUN
     """rows [M K] times `repack`ed weights -> [M N]: torch's operator for few rows; else some
     blocks' weights are written out at a time.
     """
-    inputs, outputs = rows.shape[1], len(words)
-    if len(rows) <= CROSS_OVER["cpu"]:
-        group = inputs // len(pairs)
+    (count, inputs), outputs = rows.shape, words.shape[0]
+    if count <= CROSS_OVER["cpu"]:
+        group = inputs // pairs.shape[0]
         return torch._weight_int4pack_mm_for_cpu(rows.contiguous(), words, group, pairs)
-    product, step = rows.new_empty(len(rows), outputs), max(1, chunk // inputs // 64) * 64
+    product, step = rows.new_empty(count, outputs), max(1, chunk // inputs // 64) * 64
     for first in range(0, outputs, step):
         some = slice(first, first + step)
         product[:, some] = rows @ dequantise_cpu(words[some], pairs[:, some])

@@ -27,7 +27,7 @@ def wide(tensor: Tensor) -> Tensor:
 def rms_norm_reference(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rows / sqrt(mean(rows^2) + eps) * weight; the weight is applied after the cast back."""
     values = wide(rows)
-    values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
+    values = values * torch.rsqrt((values * values).mean(-1, keepdim=True) + eps)
     return weight * values.to(rows.dtype)
 
 

@@ -12,6 +12,7 @@ N outputs, K inputs.
 
 import functools
 import time
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +54,18 @@ def reorder(weight: Tensor) -> Tensor:
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows [... K] times a weight, reordered or not (+ bias) -> [... N]."""
+    """rows [... K] times a weight, reordered or not (+ bias) -> [... N]; see `products_for`."""
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    if rows.numel() > rows.shape[-1]:
-        return F.linear(rows, weight, bias)
+    return F.linear(rows, weight, bias)
+
+
+@contextmanager
+def products_for(rows: int):
+    """Inside, F.linear multiplies one row by torch's own product, several by oneDNN's."""
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = before and rows > 1
     try:
-        return F.linear(rows, weight, bias)
+        yield
     finally:
         torch.backends.mkldnn.enabled = before

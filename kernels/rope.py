@@ -1,6 +1,6 @@
 """RoPE: turn each query and key by an angle that grows with its position, and fill the cache.
 
-in:  qkv [B T (H+2K)E] of the fused projection, angles [2 B T E/2] float32, one layer of the cache
+in:  qkv [B T (H+2K)E] of the fused projection, angles [2 B T E] float32, one layer of the cache
 out: query [B T H E], rotated; keys (rotated) and values stand in the cache at positions lengths ..
 lengths+T
 A pair is (x[i], x[i + E/2]), the "half-split" form of Qwen2 and LLaMA. Angles are float32 at least:
@@ -28,28 +28,30 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds 
 def angles(
     positions: Tensor, theta: float, head_dim: int, factor: float = 1.0, dtype=torch.float32
 ):
-    """Cosine and sine, [2 B T E/2], of every position [B T]; `factor` is linear position scaling.
+    """Cosine and sine, [2 B T E], for every number of a vector at positions [B T]: the first half's
+    sines are negative. `factor` is linear position scaling.
 
-    >>> angles(torch.tensor([[0, 1]]), theta=10_000.0, head_dim=2)[:, 0, :, 0]
-    tensor([[1.0000, 0.5403],
-            [0.0000, 0.8415]])
+    >>> angles(torch.tensor([[1]]), theta=10_000.0, head_dim=2)[:, 0, 0]
+    tensor([[ 0.5403,  0.5403],
+            [-0.8415,  0.8415]])
     """
     half = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
     inverse_frequency = 1.0 / theta**half
     angle = positions.to(dtype)[..., None] / factor * inverse_frequency
-    return torch.stack([angle.cos(), angle.sin()])
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)])
 
 
 def rotate(vectors: Tensor, angles: Tensor) -> Tensor:
-    """Rotate every pair of [B T heads E] by its angle.
+    """Rotate every pair of [B T heads E] by its angle: x[i] meets its partner by rolling halfway.
 
-    >>> quarter_turn = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    >>> quarter_turn = torch.tensor([[0.0, 0.0], [-1.0, 1.0]]).reshape(2, 1, 1, 2)
     >>> rotate(torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2), quarter_turn).flatten()
     tensor([-4.,  3.])
     """
-    cosine, sine = angles[:, :, :, None]
-    first, second = wide(vectors).chunk(2, dim=-1)
-    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    cosine, sine = angles.unsqueeze(-2)
+    values = wide(vectors)
+    turned = values * cosine + values.roll(values.shape[-1] // 2, dims=-1) * sine
     return turned.to(vectors.dtype)
 
 
@@ -80,13 +82,11 @@ def dequantise(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate, store keys and values behind what the cache layer holds, return the query."""
-    num_kv_heads, head_dim = layer.keys.shape[1], layer.keys.shape[3]
-    num_heads = qkv.shape[-1] // head_dim - 2 * num_kv_heads
-    *_, value = split(qkv, num_heads, num_kv_heads)
+    _, kv_heads, _, head_dim = layer.keys.shape
     heads = qkv.unflatten(-1, (-1, head_dim))
-    query, key = rotate(heads[:, :, :-num_kv_heads], angles).split([num_heads, num_kv_heads], 2)
-    layer.store(key, value)
-    return query
+    turned = rotate(heads[:, :, :-kv_heads], angles)
+    layer.store(turned[:, :, -kv_heads:], heads[:, :, -kv_heads:])
+    return turned[:, :, :-kv_heads]
 
 
 @triton.jit
@@ -130,8 +130,9 @@ def write_kernel(
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     if head < HEADS + KV_HEADS:
-        cos = tl.load(cosine + token * HALF + row * HALF + half, mask=inside, other=0.0)
-        sin = tl.load(sine + token * HALF + row * HALF + half, mask=inside, other=0.0)
+        angle = token * HEAD_DIM + row * HEAD_DIM + HALF + half  # there the sine is positive
+        cos = tl.load(cosine + angle, mask=inside, other=0.0)
+        sin = tl.load(sine + angle, mask=inside, other=0.0)
         turned = first * cos - second * sin
         second = second * cos + first * sin
         first = turned

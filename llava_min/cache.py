@@ -106,8 +106,10 @@ class Cache:
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def layer(self, index: int) -> Layer:
-        return Layer(*self.stored(lambda tensor: tensor[index]), self.lengths, self.seen)
+    def layers(self) -> list[Layer]:
+        """A view for each layer, in order."""
+        views = [view or [None] * len(self.keys) for view in self.stored(torch.unbind)]
+        return [Layer(*view, self.lengths, self.seen) for view in zip(*views)]
 
     def row(self, index: int) -> "Cache":
         """One row as a cache of its own; memory and lengths are shared, so that advancing it counts

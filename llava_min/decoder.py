@@ -76,12 +76,12 @@ class Decoder(nn.Module):
         """[B T D] -> hidden [B T D]. Writes into the cache and does not advance it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles = self.angles(positions, rows.dtype)
-        for index, block in enumerate(self.blocks):
-            rows = block(rows, angles, cache.layer(index))
+        for block, layer in zip(self.blocks, cache.layers()):
+            rows = block(rows, angles, layer)
         return see("hidden", self.norm(rows), "B T D")
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """Cosine and sine of positions [B T], in float32 at least: [2 B T E/2]."""
+        """Cosine and sine of positions [B T], in float32 at least: [2 B T E]."""
         config = self.config
         wide = torch.promote_types(dtype, torch.float32)
         return rope.angles(positions, config.rope_theta, config.head_dim, config.rope_factor, wide)

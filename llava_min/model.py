@@ -24,6 +24,7 @@ from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
 from .image import Tiles
+from .kernels import onednn
 from .trace import see
 from .vision import VisionTower
 
@@ -117,9 +118,10 @@ class Llava(nn.Module):
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: Cache) -> Tensor:
         """One step for every row: ids [B] -> logits [B V]."""
-        hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
-        cache.advance(1)
-        return self.decoder.logits(hidden)[:, 0]
+        with onednn.products_for(len(ids)):
+            hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
+            cache.advance(1)
+            return self.decoder.logits(hidden)[:, 0]
 
 
 def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:

@@ -257,7 +257,7 @@ def test_angles_of_far_positions():
     text = decoder.config
     for far in (255, 2049, 131_071):
         powers = torch.arange(0, text.head_dim, 2, dtype=torch.float64) / text.head_dim
-        exact = far * text.rope_theta**-powers
+        exact = far * torch.cat([-(text.rope_theta**-powers), text.rope_theta**-powers])
         angles = decoder.angles(torch.tensor([[far]]), torch.bfloat16)
         error = angles.double().flatten() - torch.cat([exact.cos(), exact.sin()])
         assert error.abs().max() <= 2 * far * 2**-24 + 2**-24  # the product, and the cosine itself

@@ -31,7 +31,7 @@ def filled(config, lengths, new, kind, seed=0):
     cache = Cache.empty(config, len(lengths), max(lengths) + new + 3, torch.float64, kind)
     for row, length in enumerate(lengths):
         for index in range(config.num_layers if length else 0):
-            cache.row(row).layer(index).store(*torch.randn(2, 1, length, HEADS, WIDTH).double())
+            cache.row(row).layers()[index].store(*torch.randn(2, 1, length, HEADS, WIDTH).double())
         cache.row(row).advance(length)
     return cache, torch.randn(2, len(lengths), new, HEADS, WIDTH).double()
 
@@ -63,12 +63,12 @@ def test_what_is_stored_comes_back(llava, lengths, new, kind, seed):
     cache, (key, value) = filled(config, lengths, new, kind, seed)
     other, _ = filled(config, lengths, new, kind, seed)
     before = seen_of(cache)
-    cache.layer(1).store(key, value)
-    other.on_device().layer(1).store(key, value)
+    cache.layers()[1].store(key, value)
+    other.on_device().layers()[1].store(key, value)
     for kept, old in zip(seen_of(cache), before, strict=True):
         assert torch.equal(kept, old)
     for counted, stop in ((cache, max(lengths) + new), (other.on_device(), cache.capacity)):
-        found = counted.layer(1).read(new, torch.float64)
+        found = counted.layers()[1].read(new, torch.float64)
         assert found[0].shape == (len(lengths), HEADS, stop, WIDTH)
         for row, length in enumerate(lengths):
             for kept, vectors in zip(found, (key, value)):
@@ -88,9 +88,9 @@ def test_attention_over_8_bits_stays_near(llava, lengths, new, seed, scale):
     _, (key, value) = filled(config, lengths, new, None, seed)
     query = scale * torch.randn(len(lengths), new, 2 * HEADS, WIDTH).double()
     for cache in caches:
-        cache.layer(0).store(key, value)
-    exact, near = (decode_attention(query, cache.layer(0)) for cache in caches)
-    keys, values = (x.nan_to_num(0.0) for x in caches[0].layer(0).read(new, torch.float64))
+        cache.layers()[0].store(key, value)
+    exact, near = (decode_attention(query, cache.layers()[0]) for cache in caches)
+    keys, values = (x.nan_to_num(0.0) for x in caches[0].layers()[0].read(new, torch.float64))
     score = query.abs().sum(-1).max() * keys.abs().max() / 254 / WIDTH**0.5
     bound = torch.expm1(2 * score) * values.abs().max() + values.abs().max() / 254
     assert (exact - near).abs().max() <= bound
@@ -117,7 +117,7 @@ def test_bytes_are_as_counted(llava, kind):
 def test_growing_and_rewinding_keep_what_was_seen(llava, kind):
     cache, (key, value) = filled(llava.config.text, [5, 2], 3, kind)
     before = seen_of(cache)
-    cache.layer(0).store(key, value)
+    cache.layers()[0].store(key, value)
     cache.advance(3)
     cache.rewind(3)
     cache.grow(40)
@@ -197,6 +197,6 @@ MUTANTS = {
 def test_mutants_are_caught(llava, name, monkeypatch):
     monkeypatch.setattr(rope, *MUTANTS[name])
     cache, (key, value) = filled(llava.config.text, [3], 5, torch.int8)
-    cache.layer(1).store(key, value)
-    kept = cache.layer(1).read(5, torch.float64)[0][0, :, 3:8].transpose(0, 1)
+    cache.layers()[1].store(key, value)
+    kept = cache.layers()[1].read(5, torch.float64)[0][0, :, 3:8].transpose(0, 1)
     assert torch.any((kept - key[0]).abs() > allowed(key[0], torch.int8))

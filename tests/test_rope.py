@@ -27,11 +27,12 @@ def test_angles_of_far_positions(theta, factor, head_dim):
     positions = np.array([0, 1, 4_095, 32_767, 223_999])
     half = np.arange(0, head_dim, 2).astype(np.longdouble) / head_dim
     exact = positions[:, None] / np.longdouble(factor) / np.longdouble(theta) ** half
+    exact = np.concatenate([-exact, exact], axis=-1)
     expected = np.stack([np.cos(exact), np.sin(exact)])
     for dtype, ulp in ((torch.float64, 2.0**-53), (torch.float32, 2.0**-24)):
         found = rope.angles(torch.tensor(positions)[None], theta, head_dim, factor, dtype)
         error = np.abs(found[:, 0].double().numpy() - expected.astype(np.float64))
-        assert (error <= 6 * ulp * (exact.astype(np.float64) + 1)).all(), dtype
+        assert (error <= 6 * ulp * (np.abs(exact).astype(np.float64) + 1)).all(), dtype
 
 
 def written(layer: Layer, new: int) -> torch.Tensor:
@@ -162,8 +163,8 @@ def test_public_function_launches_once():
 MUTANTS = {
     "rope sign": ("turned = first * cos - second * sin", "turned = first * cos + second * sin"),
     "values rotated": (
-        "if head < HEADS + KV_HEADS:\n        cos",
-        "if head < HEADS + 2 * KV_HEADS:\n        cos",
+        "if head < HEADS + KV_HEADS:\n        angle",
+        "if head < HEADS + 2 * KV_HEADS:\n        angle",
     ),
     "written at the block, not behind the row": ("tl.load(lengths + batch) + start", "start"),
     "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),

@@ -61,7 +61,8 @@ class Packed(nn.Module):
         product = int4.linear(rows, *first)
         for plane in others:
             product += int4.linear(rows, *plane)
-        product = product[..., : self.outputs]  # a last block may be filled up
+        if product.shape[-1] > self.outputs:  # a last block that was filled up
+            product = product[..., : self.outputs]
         return product if self.bias is None else product.add_(self.bias)
 
 
