@@ -278,7 +278,14 @@ def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         return pack(q), scales.T.contiguous()
     more = (0, 0, 0, -len(q) % block)
     pairs = F.pad(F.pad(scales, more).T[..., None], (0, 1)).contiguous()
-    return torch._convert_weight_to_int4pack_for_cpu(F.pad(q, more).int(), 1), pairs
+    some = F.pad(q, more).split(outputs_in(CPU_CHUNK, q.shape[1]))
+    words = [torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1) for codes in some]
+    return torch.cat(words), pairs
+
+
+def outputs_in(chunk: int, inputs: int) -> int:
+    """How many outputs, in whole blocks, have about `chunk` weights together."""
+    return max(1, chunk // inputs // 64) * 64
 
 
 def dequantise_cpu(words: Tensor, pairs: Tensor) -> Tensor:
@@ -307,7 +314,7 @@ def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUN
     if count <= CROSS_OVER["cpu"]:
         group = inputs // pairs.shape[0]
         return torch._weight_int4pack_mm_for_cpu(rows.contiguous(), words, group, pairs)
-    product, step = rows.new_empty(count, outputs), max(1, chunk // inputs // 64) * 64
+    product, step = rows.new_empty(count, outputs), outputs_in(chunk, inputs)
     for first in range(0, outputs, step):
         some = slice(first, first + step)
         product[:, some] = rows @ dequantise_cpu(words[some], pairs[:, some])

@@ -114,14 +114,8 @@ class Continuation:
         return self.stops.feed(self.stream.finish()) + self.stops.finish()
 
 
-def generate(
-    model: Llava,
-    tokenizer: Tokenizer | None,
-    logits: Tensor,
-    cache: Cache,
-    ids: list[int],
-    options: Options,
-) -> Iterator[Token | Finished]:
+def generate(model: Llava, tokenizer: Tokenizer | None, logits: Tensor, cache: Cache,
+             ids: list[int], options: Options) -> Iterator[Token | Finished]:  # fmt: skip
     """Tokens after a prefilled prompt of one row: logits [V] of its last token, its text's ids.
 
     Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.

@@ -31,13 +31,9 @@ def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, k
         order, weights = candidates(logits, sampling)
         chosen = int(order[draw(weights, sampling.seed, position)])
     if chosen < 0:
-        raise NumericsError(
-            "cannot choose the next token",
-            f"logits at position {position}",
-            "finite numbers",
-            "NaN or infinity",
-            "Try --dtype float32.",
-        )
+        where, found = f"logits at position {position}", "NaN or infinity"
+        raise NumericsError("cannot choose the next token", where, "finite numbers", found,
+                            "Try --dtype float32.")  # fmt: skip
     return chosen
 
 

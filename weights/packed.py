@@ -50,10 +50,10 @@ class Packed(nn.Module):
         """Lay the weights out as the product takes them."""
         packed, scale = self.packed.data, self.scale.data
         del self.packed, self.scale
-        planes = [(singles(packed), scale)]
-        if self.bits == 8:
-            planes = [(packed >> 4, 16 * scale), (packed & 15, scale)]
-        self.planes = [int4.repack(*plane) for plane in planes]
+        if self.bits == 4:
+            self.planes = [int4.repack(singles(packed), scale)]
+        else:
+            self.planes = [int4.repack(packed >> shift & 15, 2**shift * scale) for shift in (4, 0)]
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
@@ -91,12 +91,8 @@ def swap(model: nn.Module, wanted: Quantization) -> None:
             old = getattr(block, name)
             inputs, outputs = old.in_features, old.out_features
             if inputs % int4.BLOCK:
-                raise CheckpointError(
-                    "cannot quantise",
-                    f"the decoder's {name}",
-                    f"a multiple of {int4.BLOCK} inputs",
-                    inputs,
-                )
+                expected = f"a multiple of {int4.BLOCK} inputs"
+                raise CheckpointError("cannot quantise", f"the decoder's {name}", expected, inputs)
             bias = old.bias is not None
             setattr(block, name, Packed(inputs, outputs, wanted.bits, wanted.group, bias))
     if wanted.head < 16:
