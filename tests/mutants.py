@@ -52,6 +52,8 @@ TESTS = {
     "llava_min/chat.py": ("test_chat",),
     "weights/names.py": ("test_checkpoint", "test_families"),
     "weights/load.py": ("test_checkpoint",),
+    "weights/quantize.py": ("test_quantize",),
+    "weights/packed.py": ("test_quantize",),
     "kernels/norm.py": ("test_norm", "test_families"),
     "kernels/activation.py": ("test_activation", "test_families"),
     "kernels/rope.py": ("test_rope", "test_properties"),

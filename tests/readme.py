@@ -119,10 +119,19 @@ def loading() -> str:
     heads = ["0.5B shape loaded by", "whole process", "most memory", "beyond torch's, per file"]
     ours, theirs = (results("load-cpu", section="cold", name=name)[0]
                     for name in ("llava_min", "transformers"))  # fmt: skip
+    written, answer = (results("load-cpu", section="quantise", shape="7B", name=name)[0]
+                       for name in ("quantise", "answer"))  # fmt: skip
     return (
         f"{table(heads, rows)}\n\nThe whole command on the embedded checkpoint to its first token: "
         f"{ours['seconds']:.2f} s; the same work with transformers: {theirs['seconds']:.2f} s, "
-        f"{ours['ratio']:.2f}x by the median of the turns."
+        f"{ours['ratio']:.2f}x by the median of the turns.\n\n"
+        f"The 7B shape, {written['file_bytes'] / 1e9:.1f} GB of random weights: written in int4 "
+        f"(`quantize --method mse`) in {written['seconds']:.0f} s within "
+        f"{written['peak_bytes'] / 1e9:.1f} GB of memory. The {answer['file_bytes'] / 1e9:.1f} GB "
+        f"are loaded, and a question about a picture is answered, within "
+        f"{answer['peak_bytes'] / 1e9:.1f} GB: loaded in {answer['timings']['load_s']:.0f} s, "
+        f"first token after another {answer['timings']['ttft_s']:.0f} s, then "
+        f"{answer['timings']['tokens_per_s']:.1f} tokens/s."
     )
 
 
