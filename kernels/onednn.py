@@ -61,10 +61,12 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def products_for(rows: int):
-    """Inside, F.linear multiplies one row by torch's own product, several by oneDNN's."""
+def products_for(rows: int, weight: Tensor):
+    """Inside, F.linear multiplies one row by torch's own product where weights are like this one;
+    several, and elsewhere, as ever.
+    """
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and rows > 1
+    torch.backends.mkldnn.enabled = before and not (rows == 1 and pays(weight))
     try:
         yield
     finally:

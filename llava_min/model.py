@@ -118,7 +118,7 @@ class Llava(nn.Module):
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: Cache) -> Tensor:
         """One step for every row: ids [B] -> logits [B V]."""
-        with onednn.products_for(len(ids)):
+        with onednn.products_for(len(ids), self.decoder.embedding.weight):
             hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
             cache.advance(1)
             return self.decoder.logits(hidden)[:, 0]

@@ -68,6 +68,19 @@ def test_codes_are_half_a_step_off_and_clipping_only_helps(bits, group, scale, l
     assert torch.all(better.square().sum(-1) <= error.square().sum(-1) * (1 + 1e-5))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([4, 8]), st.sampled_from([-1.0, 0.0, 1.0]), st.integers(0, 2**31))
+def test_a_step_is_no_wider_than_it_must(bits, lean, seed):
+    """The largest weight of a group takes the longer side of the codes, the rest fits the other."""
+    weight = torch.randn(7, 256, generator=torch.Generator().manual_seed(seed)) + lean
+    _, scales = quantize.codes(weight, bits, 64, "rtn")
+    least, most = weight.unflatten(1, (-1, 64)).aminmax(dim=-1)
+    larger, smaller = torch.maximum(-least, most), torch.minimum(-least, most)
+    longer, shorter = (8, 7.5) if bits == 4 else (136, 119.5)
+    needed = torch.maximum(larger / longer, smaller / shorter)
+    assert torch.all(scales.float().abs() <= 1.01 * needed)
+
+
 def test_clipping_helps_indeed():
     """On normal numbers, by a tenth in squared error and more at groups of 128."""
     weight = torch.randn(64, 896, generator=torch.Generator().manual_seed(0))
@@ -125,13 +138,13 @@ def test_a_quantised_folder_is_its_multiplied_weights(tmp_path, layout, wanted, 
     assert inspect(str(tmp_path / "out")) == 0
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_on_load_as_from_a_folder(tmp_path, tied):
-    source = folder_of(tmp_path / "in", tied=tied)
-    quantize.quantize(source, tmp_path / "out", Quantization())
+@pytest.mark.parametrize("bits, tied", [(4, True), (4, False), (8, True)])
+def test_on_load_as_from_a_folder(tmp_path, bits, tied):
+    source, target = folder_of(tmp_path / "in", tied=tied), tmp_path / "new" / "folder" / "out"
+    quantize.quantize(source, target, Quantization(bits=bits))
     for dtype in ("float32", "bfloat16"):
-        folder = llava_min.load(tmp_path / "out", dtype=dtype)
-        loaded = llava_min.load(source, dtype=dtype, bits=4)
+        folder = llava_min.load(target, dtype=dtype)
+        loaded = llava_min.load(source, dtype=dtype, bits=bits)
         assert folder.config.quantization == loaded.config.quantization
         assert torch.equal(folder.logits("What?"), loaded.logits("What?"))
 
@@ -143,7 +156,9 @@ def test_everything_else_is_kept(tmp_path):
     before, after = Checkpoint.open(source), Checkpoint.open(tmp_path / "out")
     for name in before.names:
         own, _ = names.ours(name)
-        if not quantize.LINEAR.fullmatch(own) and not names.dropped(own, 2):
+        if names.dropped(own, 2):
+            assert name not in after.names, name
+        elif not quantize.LINEAR.fullmatch(own):
             assert torch.equal(before.tensor(name), after.tensor(name)), name
     changed = {"config.json", "model.safetensors.index.json"}
     for name in os.listdir(source):
@@ -358,14 +373,32 @@ def test_a_linear_layer_is_the_same_in_either_order():
         for shape in ((48,), (1, 48), (2, 3, 48), (70, 48), (0, 48)):
             rows = torch.randn(shape).bfloat16()
             exact = rows.double() @ weight.double().T + bias.double()
-            assert layer(rows).shape == exact.shape and torch.backends.mkldnn.enabled
-            if rows.numel():
-                step = exact.abs().max() * 2**-8
-                assert (layer(rows).double() - exact).abs().max() <= step
+            for product in (layer, alone(layer)):
+                assert product(rows).shape == exact.shape
+                if rows.numel():
+                    step = exact.abs().max() * 2**-8
+                    assert (product(rows).double() - exact).abs().max() <= step
         layer.order()
     with pytest.raises(RuntimeError):
-        packed.CpuLinear(weight)(torch.zeros(1, 47).bfloat16())
+        alone(packed.CpuLinear(weight))(torch.zeros(1, 47).bfloat16())
     assert torch.backends.mkldnn.enabled
+
+
+def alone(layer):
+    """The layer as decoding one row calls it."""
+
+    def product(rows):
+        with onednn.products_for(1, torch.zeros(1, dtype=torch.bfloat16)):
+            assert not torch.backends.mkldnn.enabled
+            return layer(rows)
+
+    return product
+
+
+def test_only_one_row_in_bfloat16_goes_without_onednn():
+    for rows, dtype in ((1, torch.float32), (2, torch.bfloat16)):
+        with onednn.products_for(rows, torch.zeros(1, dtype=dtype)):
+            assert torch.backends.mkldnn.enabled
 
 
 def test_a_decoder_is_laid_out_for_what_it_does():
