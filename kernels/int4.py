@@ -278,9 +278,13 @@ def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         return pack(q), scales.T.contiguous()
     more = (0, 0, 0, -len(q) % block)
     pairs = F.pad(F.pad(scales, more).T[..., None], (0, 1)).contiguous()
-    some = F.pad(q, more).split(outputs_in(CPU_CHUNK, q.shape[1]))
-    words = [torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1) for codes in some]
-    return torch.cat(words), pairs
+    return torch._convert_weight_to_int4pack_for_cpu(F.pad(q, more).int(), 1), pairs
+
+
+def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One weight of several that were `repack`ed, all but the last of whole blocks of outputs."""
+    words, scales = zip(*parts)
+    return torch.cat(words, 0 if words[0].dtype == torch.uint8 else 1), torch.cat(scales, 1)
 
 
 def outputs_in(chunk: int, inputs: int) -> int:

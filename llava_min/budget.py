@@ -204,7 +204,7 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
     mlp = new * size * (4 * text.intermediate_size + 3 * text.hidden_size + 2 * heads)
-    angles = 12 * new * text.head_dim  # float32, and what rotating keeps of them
+    angles = 16 * new * text.head_dim  # float32, and what rotating keeps of them
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
     attention = new * size * (text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
     largest = 2 * text.intermediate_size * text.hidden_size

@@ -245,9 +245,8 @@ def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> I
 # Media -------------------------------------------------------------------------
 
 
-def open_media(
-    images: list, videos: list, options: Options, config: LlavaConfig, kept: dict, headers: bool
-) -> dict:
+def open_media(images: list, videos: list, options: Options, config: LlavaConfig, kept: dict,
+               headers: bool) -> dict:  # fmt: skip
     """{(kind, index): Medium} of every picture and clip, those in `kept` not opened again."""
     mode, opened, new = image_mode(len(images), options, config), {}, len(kept)
     if options.max_tiles is not None:

@@ -40,9 +40,8 @@ RESTRICTIVE = (
 )
 
 
-def find(
-    name: str | Path, itemsize: int = 2, room: int | None = None, files: tuple = EVERYTHING
-) -> Path:
+def find(name: str | Path, itemsize: int = 2, room: int | None = None,
+         files: tuple = EVERYTHING) -> Path:  # fmt: skip
     """The folder of a checkpoint, of which `files` are downloaded first where they must be.
 
     itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if

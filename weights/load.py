@@ -41,10 +41,8 @@ def on_meta(config: LlavaConfig) -> Llava:
         return model.eval().requires_grad_(False)
 
 
-def fill(
-    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None,
-    convert=iter
-) -> None:  # fmt: skip
+def fill(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None,
+         convert=iter) -> None:  # fmt: skip
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`; progress(done, total)
     a tensor; `convert` may change the stream of (name, tensor) on its way.
     """

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from ..kernels import int4, onednn
 
 LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
+PART = 2**21  # bytes of codes that are laid out at a time: the layouts' temporary copies stay small
 
 
 def pairs(codes: Tensor) -> Tensor:
@@ -36,11 +37,13 @@ def singles(packed: Tensor) -> Tensor:
 
 
 class Packed(nn.Module):
-    """A linear layer of codes and scales; eight bits are two planes of four."""
+    """A linear layer of codes and scales; eight bits are two planes of four, side by side, and meet
+    every input twice.
+    """
 
     def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
         super().__init__()
-        self.outputs, self.bits, self.planes = outputs, bits, []
+        self.outputs, self.bits = outputs, bits
         shape = outputs, inputs * bits // 8
         self.packed = nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(outputs, inputs // group))
@@ -50,17 +53,21 @@ class Packed(nn.Module):
         """Lay the weights out as the product takes them."""
         packed, scale = self.packed.data, self.scale.data
         del self.packed, self.scale
+        rows = int4.outputs_in(PART, packed.shape[1])
+        parts = zip(packed.split(rows), scale.split(rows))
+        self.words, self.scales = int4.joined([int4.repack(*self.nibbles(*p)) for p in parts])
+
+    def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
         if self.bits == 4:
-            self.planes = [int4.repack(singles(packed), scale)]
-        else:
-            self.planes = [int4.repack(packed >> shift & 15, 2**shift * scale) for shift in (4, 0)]
+            return singles(packed), scale
+        return torch.cat([packed >> 4, packed & 15], 1), torch.cat([16 * scale, scale], 1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
-        first, *others = self.planes
-        product = int4.linear(rows, *first)
-        for plane in others:
-            product += int4.linear(rows, *plane)
+        if self.bits == 8:
+            rows = torch.cat([rows, rows], -1)
+        product = int4.linear(rows, self.words, self.scales)
         if product.shape[-1] > self.outputs:  # a last block that was filled up
             product = product[..., : self.outputs]
         return product if self.bias is None else product.add_(self.bias)
