@@ -338,4 +338,4 @@ def linear(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None =
         product = (linear_small if small else linear_large)(flat, words, scales, offsets)
     if bias is not None:
         product += bias
-    return product.view(*rows.shape[:-1], -1)
+    return product.view(*rows.shape[:-1], product.shape[-1])

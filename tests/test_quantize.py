@@ -100,6 +100,32 @@ def test_bytes_hold_two_codes(outputs, inputs, seed):
     assert torch.equal(packed.singles(packed.pairs(codes)), codes)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    bits=st.sampled_from([4, 8]),
+    outputs=st.sampled_from([1, 96, 128, 200]),
+    shape=st.sampled_from([(1, 1), (3, 1), (2, 3), (1, 130), (0, 2)]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_packed_layer_is_its_multiplied_weights(bits, outputs, shape, dtype, seed):
+    """Of any number of outputs, laid out a few at a time or whole, for few rows and many."""
+    torch.manual_seed(seed)
+    weight, bias, rows = torch.randn(outputs, 256), torch.randn(outputs), torch.randn(*shape, 256)
+    layer = packed.Packed(256, outputs, bits, 64, bias=True).to(dtype).requires_grad_(False)
+    found, scale = quantize.codes(weight, bits, 64, "rtn")
+    exact = rows.to(dtype).double() @ multiplied(found, scale, bits).flatten(1).double().T
+    layer.packed.data = packed.pairs(found) if bits == 4 else found
+    layer.scale.data, layer.bias.data = scale.to(dtype), bias.to(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "PART", 2**14)
+        layer.ready()
+    product = layer(rows.to(dtype))
+    assert product.dtype == dtype and product.shape == (*shape, outputs)
+    step = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.4}[dtype]
+    assert torch.all((product.double() - exact - bias.to(dtype).double()).abs() <= step)
+
+
 @pytest.mark.parametrize("layout", ["hf", "original"])
 @pytest.mark.parametrize(
     "wanted, tied, shards",
@@ -419,6 +445,15 @@ def test_a_decoder_is_laid_out_for_what_it_does():
         model.generate_batch([{"question": "What is this?", "max_tokens": 2}])
     model.generate_batch([{"question": "What is this?", "max_tokens": 2}] * 2)
     assert all(layers().values())
+
+
+def test_a_head_of_its_own_stays(tmp_path):
+    """In bfloat16 on a CPU only a tied head is the embedding."""
+    source = folder_of(tmp_path / "in", tied=False)
+    head = llava_min.load(source, dtype="bfloat16", device="cpu").network.decoder.head
+    assert torch.equal(
+        head.weight, load_file(source / "model.safetensors")["language_model.lm_head.weight"]
+    )
 
 
 def test_small_models_stay_in_float32_on_a_cpu(monkeypatch):
