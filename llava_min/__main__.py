@@ -19,10 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         open_streams()
         settings = arguments.parse(argv)
-        if isinstance(settings, str):
-            print(settings)
-            return 0
-        return answer(settings)
+        code = (print if isinstance(settings, str) else answer)(settings) or 0
+        sys.stdout.flush()  # while it can still be said that there is no room
+        return code
     except LlavaMinError as error:
         if verbose:
             raise
@@ -30,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return said("interrupted", 130)
     except BrokenPipeError:
-        return forget_output(0)
+        return forgotten(sys.stdout, 0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
-        return forget_output(said(f"error: {full}", full.exit_code))
+        return forgotten(sys.stdout, said(f"error: {full}", full.exit_code))
 
 
 def open_streams() -> None:
@@ -51,14 +50,18 @@ def open_streams() -> None:
 
 def said(line: str, code: int) -> int:
     """The exit code, after a line on stderr, which may be full or closed too."""
-    with contextlib.suppress(OSError):
+    try:
         print(f"llava_min: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        return forgotten(sys.stderr, code)
     return code
 
 
-def forget_output(code: int) -> int:
-    """The exit code; what stdout still holds goes nowhere, or Python would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def forgotten(stream, code: int) -> int:
+    """The exit code; what `stream` still holds goes nowhere, or Python would complain at its end,
+    with an exit code of its own.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 

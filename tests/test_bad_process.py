@@ -62,6 +62,7 @@ def shell(script: str) -> subprocess.CompletedProcess:
     """A line of bash in which $ASK is the command."""
     quoted = " ".join(f"'{word}'" for word in ASK)
     environment = {**os.environ, "ASK": f"{sys.executable} -m llava_min {quoted}"}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is held back shows at the end only
     return subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, env=environment, timeout=300
     )
@@ -105,10 +106,11 @@ def test_streams_that_are_closed():
 @catalogue("CLI-FULL", "no room for the answer")
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk():
-    ended = shell("eval $ASK > /dev/full")
-    lines = [line for line in ended.stderr.splitlines() if "error" in line]
-    assert ended.returncode == 6 and len(lines) == 1 and "stdout" in lines[0], ended
-    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+    for more in ("", "--plan"):
+        ended = shell(f"eval $ASK {more} > /dev/full")
+        lines = [line for line in ended.stderr.splitlines() if "error" in line]
+        assert ended.returncode == 6 and len(lines) == 1 and "stdout" in lines[0], ended
+        assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
     assert shell("eval $ASK --nonsense 2> /dev/full").returncode == 2
 
 

@@ -179,8 +179,8 @@ MISTAKES = {
         vision, 'return see("features", patches,',
         'return see("features", nn.functional.layer_norm(patches, patches.shape[-1:]),', PICTURE),
     "pairs of neighbours in RoPE": (
-        rope, "wide(vectors).chunk(2, dim=-1)",
-        "wide(vectors)[..., ::2], wide(vectors)[..., 1::2]", PICTURE),
+        rope, "values.roll(values.shape[-1] // 2, dims=-1)",
+        "values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)", PICTURE),
     "the default theta": (config, 'fields.positive("rope_theta", 10_000.0)', "10_000.0", PICTURE),
     "linear scaling forgotten": (config, 'scaling.positive("factor") if', "1.0 if", FILM),
     "linear scaling the wrong way": (rope, "/ factor *", "* factor *", FILM),
