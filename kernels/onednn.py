@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pays(weight: Tensor) -> bool:
-    """Whether `linear` can be used on this weight, and gains anything."""
+def pays(numbers: Tensor) -> bool:
+    """Whether `linear` can be used on such weights or rows, and gains anything."""
     return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
+        numbers.device.type == "cpu"
+        and numbers.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
@@ -61,12 +61,12 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def products_for(rows: int, weight: Tensor):
-    """Inside, F.linear multiplies one row by torch's own product where weights are like this one;
-    several, and elsewhere, as ever.
+def products_for(rows: Tensor):
+    """While layers are applied to rows [... K]: F.linear multiplies a single one, in bfloat16 on a
+    CPU, by torch's own product. One switch serves many layers; it takes as long as a small product.
     """
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and not (rows == 1 and pays(weight))
+    torch.backends.mkldnn.enabled = before and not (rows.numel() == rows.shape[-1] and pays(rows))
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, Layer
 from .config import TextConfig
-from .kernels import activation, attention, norm, rope
+from .kernels import activation, attention, norm, onednn, rope
 from .kernels.decode_attention import decode_attention
 from .trace import see
 
@@ -76,8 +76,9 @@ class Decoder(nn.Module):
         """[B T D] -> hidden [B T D]. Writes into the cache and does not advance it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles = self.angles(positions, rows.dtype)
-        for block, layer in zip(self.blocks, cache.layers()):
-            rows = block(rows, angles, layer)
+        with onednn.products_for(rows):
+            for block, layer in zip(self.blocks, cache.layers()):
+                rows = block(rows, angles, layer)
         return see("hidden", self.norm(rows), "B T D")
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,4 +90,5 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V], in float32 at least."""
         head = self.head or partial(nn.functional.linear, weight=self.embedding.weight)
-        return norm.wide(see("logits", head(hidden), "B T V"))
+        with onednn.products_for(hidden):
+            return norm.wide(see("logits", head(hidden), "B T V"))

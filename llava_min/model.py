@@ -24,7 +24,6 @@ from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
 from .image import Tiles
-from .kernels import onednn
 from .trace import see
 from .vision import VisionTower
 
@@ -118,10 +117,9 @@ class Llava(nn.Module):
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: Cache) -> Tensor:
         """One step for every row: ids [B] -> logits [B V]."""
-        with onednn.products_for(len(ids), self.decoder.embedding.weight):
-            hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
-            cache.advance(1)
-            return self.decoder.logits(hidden)[:, 0]
+        hidden = self.decoder(self.decoder.embed(ids[:, None]), cache)
+        cache.advance(1)
+        return self.decoder.logits(hidden)[:, 0]
 
 
 def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:

@@ -414,7 +414,7 @@ def alone(layer):
     """The layer as decoding one row calls it."""
 
     def product(rows):
-        with onednn.products_for(1, torch.zeros(1, dtype=torch.bfloat16)):
+        with onednn.products_for(torch.zeros(1, 48, dtype=torch.bfloat16)):
             assert not torch.backends.mkldnn.enabled
             return layer(rows)
 
@@ -422,8 +422,8 @@ def alone(layer):
 
 
 def test_only_one_row_in_bfloat16_goes_without_onednn():
-    for rows, dtype in ((1, torch.float32), (2, torch.bfloat16)):
-        with onednn.products_for(rows, torch.zeros(1, dtype=dtype)):
+    for shape, dtype in (((1, 1, 8), torch.float32), ((1, 2, 8), torch.bfloat16)):
+        with onednn.products_for(torch.zeros(shape, dtype=dtype)):
             assert torch.backends.mkldnn.enabled
 
 

@@ -54,8 +54,8 @@ class Packed(nn.Module):
         packed, scale = self.packed.data, self.scale.data
         del self.packed, self.scale
         rows = int4.outputs_in(PART, packed.shape[1])
-        parts = zip(packed.split(rows), scale.split(rows))
-        self.words, self.scales = int4.joined([int4.repack(*self.nibbles(*p)) for p in parts])
+        codes = map(self.nibbles, packed.split(rows), scale.split(rows))
+        self.words, self.scales = int4.joined([int4.repack(*part) for part in codes])
 
     def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
