@@ -8,6 +8,7 @@ B tiles, S tile side in pixels, N patches, D vision width, H heads, E head dimen
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
@@ -26,6 +27,21 @@ def normalise(tiles: Tensor, config: VisionConfig, dtype: torch.dtype) -> Tensor
     std = torch.tensor(config.std, dtype=wide, device=tiles.device)
     pixels = (tiles.to(wide) / 255 - mean) / std
     return see("pixels", pixels.permute(0, 3, 1, 2).to(dtype), "B 3 S S")
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution whose patches do not overlap is a linear layer of whole patches.
+
+    It is computed as one: cuDNN's convolution rounds float32 to the ten bits of TF32.
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B 3 S S] -> [B N D]."""
+        patch = self.stride[0]
+        for axis in (2, 3):  # B 3 P S patch, then B 3 P P patch patch; what is left over is cut
+            pixels = pixels.unfold(axis, patch, patch)
+        patches = pixels.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -71,7 +87,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=config.patch_bias)
+        self.patch_embedding = PatchEmbedding(3, width, patch, stride=patch, bias=config.patch_bias)
         self.class_embedding = nn.Parameter(torch.empty(width)) if config.class_token else None
         self.position_embedding = nn.Embedding(config.num_positions, width)
         self.pre_norm = LayerNorm(width, config.norm_eps) if config.pre_norm else nn.Identity()
@@ -79,8 +95,9 @@ class VisionTower(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """[B S S 3] uint8 -> features [B N D]."""
-        pixels = normalise(tiles, self.config, self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(
+            normalise(tiles, self.config, self.patch_embedding.weight.dtype)
+        )
         if self.class_embedding is not None:
             patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
         patches = see("patch_embedding", patches + self.position_embedding.weight, "B N D")
