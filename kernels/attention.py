@@ -17,20 +17,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choose import part, triton_for
+from .choose import gpu_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
-# Queries and keys of a block, warps, stages of the pipeline of loads, for heads of up to 64, 80 and
-# 128 numbers. A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in
-# bfloat16, so two stages fill a 163 KB part and 32 keys a 99 KB one. tests/test_aot.py compiles
-# each row and checks registers and memory.
+# (shared memory, largest head, causal): queries and keys of a block, warps, stages of the pipeline
+# of loads. A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in bfloat16.
+# tests/test_aot.py compiles each row and checks registers and memory.
 BLOCKS = {
-    "163 KB": {64: (128, 64, 8, 3), 80: (64, 64, 4, 3), 128: (128, 64, 8, 3)},
-    "99 KB": {64: (128, 64, 8, 2), 80: (64, 32, 4, 2), 128: (128, 32, 8, 2)},
-    "interpreter": {64: (16, 16, 4, 1), 80: (16, 16, 4, 1), 128: (16, 16, 4, 1)},
+    ("227 KB", 64, True): (128, 64, 8, 3),
+    ("227 KB", 64, False): (128, 64, 8, 3),
+    ("227 KB", 80, False): (64, 64, 4, 3),
+    ("227 KB", 128, True): (128, 64, 8, 3),
+    ("163 KB", 64, True): (128, 64, 8, 3),
+    ("163 KB", 64, False): (128, 64, 8, 3),
+    ("163 KB", 80, False): (64, 64, 4, 3),
+    ("163 KB", 128, True): (128, 64, 8, 3),
+    ("99 KB", 64, True): (128, 64, 8, 2),
+    ("99 KB", 64, False): (128, 64, 8, 2),
+    ("99 KB", 80, False): (64, 32, 4, 2),
+    ("99 KB", 128, True): (128, 32, 8, 2),
 }
+INTERPRETED_BLOCK = (16, 16, 4, 1)
 
+SIZES = ["new", "query_row", "query_token", "key_row", "key_head", "key_token"]
 LOG2_E = 1.4426950408889634
 LOWEST = -1e30  # finite: 2^(-inf - (-1e30)) is 0 for a masked score, where 2^(-inf + inf) is NaN
 
@@ -111,11 +121,13 @@ def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) 
 @triton.jit
 def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.constexpr,
               HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero behind `count` rows and
+    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero after `count` rows and
     HEAD_DIM columns.
+
+    `stride` counts heads: 72 times anything is a multiple of 16 bytes, and so loads are wide.
     """
     row, column = tl.arange(0, BLOCK)[:, None], FROM + tl.arange(0, WIDTH)[None, :]
-    tile = pointer + tl.cast(first, tl.int64) * stride + row * stride + column
+    tile = pointer + tl.cast(first, tl.int64) * stride * HEAD_DIM + row * stride * HEAD_DIM + column
     if MASKED:
         return tl.load(tile, mask=(first + row < count) & (column < HEAD_DIM), other=0.0)
     if FROM + WIDTH > HEAD_DIM:
@@ -140,13 +152,13 @@ def see_block(query_low, query_high, key, value, start, stop, stride, last,
     if HEAD_DIM > LOW:
         tile = load_rows(key, start, stop, stride, LOW, HIGH, HEAD_DIM, BLOCK, MASKED)
         scores = tl.dot(query_high, tile.T, scores, out_dtype=tl.float32, input_precision="ieee")
-    scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
     if MASKED:
         keys = start + tl.arange(0, BLOCK)
         scores = tl.where(keys[None, :] <= last[:, None], scores, -float("inf"))
-    raised = tl.maximum(maximum, tl.max(scores, axis=1))
+    SCALE: tl.constexpr = 1.4426950408889634 / (HEAD_DIM**0.5)
+    raised = tl.maximum(maximum, tl.max(scores, axis=1) * SCALE)
     shrink = tl.exp2(maximum - raised)
-    weights = tl.exp2(scores - raised[:, None])
+    weights = tl.exp2(scores * SCALE - raised[:, None])  # one fused instruction, then the power
     total = total * shrink + tl.sum(weights, axis=1)
     weights = weights.to(query_low.dtype)
     tile = load_rows(value, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)
@@ -159,7 +171,7 @@ def see_block(query_low, query_high, key, value, start, stop, stride, last,
     return raised, total, low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["lengths"])
 def attention_kernel(query, key, value, mixed, lengths, new,
                      query_row, query_token, key_row, key_head, key_token,
                      KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -168,15 +180,16 @@ def attention_kernel(query, key, value, mixed, lengths, new,
     are `lengths`.
 
     The heads of a group are neighbours in the grid, so that their keys are still in the L2 cache,
-    and the last queries, which have most keys to see, start first.
+    and the last queries, which have most keys to see, start first. Strides count heads.
     """
     group, groups = tl.program_id(0), tl.num_programs(0)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_QUERY
     batch, kv_head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
     head = kv_head * groups + group
-    query += tl.cast(batch, tl.int64) * query_row + head * HEAD_DIM
-    key += tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
-    value += tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
+    query += (tl.cast(batch, tl.int64) * query_row + head) * HEAD_DIM
+    place = tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
+    key += place * HEAD_DIM
+    value += place * HEAD_DIM
     rows = tl.arange(0, BLOCK_QUERY)
     if lengths is not None:
         seen = tl.load(lengths + batch)
@@ -187,7 +200,7 @@ def attention_kernel(query, key, value, mixed, lengths, new,
     else:
         stop = new
         last = new - 1 + 0 * rows
-        whole = new // BLOCK_KEY * BLOCK_KEY
+        whole = new - new % BLOCK_KEY  # a division would make sm_90 wait for each product
     last = tl.minimum(last, stop - 1)
     query_low = load_rows(query, first, new, query_token, 0, LOW, HEAD_DIM, BLOCK_QUERY, True)
     query_high = load_rows(query, first, new, query_token, LOW, 16, HEAD_DIM, BLOCK_QUERY, True)
@@ -201,7 +214,7 @@ def attention_kernel(query, key, value, mixed, lengths, new,
         maximum, total, low, high = see_block(
             query_low, query_high, key, value, start, stop, key_token, last,
             maximum, total, low, high, HEAD_DIM, BLOCK_KEY, True)  # fmt: skip
-    scale = 1.0 / tl.where(total > 0.0, total, 1.0)  # a row that saw no key is zero
+    scale = 1.0 / tl.where(total != 0.0, total, 1.0)  # a row that saw no key is zero
     width = KV_HEADS * groups * HEAD_DIM
     mixed += (tl.cast(batch, tl.int64) * new + first) * width + head * HEAD_DIM
     inside, column = (first + rows < new)[:, None], tl.arange(0, LOW)[None, :]
@@ -213,10 +226,21 @@ def attention_kernel(query, key, value, mixed, lengths, new,
         tl.store(tile + column, (high * scale[:, None]).to(mixed.dtype.element_ty), mask=inside)
 
 
+def block_of(query: Tensor, causal: bool) -> tuple[int, int, int, int]:
+    """The row of BLOCKS for query [B T H E]: the smallest head that holds E, of its own direction
+    where there is one.
+    """
+    gpu, head_dim = gpu_of(query), query.shape[3]
+    if gpu is None:
+        return INTERPRETED_BLOCK
+    rows = [row for row in BLOCKS if row[0] == gpu.part and row[1] >= head_dim]
+    return BLOCKS[min(rows, key=lambda row: (row[2] != causal, row[1]))]
+
+
 def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None,
                      block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
-    """query [B T H E], key and value [B K S E]; causal behind `lengths` [B], or every key seen by
-    every query.
+    """query [B T H E], key and value [B K S E]; causal after `lengths` [B] tokens, or every key
+    seen by every query.
     """
     batch, new, heads, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -224,22 +248,19 @@ def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor 
     assert head_dim <= 128 and 0 <= head_dim - low <= 16, (
         f"head size {head_dim}: 2^n or 2^n + up to 16"
     )
-    assert (
-        query.stride()[2:] == (head_dim, 1)
-        and key.stride() == value.stride()
-        and key.stride(3) == 1
-    )
+    strides = query.stride()[:2] + key.stride()[:3]
+    assert query.stride()[2:] == (head_dim, 1) and key.stride(3) == 1
+    assert key.stride() == value.stride() and not any(stride % head_dim for stride in strides)
     assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype, value.dtype)
     assert not (INTERPRETED and query.dtype == torch.bfloat16), "it would multiply bit patterns"
-    sizes = BLOCKS[part(query)]
-    block = block or sizes[min(size for size in sizes if size >= head_dim)]
+    block = block or block_of(query, lengths is not None)
     mixed = query.new_empty(query.shape)
     if mixed.numel():
         grid = (heads // kv_heads, blocks(new, block[0]), batch * kv_heads)
         launch(
-            attention_kernel, grid, query, key, value, mixed, lengths, new, query.stride(0),
-            query.stride(1), *key.stride()[:3], KV_HEADS=kv_heads, LOW=low, HEAD_DIM=head_dim,
-            BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2],
+            attention_kernel, grid, query, key, value, mixed, lengths, new,
+            *(stride // head_dim for stride in strides), KV_HEADS=kv_heads, LOW=low,
+            HEAD_DIM=head_dim, BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2],
             num_stages=block[3])  # fmt: skip
     return mixed
 
@@ -248,7 +269,7 @@ def prefill(query: Tensor, layer) -> Tensor:
     """Causal attention of new queries [B T H E] over a cache layer that holds their keys."""
     new, seen = query.shape[1], layer.seen
     key, value = layer.read(new, query.dtype)
-    if triton_for(query):
+    if triton_multiplies(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"
     return (attention_cpu if query.device.type == "cpu" else attention_masked)(query, key, value)
@@ -288,7 +309,7 @@ def attention_cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention without a mask, for the vision tower: three times [B N H E] -> [B N H E]."""
-    if triton_for(query):
+    if triton_multiplies(query):
         return attention_triton(query, key.transpose(1, 2), value.transpose(1, 2))
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

@@ -2,11 +2,13 @@
 
 Tensors on a CUDA device of compute capability 8.0 or newer go to Triton; everything else takes the
 torch path of the same file: float64, whatever needs a gradient (no kernel here has a backward
-pass), machines without a Triton wheel. Nothing is ever chosen by catching an exception.
+pass), machines without a Triton wheel, and matrix products of float32. Nothing is ever chosen by
+catching an exception.
 Read next: norm.py.
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +17,7 @@ from . import language
 CHOICES = ("auto", "reference", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _choice = "auto"
+_pretended = None
 
 
 def use(choice: str) -> None:
@@ -36,28 +39,73 @@ def using(choice: str):
         use(before)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What block sizes depend on: compute capability, and the number of multiprocessors."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    @property
+    def part(self) -> str:
+        """The rows of the tables of block sizes that fit it, by the shared memory of a block:
+        "227 KB" is sm_90 and 100, "163 KB" sm_80, "99 KB" sm_86, 89, 120 and what is not known.
+
+        >>> Gpu((9, 0), 132).part, Gpu((8, 6), 82).part
+        ('227 KB', '99 KB')
+        """
+        if self.capability[0] in (9, 10):
+            return "227 KB"
+        return "163 KB" if self.capability == (8, 0) else "99 KB"
+
+
+def gpu_of(tensor: torch.Tensor) -> Gpu | None:
+    """The GPU that a tensor lies on; None on a CPU, where only the interpreter runs kernels."""
+    if _pretended is not None:
+        return _pretended
+    if not tensor.is_cuda:
+        return None
+    found = torch.cuda.get_device_properties(tensor.device)
+    return Gpu((found.major, found.minor), found.multi_processor_count)
+
+
+@contextmanager
+def pretending(gpu: Gpu):
+    """Inside a `with` block every tensor is taken to lie on `gpu`: kernels are compiled ahead of
+    time for what is launched there (nothing can run).
+    """
+    global _pretended
+    _pretended = gpu
+    try:
+        yield
+    finally:
+        _pretended = None
+
+
 def triton_for(tensor: torch.Tensor) -> bool:
     """Whether an operation on `tensor` runs as a Triton kernel. float64 never does."""
-    if _choice == "auto" and not tensor.is_cuda:
-        return False
+    gpu = gpu_of(tensor)
     if _choice == "reference" or tensor.dtype not in DTYPES:
         return False
-    if _choice == "triton":
+    if _choice == "triton" or _pretended is not None:
         return True
-    return language.AVAILABLE and not tensor.requires_grad and capability(tensor) >= (8, 0)
+    if gpu is None:
+        return False
+    return language.AVAILABLE and not tensor.requires_grad and gpu.capability >= (8, 0)
 
 
-def capability(tensor: torch.Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(tensor.device)
+def triton_multiplies(tensor: torch.Tensor) -> bool:
+    """Whether a matrix product of `tensor` runs as a Triton kernel: on a GPU in 16 bits only.
+
+    Blocks of float32 in these sizes overflow the shared memory of an A100 and the registers of an
+    H100.
+    """
+    return triton_for(tensor) and (gpu_of(tensor) is None or tensor.element_size() == 2)
 
 
 def part(tensor: torch.Tensor) -> str:
-    """The row of a table of block sizes that fits the device of `tensor`.
-
-    "163 KB" of shared memory and more: sm_80, 90, 100; "99 KB": sm_86, 89, 120 and what is not
-    known; "interpreter": a CPU, where small blocks make small tests take every branch.
+    """The rows of a table of block sizes for `tensor`: its GPU's, or "interpreter" on a CPU, where
+    small blocks make small tests take every branch.
     """
-    if not tensor.is_cuda:
-        return "interpreter"
-    major, minor = capability(tensor)
-    return "163 KB" if major in (9, 10) or (major, minor) == (8, 0) else "99 KB"
+    gpu = gpu_of(tensor)
+    return "interpreter" if gpu is None else gpu.part

@@ -4,9 +4,9 @@ in:  query [B T H E], a cache layer whose rows may have different lengths      o
 The G query heads of one key/value head are folded into the rows of one small matrix, so that every
 key is read once; on a CPU this is ten times faster than repeating the keys. A GPU needs some
 hundred programs to reach the speed of its memory, and there are only B*K heads: so each row's keys
-are cut into splits, each split yields a maximum, a sum and an unfinished mix, and a second kernel
-combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E numbers per
-token and head, 4 E FLOPs G times.
+are cut into splits, each split yields a maximum, a sum and an unfinished mix, and the program that
+arrives last combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E
+numbers per token and head, 4 E FLOPs G times.
 Read next: int4.py. Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
 
 B batch, T new tokens, S longest row, H query heads, K key/value heads, G = H/K, E head dimension.
@@ -17,16 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import LOG2_E, OnlineSoftmax
-from .choose import part, triton_for
+from .choose import Gpu, gpu_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 from .rope import scales_of
 
-# Keys of a block, warps, stages, and programs in all: two for each multiprocessor of an H200 (132),
-# and of an RTX 3090 (82). 128 keys of 128 numbers, keys and values, are 64 KB a stage in bfloat16.
-BLOCKS = {"163 KB": (64, 4, 4, 264), "99 KB": (32, 4, 3, 164), "interpreter": (16, 4, 1, 6)}
-SPLIT = 256  # keys that are worth a program of their own
-COMBINED = 16  # splits that the second kernel takes at a time
+# (shared memory, bits of the cache): keys of a block, warps, stages, programs that run at once on a
+# multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16.
+BLOCKS = {
+    ("227 KB", 16): (64, 4, 4, 2),
+    ("227 KB", 8): (64, 4, 4, 4),
+    ("163 KB", 16): (64, 4, 4, 1),
+    ("163 KB", 8): (64, 4, 4, 2),
+    ("99 KB", 16): (32, 4, 3, 2),
+    ("99 KB", 8): (32, 4, 3, 2),
+}
+INTERPRETED_BLOCK = (16, 4, 1, 6)
 
 
 def decode_reference(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
@@ -63,47 +69,90 @@ def decode_tiled(query: Tensor, key: Tensor, value: Tensor, splits: int) -> Tens
 
 
 @triton.jit
-def split_kernel(
-        query, keys, values, key_scales, value_scales, lengths, partial, states, new, key_row,
+def query_places(batch, kv_head, kv_heads, new, row, column,
+                 GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):  # fmt: skip
+    """Where the queries of one key head lie in [B T H E]: rows are new tokens times G heads."""
+    head = ((batch * new + row // GROUP) * kv_heads + kv_head) * GROUP + row % GROUP
+    return head[:, None] * HEAD_DIM + column[None, :]
+
+
+@triton.jit
+def combine(partial, splits, mix, batch, kv_head, kv_heads, new,
+            GROUP: tl.constexpr, USED: tl.constexpr, HEAD_DIM: tl.constexpr):  # fmt: skip
+    """Finish the mix of one key head's queries from the partial results of all splits, in order.
+
+    They were written by other programs: `.cg` reads them from the cache that all share.
+    """
+    SIZE: tl.constexpr = USED * (HEAD_DIM + 2)
+    AT_ONCE: tl.constexpr = 2048 // (USED * HEAD_DIM) if USED * HEAD_DIM < 2048 else 1
+    row, column = tl.arange(0, USED), tl.arange(0, HEAD_DIM)
+    maximum, total = tl.full([USED], -1e30, tl.float32), tl.zeros([USED], tl.float32)
+    mixed = tl.zeros([USED, HEAD_DIM], tl.float32)
+    for first in tl.range(0, splits, AT_ONCE, num_stages=4):  # the next ones are on their way
+        split = first + tl.arange(0, AT_ONCE)[:, None]
+        inside = (split < splits) & (row >= 0)[None, :]
+        state = partial + split * SIZE + USED * HEAD_DIM + row[None, :]
+        tile = partial + split[:, :, None] * SIZE
+        tile += row[None, :, None] * HEAD_DIM + column[None, None, :]
+        one_maximum = tl.load(state, mask=inside, other=-1e30, cache_modifier=".cg")
+        one_total = tl.load(state + USED, mask=inside, other=0.0, cache_modifier=".cg")
+        one_mixed = tl.load(tile, mask=inside[:, :, None], other=0.0, cache_modifier=".cg")
+        raised = tl.maximum(maximum, tl.max(one_maximum, axis=0))
+        shrink, share = tl.exp2(maximum - raised), tl.exp2(one_maximum - raised[None, :])
+        total = total * shrink + tl.sum(share * one_total, axis=0)
+        mixed = mixed * shrink[:, None] + tl.sum(share[:, :, None] * one_mixed, axis=0)
+        maximum = raised
+    mixed /= tl.where(total != 0.0, total, 1.0)[:, None]
+    target = query_places(batch, kv_head, kv_heads, new, row, column, GROUP, HEAD_DIM)
+    inside = (row < new * GROUP)[:, None]
+    tl.store(mix + target, mixed.to(mix.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["new", "key_head"], do_not_specialize_on_alignment=["lengths"])
+def decode_kernel(
+        query, keys, values, key_scales, value_scales, lengths, partial, arrived, mix, new,
         key_head,
-        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, USED: tl.constexpr,
         BLOCK: tl.constexpr):  # fmt: skip
     """One program: the T*G queries of one key head over one split of the keys of one row.
 
-    Writes the mix, still to be divided, to partial [B K splits ROWS E], and the running maximum and
-    sum of each query to states [B K splits 2 ROWS]. Lengths are read on the device, so that one
-    CUDA graph serves all.
+    Its mix, still to be divided, and the running maximum and sum of each query go to partial
+    [B K splits USED (E + 2)], USED the power of two that holds T*G; the tensor cores want 16 rows.
+    The last program of a head to arrive adds them up, always in the order of the splits, and sets
+    the counter arrived [B K] back to zero. Lengths are read on the device, so that one CUDA graph
+    serves all.
     """
     split, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits, kv_heads = tl.num_programs(0), tl.num_programs(1)
+    SCALE: tl.constexpr = 1.4426950408889634 / (HEAD_DIM**0.5)
+    ROWS: tl.constexpr = USED if USED > 16 else 16
     row, column, offset = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK)
     seen = tl.load(lengths + batch)
     each = tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits) * BLOCK
     stop = tl.minimum((split + 1) * each, seen + new)
     used = row < new * GROUP
-    last = seen + row // GROUP  # the last key that a row sees: rows are new tokens times G heads
-    heads = kv_heads * GROUP
-    source = ((batch * new + row // GROUP) * heads + kv_head * GROUP + row % GROUP) * HEAD_DIM
-    queries = tl.load(query + source[:, None] + column[None, :], mask=used[:, None], other=0.0)
-    base = tl.cast(batch, tl.int64) * key_row + tl.cast(kv_head, tl.int64) * key_head
+    last = seen + row // GROUP  # the last key that a row sees
+    place = tl.cast(batch, tl.int64) * kv_heads + kv_head
+    source = query_places(batch, kv_head, kv_heads, new, row, column, GROUP, HEAD_DIM)
+    queries = tl.load(query + source, mask=used[:, None], other=0.0)
+    base = place * key_head
     maximum, total = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_DIM], tl.float32)
     for start in range(split * each, stop, BLOCK):
-        place, inside = base + start, start + offset < stop
-        tile = place * HEAD_DIM + offset[:, None] * HEAD_DIM + column[None, :]
+        inside = start + offset < stop
+        tile = (base + start) * HEAD_DIM + offset[:, None] * HEAD_DIM + column[None, :]
         key = tl.load(keys + tile, mask=inside[:, None], other=0.0).to(queries.dtype)
         scores = tl.dot(queries, key.T, out_dtype=tl.float32, input_precision="ieee")
-        scores *= 1.4426950408889634 / (HEAD_DIM**0.5)
         if key_scales is not None:  # a scale belongs to a whole key: it multiplies the score
-            scale = tl.load(key_scales + place + offset, mask=inside, other=0.0)
+            scale = tl.load(key_scales + base + start + offset, mask=inside, other=0.0)
             scores *= scale[None, :]
         scores = tl.where(start + offset[None, :] <= last[:, None], scores, -float("inf"))
-        raised = tl.maximum(maximum, tl.max(scores, axis=1))
+        raised = tl.maximum(maximum, tl.max(scores, axis=1) * SCALE)
         shrink = tl.exp2(maximum - raised)
-        weights = tl.exp2(scores - raised[:, None])
+        weights = tl.exp2(scores * SCALE - raised[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
         if value_scales is not None:
-            scale = tl.load(value_scales + place + offset, mask=inside, other=0.0)
+            scale = tl.load(value_scales + base + start + offset, mask=inside, other=0.0)
             weights *= scale[None, :]
         value = tl.load(values + tile, mask=inside[:, None], other=0.0).to(queries.dtype)
         mixed *= shrink[:, None]
@@ -111,69 +160,52 @@ def split_kernel(
             weights.to(queries.dtype), value, mixed, out_dtype=tl.float32, input_precision="ieee"
         )
         maximum = raised
-    place = (tl.cast(batch, tl.int64) * kv_heads + kv_head) * splits + split
-    tl.store(states + place * 2 * ROWS + row, maximum)
-    tl.store(states + place * 2 * ROWS + ROWS + row, total)
-    tile = partial + place * ROWS * HEAD_DIM + row[:, None] * HEAD_DIM + column[None, :]
-    tl.store(tile, mixed, mask=used[:, None] & (total > 0.0)[:, None])
+    partial += place * splits * USED * (HEAD_DIM + 2)
+    state = partial + (split * (HEAD_DIM + 2) + HEAD_DIM) * USED + row
+    tile = partial + split * (HEAD_DIM + 2) * USED + row[:, None] * HEAD_DIM + column[None, :]
+    tl.store(tile, mixed, mask=(row < USED)[:, None])
+    tl.store(state, maximum, mask=row < USED)
+    tl.store(state + USED, total, mask=row < USED)
+    tl.debug_barrier()  # all of this program has been written before it is counted
+    if tl.atomic_add(arrived + place, 1, sem="acq_rel") == splits - 1:
+        tl.store(arrived + place, 0)
+        combine(partial, splits, mix, batch, kv_head, kv_heads, new, GROUP, USED, HEAD_DIM)
 
 
-@triton.jit
-def combine_kernel(
-        partial, states, combined, new, splits,
-        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
-        BLOCK: tl.constexpr):  # fmt: skip
-    """One program: one head of one new token; its splits are added in order, BLOCK at a time."""
-    row, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_heads = tl.num_programs(1)
-    column, offset = tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK)
-    place = (tl.cast(batch, tl.int64) * kv_heads + kv_head) * splits
-    states += place * 2 * ROWS + row
-    partial += (place * ROWS + row) * HEAD_DIM
-    maximum, total, mixed = -1e30, 0.0, tl.zeros([HEAD_DIM], tl.float32)
-    for first in range(0, splits, BLOCK):
-        split = first + offset
-        one_maximum = tl.load(states + split * 2 * ROWS, mask=split < splits, other=-1e30)
-        one_total = tl.load(states + split * 2 * ROWS + ROWS, mask=split < splits, other=0.0)
-        raised = tl.maximum(maximum, tl.max(one_maximum, axis=0))
-        share = tl.where(one_total > 0.0, tl.exp2(one_maximum - raised), 0.0)
-        shrink = tl.exp2(maximum - raised)
-        total = total * shrink + tl.sum(share * one_total, axis=0)
-        tile = partial + split[:, None] * ROWS * HEAD_DIM + column[None, :]
-        written = (one_total > 0.0)[:, None]  # an empty split wrote no mix
-        one_mixed = tl.load(tile, mask=written, other=0.0)
-        mixed = mixed * shrink + tl.sum(share[:, None] * one_mixed, axis=0)
-        maximum = raised
-    mixed /= tl.where(total > 0.0, total, 1.0)
-    target = ((batch * new + row // GROUP) * kv_heads + kv_head) * GROUP + row % GROUP
-    tl.store(combined + target * HEAD_DIM + column, mixed.to(combined.dtype.element_ty))
+def splits_of(layer, batch: int, gpu: Gpu | None, block: tuple[int, int, int, int]) -> int:
+    """How many programs share the keys of one head: as many as run at once, and none without a
+    block of its own in a full cache.
+    """
+    kv_heads, capacity = layer.keys.shape[1:3]
+    size, programs = block[0], block[3]
+    at_once = programs * (1 if gpu is None else gpu.multiprocessors)
+    return max(1, min(at_once // (batch * kv_heads), blocks(capacity, size)))
 
 
 def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None = None) -> Tensor:
-    """Two launches, whose grids depend on shapes only and never on lengths."""
+    """One launch, whose grid depends on shapes only and never on lengths."""
     batch, new, heads, head_dim = query.shape
-    kv_heads, capacity = layer.keys.shape[1:3]
-    group = heads // kv_heads
-    assert head_dim == power_of_two(head_dim) and layer.keys.stride()[2:] == (head_dim, 1), head_dim
-    assert layer.keys.stride() == layer.values.stride()
+    kv_heads, gpu = layer.keys.shape[1], gpu_of(query)
+    strides = layer.keys.stride()
+    assert head_dim == power_of_two(head_dim) and strides[2:] == (head_dim, 1), head_dim
+    assert strides == layer.values.stride() and strides[0] == kv_heads * strides[1]
     assert not (INTERPRETED and query.dtype == torch.bfloat16), "it would multiply bit patterns"
-    size, warps, stages, programs = block or BLOCKS[part(query)]
-    most = blocks(capacity, SPLIT if block is None else size)
-    splits = max(1, min(programs // (batch * kv_heads), most))
-    rows = max(16, power_of_two(new * group))
-    partial = query.new_empty(batch, kv_heads, splits, rows, head_dim, dtype=torch.float32)
-    states = query.new_empty(batch, kv_heads, splits, 2, rows, dtype=torch.float32)
-    combined = torch.empty_like(query, memory_format=torch.contiguous_format)
-    sizes = dict(GROUP=group, HEAD_DIM=head_dim, ROWS=rows)
+    kind = 8 * layer.keys.element_size()
+    block = block or (INTERPRETED_BLOCK if gpu is None else BLOCKS[gpu.part, min(kind, 16)])
+    splits = splits_of(layer, batch, gpu, block)
+    used = power_of_two(new * heads // kv_heads)
+    sizes = batch, kv_heads, splits, used * (head_dim + 2)
+    partial = query.new_empty(sizes, dtype=torch.float32)
+    mix = torch.empty_like(query, memory_format=torch.contiguous_format)
+    arrived = layer.arrived
+    if arrived is None:
+        arrived = query.new_zeros(batch, kv_heads, dtype=torch.int32)
     launch(
-        split_kernel, (splits, kv_heads, batch), query.contiguous(), layer.keys, layer.values,
-        *scales_of(layer), layer.lengths, partial, states, new, layer.keys.stride(0) // head_dim,
-        layer.keys.stride(1) // head_dim, **sizes, BLOCK=size, num_warps=warps,
-        num_stages=stages)  # fmt: skip
-    launch(
-        combine_kernel, (new * group, kv_heads, batch), partial, states, combined, new, splits,
-        **sizes, BLOCK=COMBINED, num_warps=4)  # fmt: skip
-    return combined
+        decode_kernel, (splits, kv_heads, batch), query.contiguous(), layer.keys, layer.values,
+        *scales_of(layer), layer.lengths, partial, arrived, mix, new, strides[1] // head_dim,
+        GROUP=heads // kv_heads, HEAD_DIM=head_dim, USED=used, BLOCK=block[0],
+        num_warps=block[1], num_stages=block[2])  # fmt: skip
+    return mix
 
 
 def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
@@ -194,7 +226,7 @@ def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
 
 def decode_attention(query: Tensor, layer) -> Tensor:
     """Attention of [B T H E] newest queries, T small, over a cache layer that holds their keys."""
-    if triton_for(query):
+    if triton_multiplies(query):
         return decode_triton(query, layer)
     key, value = layer.read(query.shape[1], query.dtype)
     if query.shape[1] == 1 and query.device.type == "cpu" and layer.starts is not None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choose import part, triton_for
+from .choose import gpu_of, part, triton_for, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
@@ -28,15 +28,27 @@ GROUPS = (128, 64, 32)
 # here: published kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100. On a
 # CPU: of one Zen 4 core's time for 9728 x 896 weights, the operator takes 0.2 ms a row, writing the
 # weights out 11 ms, and the product with them 0.09 ms a row.
-CROSS_OVER = {"163 KB": 64, "99 KB": 64, "interpreter": 16, "cpu": 96}
+CROSS_OVER = {"227 KB": 64, "163 KB": 64, "99 KB": 64, "interpreter": 16, "cpu": 96}
 # Outputs that torch's operator for CPUs packs together: the low nibbles of a block's bytes are its
 # first half. Without these instructions it packs otherwise, and is not used.
 CPU_BLOCKS = {"AVX512": 64, "AVX2": 32}
 CPU_CHUNK = 2**20  # weights written out at a time on a CPU: they stay in the second-level cache
-# Outputs of a block, warps, stages, and programs in all (two for each multiprocessor). A stage of
-# 128 outputs is 8 KB of weights; to keep an H200's memory busy 24 KB must be under way for each
-# multiprocessor.
-BLOCKS = {"163 KB": (128, 4, 4, 264), "99 KB": (128, 4, 4, 164), "interpreter": (16, 4, 1, 6)}
+# (shared memory, rows of a block): outputs of a block, warps, stages, programs that run at once on
+# a multiprocessor. A stage of 128 outputs is 8 KB of weights; to keep an H200's memory busy 24 KB
+# must be under way for each multiprocessor. The sums of 64 rows fill the registers of four warps.
+BLOCKS = {
+    ("227 KB", 16): (128, 4, 4, 2),
+    ("227 KB", 32): (128, 4, 4, 2),
+    ("227 KB", 64): (128, 8, 4, 2),
+    ("163 KB", 16): (128, 4, 4, 2),
+    ("163 KB", 32): (128, 4, 4, 2),
+    ("163 KB", 64): (128, 8, 4, 2),
+    ("99 KB", 16): (128, 4, 4, 2),
+    ("99 KB", 32): (128, 4, 4, 2),
+    ("99 KB", 64): (128, 8, 4, 2),
+}
+INTERPRETED_BLOCK = (16, 4, 1, 6)
+MOST_SHARES = 16  # of the inputs: each writes its sums once, and the last to arrive reads them all
 CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in bfloat16
 
 
@@ -130,8 +142,13 @@ def linear_tiled(
     return total.T
 
 
+# An and with an or in one instruction, as 0xEA is the table of (a & b) | c: compilers make two.
+ASM = "{ .reg .b32 t; lop3.b32 t, $2, 0x000F000F, %s, 0xEA; mov.b32 {$0, $1}, t; }"
+ASM_HALF, ASM_BFLOAT = tl.constexpr(ASM % "0x64006400"), tl.constexpr(ASM % "0x43004300")
+
+
 @triton.jit
-def halves(pairs):
+def joined_halves(pairs):
     """uint32 [N 16] -> uint16 [N 32]: a pair of 16-bit numbers is one register, so this costs
     nothing.
     """
@@ -140,32 +157,41 @@ def halves(pairs):
 
 
 @triton.jit
-def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
     """Pairs of words, uint32 [N 16] -> the integers q - 8 of one plane, [N 32] in DTYPE.
 
     Two weights at a time and without a conversion: q in the lowest bits of 1024 (float16) or of 128
-    (bfloat16) reads 1024 + q or 128 + q, exactly.
+    (bfloat16) reads 1024 + q or 128 + q, exactly. ASM: one instruction for the and with the or.
     """
-    pairs = (pairs >> 4 * PLANE) & 0x000F000F
-    if DTYPE == tl.float16:
-        return halves(pairs | 0x64006400).to(DTYPE, bitcast=True) - 1032.0
-    if DTYPE == tl.bfloat16:
-        return halves(pairs | 0x43004300).to(DTYPE, bitcast=True) - 136.0
-    return halves(pairs).to(DTYPE) - 8.0
+    pairs = pairs >> 4 * PLANE
+    if DTYPE == tl.float32:
+        return joined_halves(pairs & 0x000F000F).to(DTYPE) - 8.0
+    MIDDLE: tl.constexpr = 1032.0 if DTYPE == tl.float16 else 136.0
+    if ASM:
+        CODE: tl.constexpr = ASM_HALF if DTYPE == tl.float16 else ASM_BFLOAT
+        low, high = tl.inline_asm_elementwise(
+            CODE, "=h,=h,r", [pairs], (tl.uint16, tl.uint16), True, 1)  # fmt: skip
+        words = tl.reshape(tl.join(low, high), [pairs.shape[0], 32])
+    else:
+        MAGIC: tl.constexpr = 0x64006400 if DTYPE == tl.float16 else 0x43004300
+        words = joined_halves((pairs & 0x000F000F) | MAGIC)
+    return words.to(DTYPE, bitcast=True) - MIDDLE
 
 
-@triton.jit
-def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, GROUP: tl.constexpr,
-                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["M", "N"])
+def linear_kernel(rows, words, scales, offsets, bias, partial, arrived, product, M, N,
+                  K: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+                  BLOCK_N: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
     """One program: BLOCK_N outputs of all (up to BLOCK_M) rows over its share of the inputs.
 
     The weights stand on the left of the product: the tensor cores of sm_90 can take that side from
-    registers, so unpacked weights never pass through shared memory. product is [splits M N], one
-    slice for each share.
+    registers, so unpacked weights never pass through shared memory. With `arrived` [N/BLOCK_N] the
+    shares' sums go to partial [splits M N], and the last program to arrive adds them up, always in
+    the same order, and sets its counter back to zero.
     """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    split, splits = tl.program_id(1), tl.num_programs(1)
-    m, word, pair = tl.arange(0, BLOCK_M), tl.arange(0, 32), tl.arange(0, 16)
+    block_n, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    n, pair = block_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, 16)
+    m, word = tl.arange(0, BLOCK_M), tl.arange(0, 32)
     DTYPE: tl.constexpr = rows.dtype.element_ty
     each: tl.constexpr = K // 128
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -175,23 +201,39 @@ def linear_kernel(rows, words, scales, offsets, product, M, N, K: tl.constexpr, 
         pairs = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
         pairs = pairs.to(tl.uint32, bitcast=True)
         for group in tl.static_range(128 // GROUP):
-            partial = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            group_total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for plane in tl.static_range(group * GROUP // 32, (group + 1) * GROUP // 32):
                 k = block * 128 + plane * 32 + word
                 x = tl.load(rows + m[None, :] * K + k[:, None], mask=(m < M)[None, :], other=0.0)
-                q = nibbles(pairs, plane, DTYPE)
-                partial = tl.dot(q, x, partial, out_dtype=tl.float32, input_precision="ieee")
+                q = nibbles(pairs, plane, DTYPE, ASM)
+                group_total = tl.dot(
+                    q, x, group_total, out_dtype=tl.float32, input_precision="ieee"
+                )
                 if offsets is not None:
                     sums = tl.dot(ones, x, sums, out_dtype=tl.float32, input_precision="ieee")
             place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
             scale = tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)
-            total += partial * scale[:, None]
+            total += group_total * scale[:, None]
             if offsets is not None:
                 offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
                 total += offset[:, None] * sums
-    target = product + (split * M + m[None, :]) * N + n[:, None]
-    tl.store(target, total.to(product.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
+    inside = (m < M)[None, :] & (n < N)[:, None]
+    target, last = m[None, :] * N + n[:, None], True
+    if arrived is not None:
+        tl.store(partial + split * M * N + target, total, mask=inside)
+        tl.debug_barrier()  # all of this program has been written before it is counted
+        last = tl.atomic_add(arrived + block_n, 1, sem="acq_rel") == splits - 1
+    if last:
+        if arrived is not None:
+            tl.store(arrived + block_n, 0)
+            total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            for share in range(splits):  # .cg: from the cache that all multiprocessors have
+                sums = partial + share * M * N + target
+                total += tl.load(sums, mask=inside, other=0.0, cache_modifier=".cg")
+        if bias is not None:
+            total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        tl.store(product + target, total.to(product.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -215,26 +257,48 @@ def dequantise_kernel(
         tl.store(target, values.to(weight.dtype.element_ty), mask=inside[:, None])
 
 
+def shares(tiles: int, slots: int, most: int) -> int:
+    """The fewest shares of the inputs with which `tiles` blocks of outputs keep nine tenths of
+    `slots` programs busy to the end, at most `most`.
+
+    >>> shares(296, 264, 28)  # a 7B's gate_up on an H200: one share would leave half of it waiting
+    5
+    """
+
+    def busy(count: int) -> float:
+        return tiles * count / (blocks(tiles * count, slots) * slots)
+
+    counts = range(1, max(1, min(most, MOST_SHARES)) + 1)
+    return next((count for count in counts if busy(count) >= 0.9), max(counts, key=busy))
+
+
 def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
-                 block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
-    """rows [M K], M small -> [M N]; shares of the inputs are added in a fixed order."""
+                 block: tuple[int, int, int, int] | None = None, bias: Tensor | None = None,
+                 arrived: Tensor | None = None) -> Tensor:  # fmt: skip
+    """rows [M K], M small (+ bias [N]) -> [M N], in one launch.
+
+    `arrived`, int32 zeros of at least N / 16, counts programs; without it they are made here.
+    """
     count, inputs, outputs = *rows.shape, words.shape[1]
     assert not (INTERPRETED and rows.dtype == torch.bfloat16), "it would multiply bit patterns"
-    size, warps, stages, programs = block or BLOCKS[part(rows)]
-    splits = max(1, min(programs // blocks(outputs, size), len(words)))
-    product = rows.new_empty(
-        splits, count, outputs, dtype=rows.dtype if splits == 1 else torch.float32
-    )
-    block_m = max(16, power_of_two(count))
-    warps = (
-        warps if block_m < 64 else 2 * warps
-    )  # the sums of 64 rows fill the registers of four warps
+    block_m, gpu = max(16, power_of_two(count)), gpu_of(rows)
+    if block is None:
+        block = INTERPRETED_BLOCK if gpu is None else BLOCKS[gpu.part, block_m]
+    size, warps, stages, programs = block
+    tiles, slots = blocks(outputs, size), programs * (1 if gpu is None else gpu.multiprocessors)
+    splits, partial = shares(tiles, slots, len(words)), None
+    if splits == 1:
+        arrived = None
+    else:
+        partial = rows.new_empty(splits, count, outputs, dtype=torch.float32)
+        arrived = rows.new_zeros(tiles, dtype=torch.int32) if arrived is None else arrived
+    product = rows.new_empty(count, outputs)
     launch(
-        linear_kernel, (blocks(outputs, size), splits), rows.contiguous(),
-        words.view(torch.int32), scales, offsets, product, count, outputs, K=inputs,
-        GROUP=inputs // len(scales), BLOCK_M=block_m, BLOCK_N=size, num_warps=warps,
-        num_stages=stages)  # fmt: skip
-    return product[0] if splits == 1 else product.sum(0).to(rows.dtype)
+        linear_kernel, (tiles, splits), rows.contiguous(), words.view(torch.int32), scales,
+        offsets, bias, partial, arrived, product, count, outputs, K=inputs,
+        GROUP=inputs // len(scales), BLOCK_M=block_m, BLOCK_N=size, ASM=not INTERPRETED,
+        num_warps=warps, num_stages=stages)  # fmt: skip
+    return product
 
 
 def dequantise(
@@ -287,6 +351,15 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(words, 0 if words[0].dtype == torch.uint8 else 1), torch.cat(scales, 1)
 
 
+def counter(words: Tensor) -> Tensor | None:
+    """Zeros for the programs of a layer to be counted in (`linear_small`); None where torch's own
+    operator multiplies.
+    """
+    return (
+        None if words.dtype == torch.uint8 else words.new_zeros(words.shape[1], dtype=torch.int32)
+    )
+
+
 def outputs_in(chunk: int, inputs: int) -> int:
     """How many outputs, in whole blocks, have about `chunk` weights together."""
     return max(1, chunk // inputs // 64) * 64
@@ -326,16 +399,17 @@ def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUN
 
 
 def linear(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
-           bias: Tensor | None = None) -> Tensor:  # fmt: skip
+           bias: Tensor | None = None, arrived: Tensor | None = None) -> Tensor:  # fmt: skip
     """rows [... K] times packed weights (+ bias) -> [... N]; what `repack` gives or, anywhere,
-    words int16.
+    words int16. `arrived`: see linear_small.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:
         product = linear_cpu(flat, words, scales)
+    elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:
+        product, bias = linear_small(flat, words, scales, offsets, None, bias, arrived), None
     else:
-        small = triton_for(rows) and len(flat) <= CROSS_OVER[part(rows)]
-        product = (linear_small if small else linear_large)(flat, words, scales, offsets)
+        product = linear_large(flat, words, scales, offsets)
     if bias is not None:
         product += bias
     return product.view(*rows.shape[:-1], product.shape[-1])

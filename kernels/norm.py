@@ -53,7 +53,7 @@ def store_tile(pointer, values, first, row, column, inside, WIDTH: tl.constexpr)
     tl.store(tile, values.to(pointer.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
                     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One program: ROWS whole rows in registers. With `update`, first rows + update, kept in
@@ -74,7 +74,7 @@ def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
     store_tile(normed, values, first, row, column, inside, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def layer_norm_kernel(rows, weight, bias, normed, count, eps,
                       WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One program: ROWS whole rows in registers; the variance is that of centred values, centred

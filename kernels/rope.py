@@ -94,10 +94,13 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
     """Write both halves of vectors base + row, in 8 bits where there are scales (`quantise`)."""
     if scales is not None:
         largest = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
+        largest += 0.0 * (tl.sum(first, axis=1) + tl.sum(second, axis=1))  # a maximum ignores NaN
         LARGEST: tl.constexpr = 127.0 if cache.dtype.element_ty == tl.int8 else 448.0
-        scale = (largest / LARGEST)[:, None]
+        # divided as torch does, bit for bit
+        scale = tl.div_rn(largest, tl.full(largest.shape, LARGEST, tl.float32))[:, None]
         tl.store(scales + base + row, scale, mask=inside)
-        first, second = first / tl.maximum(scale, 1e-30), second / tl.maximum(scale, 1e-30)
+        divisor = tl.broadcast_to(tl.maximum(scale, 1e-30), first.shape)
+        first, second = tl.div_rn(first, divisor), tl.div_rn(second, divisor)
         if cache.dtype.element_ty == tl.int8:
             first, second = tl.floor(first + 0.5), tl.floor(second + 0.5)
         first = tl.minimum(tl.maximum(first, -LARGEST), LARGEST)
@@ -108,7 +111,8 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
     tl.store(target + HEAD_DIM // 2, second.to(cache.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new", "key_row", "key_head"],
+            do_not_specialize_on_alignment=["lengths"])  # fmt: skip
 def write_kernel(
         qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row,
         key_head,

@@ -31,6 +31,7 @@ class Layer:
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
     starts: np.ndarray | None  # the same numbers on the host, or None where only the device counts
+    arrived: Tensor | None = None  # int32 [B K]: kernels/decode_attention.py counts programs here
 
     @property
     def seen(self) -> int:
@@ -78,6 +79,7 @@ class Cache:
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
     seen: np.ndarray | None  # the same numbers on the host
+    arrived: Tensor  # int32 [B K] of zeros, which all layers share: see Layer
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int = 1, capacity: int = 0, dtype=torch.float32,
@@ -95,6 +97,7 @@ class Cache:
             ),
             torch.zeros(batch, dtype=torch.int32, device=device),
             np.zeros(batch, dtype=np.int64),
+            torch.zeros(batch, config.num_kv_heads, dtype=torch.int32, device=device),
         )
 
     def stored(self, view: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
@@ -109,18 +112,20 @@ class Cache:
     def layers(self) -> list[Layer]:
         """A view for each layer, in order."""
         views = [view or [None] * len(self.keys) for view in self.stored(torch.unbind)]
-        return [Layer(*view, self.lengths, self.seen) for view in zip(*views)]
+        counted = self.lengths, self.seen, self.arrived
+        return [Layer(*view, *counted) for view in zip(*views)]
 
     def row(self, index: int) -> "Cache":
         """One row as a cache of its own; memory and lengths are shared, so that advancing it counts
         here too.
         """
         one = slice(index, index + 1)
-        return Cache(*self.stored(lambda tensor: tensor[:, one]), self.lengths[one], self.seen[one])
+        stored = self.stored(lambda tensor: tensor[:, one])
+        return Cache(*stored, self.lengths[one], self.seen[one], self.arrived[one])
 
     def on_device(self) -> "Cache":
         """The same memory and lengths, counted on the device alone."""
-        return Cache(*self.stored(lambda tensor: tensor), self.lengths, None)
+        return Cache(*self.stored(lambda tensor: tensor), self.lengths, None, self.arrived)
 
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""

@@ -127,6 +127,21 @@ def test_the_future_never_changes_the_past():
     )
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(where, wrong):
+    """NaN or an overflow comes out as NaN or infinity, in every row that sees it."""
+    layer, query = layer_of(0, [3], 20, 1, 16, torch.float32), rows_of(2, (1, 20, 1, 16))
+    at = {"query": query[0, 9], "key": layer.keys[0, 0, 12], "value": layer.values[0, 0, 12]}
+    at[where][...] = wrong
+    for attend in (attention.prefill, lambda *given: attention.attention_triton(
+            given[0], layer.keys, layer.values, layer.lengths, SMALL)):  # fmt: skip
+        mixed = attend(query, layer)
+        assert not mixed[0, 9].isfinite().any()
+        assert where == "value" or mixed[0, :9].isfinite().all()  # 0 times NaN is NaN
+
+
 def check_rows_without_keys(attention):
     layer = layer_of(0, [0], 37, 1, 16, torch.float32)
     query, seen = rows_of(2, (1, 37, 1, 16)), torch.tensor([-20], dtype=torch.int32)
@@ -190,11 +205,9 @@ MUTANTS = {
     "band begins too late": ("tl.maximum(seen + first + 1, 0) //", "(seen + first + BLOCK_KEY) //"),
     "last block of keys dropped": ("whole, stop, BLOCK_KEY", "whole, stop - BLOCK_KEY, BLOCK_KEY"),
     "sum not shrunk": ("total * shrink + tl.sum", "total + tl.sum"),
-    "scale forgotten": (
-        "scores *= 1.4426950408889634 / (HEAD_DIM**0.5)",
-        "scores *= 1.4426950408889634",
-    ),
-    "natural for binary exponent": ("scores *= 1.4426950408889634 /", "scores *= 1.0 /"),
+    "scale forgotten": ("1.4426950408889634 / (HEAD_DIM**0.5)", "1.4426950408889634"),
+    "natural for binary exponent": ("= 1.4426950408889634 / (", "= 1.0 / ("),
+    "stride in numbers": ("+ row * stride * HEAD_DIM", "+ row * stride"),
     "heads interleaved": ("head = kv_head * groups + group", "head = group * KV_HEADS + kv_head"),
     "tail of the head dropped": ("weights, tile, high, out", "weights, tile, 0 * high, out"),
     "lowest for masked scores": ('scores, -float("inf"))', "scores, -1e30)"),

@@ -22,7 +22,7 @@ import torch
 from llava_min.kernels import activation, attention, decode_attention, int4, language, norm, rope
 
 FOLDER = Path(rope.__file__).resolve().parent
-ONLY_COMPILED = {"DTYPE == tl.bfloat16"}  # wrong in the interpreter: test_aot.py compiles it
+ONLY_COMPILED = {"ASM"}  # instructions of a GPU: test_aot.py compiles them
 TWICE = {"for start in range(whole, stop, BLOCK_KEY):"}  # a tile of queries ends in two of keys
 HALF, WHOLE = torch.float16, torch.float32
 CASES = {
@@ -40,7 +40,7 @@ CASES = {
     "decode_attention.py": [
         lambda start=start, kind=kind, programs=programs: test_decode_attention.check_decode(
             decode_attention, [start], 2, 2, 1, 16, WHOLE, kind, programs, 0)
-        for start, kind, programs in ((90, None, 1), (90, torch.int8, 1), (600, None, 80))
+        for start, kind, programs in ((90, None, 1), (90, torch.int8, 1), (1300, None, 80))
     ],
     "int4.py": [
         lambda kind=kind, group=group, symmetric=symmetric, dtype=dtype: test_int4.check_linear(
@@ -48,7 +48,8 @@ CASES = {
         for kind, group, symmetric, dtype in (
             ("small", 128, True, HALF), ("small", 32, False, WHOLE), ("large", 64, True, WHOLE),
             ("large", 64, False, HALF))
-    ],
+    ] + [lambda: test_int4.check_linear(int4, "small", 3, 40, 128, 64, True, WHOLE, 0),
+         lambda: test_int4.check_shares(int4)],
     "norm.py": [
         lambda: test_norm.check_rms_norm(norm, 3, 40, WHOLE, 1.0, 0),
         lambda: test_norm.check_layer_norm(norm, 3, 40, WHOLE, 1.0, 0.0, 0),
@@ -65,7 +66,7 @@ def jitted(path: Path) -> list[ast.FunctionDef]:
     """The functions of a file that Triton compiles."""
     tree = ast.parse(path.read_text())
     return [node for node in tree.body if isinstance(node, ast.FunctionDef)
-            if any(ast.unparse(mark) == "triton.jit" for mark in node.decorator_list)]  # fmt: skip
+            if any("triton.jit" in ast.unparse(mark) for mark in node.decorator_list)]  # fmt: skip
 
 
 @contextmanager

@@ -76,19 +76,25 @@ def test_the_override_ends_with_an_error():
 
 @pytest.mark.parametrize(
     ("capability", "part"),
-    [((8, 0), "163 KB"), ((9, 0), "163 KB"), ((10, 0), "163 KB"), ((8, 6), "99 KB"),
+    [((8, 0), "163 KB"), ((9, 0), "227 KB"), ((10, 0), "227 KB"), ((8, 6), "99 KB"),
      ((8, 9), "99 KB"), ((12, 0), "99 KB"), ((13, 0), "99 KB")],
 )  # fmt: skip
 def test_parts(capability, part, monkeypatch):
     """An unknown GPU takes the row that fits everywhere; 7.5 takes torch."""
+    half = torch.zeros(2, dtype=torch.float16)
+    monkeypatch.setattr(choose, "gpu_of", lambda _: choose.Gpu(capability, 100))
+    assert choose.part(half) == part and choose.triton_for(half)
+    monkeypatch.setattr(choose, "gpu_of", lambda _: choose.Gpu((7, 5), 100))
+    assert not choose.triton_for(half) and not choose.triton_multiplies(half)
 
-    class OnDevice:
-        is_cuda, dtype, requires_grad = True, torch.float16, False
 
-    monkeypatch.setattr(choose, "capability", lambda _: capability)
-    assert choose.part(OnDevice()) == part and choose.triton_for(OnDevice())
-    monkeypatch.setattr(choose, "capability", lambda _: (7, 5))
-    assert not choose.triton_for(OnDevice())
+def test_float32_on_a_gpu_is_multiplied_by_torch():
+    """Its blocks overflow shared memory and registers; what is pointwise runs as a kernel."""
+    with choose.pretending(choose.Gpu((9, 0), 132)):
+        for dtype, ours in ((torch.float32, False), (torch.bfloat16, True), (torch.half, True)):
+            rows = torch.zeros(2, dtype=dtype, device="meta")
+            assert choose.triton_for(rows) and choose.triton_multiplies(rows) is ours
+    assert not choose.triton_for(torch.zeros(2))
 
 
 def test_importing_kernels_on_a_cpu_never_imports_triton():
@@ -180,8 +186,7 @@ def test_a_model_through_the_kernels():
         "write_kernel": blocks * (1 + steps),
         "swiglu_kernel": blocks * (1 + steps),
         "attention_kernel": blocks,
-        "split_kernel": blocks * steps,
-        "combine_kernel": blocks * steps,
+        "decode_kernel": blocks * steps,
     }
 
 

@@ -101,6 +101,27 @@ def check_write_8bit(rope, kind=torch.int8):
     assert torch.equal(scales, written(kept, new)[..., 0])
 
 
+def check_not_finite(rope, kind):
+    """One NaN or infinity makes the scale of its whole vector NaN or infinite: in 8 bits the number
+    itself would be lost.
+    """
+    for wrong in (torch.nan, torch.inf):
+        qkv = rows_of(0, (1, 3, 4 * 16))
+        qkv[0, 1, 2 * 16 + 5], qkv[0, 2, 3 * 16 + 9] = wrong, wrong
+        shape = 1, 1, 8, 16
+        layer = Layer(*torch.zeros(2, *shape, dtype=kind), *torch.zeros(2, *shape[:3]),
+                      torch.zeros(1, dtype=torch.int32), np.array([0]))  # fmt: skip
+        rope.write_triton(qkv, angles_of([0], 3, 16), layer, tokens=4)
+        assert layer.key_scales[0, 0, :3].isfinite().tolist() == [True, False, True]
+        assert layer.value_scales[0, 0, :3].isfinite().tolist() == [True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", rope.LARGEST, ids=str)
+def test_what_is_not_finite_is_not_hidden(kind):
+    check_not_finite(rope, kind)
+
+
 @pytest.mark.parametrize("kind", rope.LARGEST, ids=str)
 def test_write_8bit(kind):
     """Steps and scales are exactly those of `quantise`.
@@ -170,6 +191,7 @@ MUTANTS = {
     "length of the first row for all": ("tl.load(lengths + batch)", "tl.load(lengths)"),
     "all value heads in one place": ("(head - HEADS - KV_HEADS).to(tl.int64)", "0"),
     "steps cut, not rounded": ("tl.floor(first + 0.5)", "tl.floor(first)"),
+    "NaN ignored by the maximum": ("largest += 0.0 * (", "0.0 * ("),
     "scale of one half": (
         "tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))",
         "tl.max(tl.abs(first), axis=1)",
@@ -183,3 +205,4 @@ def test_mutants_are_caught(name, tmp_path):
     with pytest.raises(AssertionError):
         check_write(mutant, [7, 2], 5, 4, 2, 16, torch.float32, 0)
         check_write_8bit(mutant)
+        check_not_finite(mutant, torch.int8)

@@ -56,6 +56,7 @@ class Packed(nn.Module):
         rows = int4.outputs_in(PART, packed.shape[1])
         codes = map(self.nibbles, packed.split(rows), scale.split(rows))
         self.words, self.scales = int4.joined([int4.repack(*part) for part in codes])
+        self.arrived = int4.counter(self.words)
 
     def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
@@ -67,6 +68,8 @@ class Packed(nn.Module):
         """[... K] -> [... N]."""
         if self.bits == 8:
             rows = torch.cat([rows, rows], -1)
+        if self.arrived is not None:
+            return int4.linear(rows, self.words, self.scales, None, self.bias, self.arrived)
         product = int4.linear(rows, self.words, self.scales)
         if product.shape[-1] > self.outputs:  # a last block that was filled up
             product = product[..., : self.outputs]
