@@ -11,7 +11,7 @@ B requests.
 import time
 
 from .errors import PromptError
-from .generate import Continuation
+from .generate import Continuation, known_ids
 from .loaded import Answer, Clock, LoadedModel, peak_bytes
 from .options import Options
 from .prepare import Prepared, prepare
@@ -62,10 +62,10 @@ class Row:
         }  # fmt: skip
         self.take(logits[-1], int(cache.seen[0]))
 
-    def take(self, logits, position: int) -> None:
-        """Choose one more token, unless the answer has ended."""
+    def take(self, logits, position: int, likely: int | None = None) -> None:
+        """Choose one more token, unless the answer has ended; likely: see sampling.next_id."""
         if not self.said.reason:
-            self.text += self.said.take(logits, position).text
+            self.text += self.said.take(logits, position, likely).text
             self.last = time.perf_counter()
 
     def answer(self, memory: dict) -> Answer:
@@ -94,10 +94,10 @@ def answers(model: LoadedModel, ready: list[tuple[Prepared, Options]]) -> list[A
     capacity = max(p.plan.tokens for p, _ in ready) + max(o.max_tokens for _, o in ready)
     cache = model.empty_cache(capacity, len(ready))
     rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
-    step = decoding(network, cache)
+    step = decoding(network, cache, known_ids(network, model.tokenizer))
     while any(not row.said.reason for row in rows):  # one that has ended goes along, unheeded
-        logits = step([row.said.new[-1] for row in rows])
+        logits, likely = step([row.said.new[-1] for row in rows])
         for index, row in enumerate(rows):
-            row.take(logits[index], int(cache.seen[index]))
+            row.take(logits[index], int(cache.seen[index]), likely and likely[index])
     memory = {"peak_bytes": peak_bytes(network.device)}
     return [row.answer(memory) for row in rows]

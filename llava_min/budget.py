@@ -203,10 +203,10 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     twice the gate and up, before that one layer's keys and values where 8 bits are multiplied out.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
-    mlp = new * size * (4 * text.intermediate_size + 3 * text.hidden_size + 2 * heads)
+    mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size + 2 * heads)
     angles = 16 * new * text.head_dim  # float32, and what rotating keeps of them
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
-    attention = new * size * (text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
+    attention = new * size * (4 * text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
     largest = 2 * text.intermediate_size * text.hidden_size
     unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
     return max(mlp, attention) + angles + unpacked
@@ -221,7 +221,7 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
     block = vision.num_positions * (5 * vision.hidden_size + copies * vision.intermediate_size)
     pixels = 3 * vision.image_size**2
     together = 4 * tiles * vision.side**2 * config.text.hidden_size
-    return max(min(k, tiles) * (block * size + pixels * (size + 1)), together * size)
+    return max(min(k, tiles) * (block * size + pixels), together * size)
 
 
 def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:

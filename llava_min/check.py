@@ -48,15 +48,18 @@ def watch(network, side: int) -> dict[str, list]:
         for stage, (*patterns, entering) in STAGES.items():
             if match := re.fullmatch(patterns[side], name):
                 tensors = passed.setdefault(" ".join((stage, *match.groups())), [])
-                module.register_forward_hook(keeping(tensors, entering))
+                module.register_forward_hook(keeping(tensors, entering, side))
     return passed
 
 
-def keeping(tensors: list, entering: bool):
-    """A hook that keeps what enters or leaves a module."""
+def keeping(tensors: list, entering: bool, side: int):
+    """A hook that keeps what enters or leaves a module. A block of ours leaves the stream and what
+    is still to be added to it.
+    """
 
     def hook(module, entered, left):
-        tensor = entered[0] if entering else left[0] if isinstance(left, tuple) else left
+        parts = entered[:1] if entering else left if isinstance(left, tuple) else (left,)
+        tensor = sum(parts) if side == 0 else parts[0]
         tensors.append(tensor.detach().flatten(0, -2).clone())
 
     return hook

@@ -31,6 +31,12 @@ class RMSNorm(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         return norm.rms_norm(rows, self.weight, self.eps)
 
+    def added(self, rows: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(rows + update, their RMSNorm), each [B T D]; no update is zero."""
+        if update is None:
+            return rows, self(rows)
+        return norm.add_rms_norm(rows, update, self.weight, self.eps)
+
 
 class Block(nn.Module):
     """Attention over the cache, then SwiGLU; both read normalised rows and add to the stream."""
@@ -45,14 +51,19 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
 
-    def forward(self, rows: Tensor, angles: Tensor, layer: Layer) -> Tensor:
-        """[B T D] -> [B T D]; the new keys and values are written into the cache layer."""
-        query = rope.write(self.qkv(self.attention_norm(rows)), angles, layer)
+    def forward(self, rows: Tensor, update: Tensor | None, angles: Tensor,
+                layer: Layer) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The stream [B T D] and what is still to be added to it, before and after this block.
+
+        So each sum is taken where the next norm reads it, in one kernel with it. The new keys and
+        values are written into the cache layer.
+        """
+        rows, normed = self.attention_norm.added(rows, update)
+        query = rope.write(self.qkv(normed), angles, layer)
         attend = decode_attention if query.shape[1] <= DECODE_QUERIES else attention.prefill
         mixed = see("mixed", attend(query, layer), "B T H E")
-        rows, normed = norm.add_rms_norm(rows, self.output(mixed.flatten(2)), self.mlp_norm.weight,
-                                         self.mlp_norm.eps)  # fmt: skip
-        return see("rows", rows + self.down(activation.swiglu(self.gate_up(normed))), "B T D")
+        rows, normed = self.mlp_norm.added(rows, self.output(mixed.flatten(2)))
+        return see("rows", rows, "B T D"), self.down(activation.swiglu(self.gate_up(normed)))
 
 
 class Decoder(nn.Module):
@@ -75,11 +86,11 @@ class Decoder(nn.Module):
     def forward(self, rows: Tensor, cache: Cache) -> Tensor:
         """[B T D] -> hidden [B T D]. Writes into the cache and does not advance it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
-        angles = self.angles(positions, rows.dtype)
+        angles, update = self.angles(positions, rows.dtype), None
         with onednn.products_for(rows):
             for block, layer in zip(self.blocks, cache.layers()):
-                rows = block(rows, angles, layer)
-        return see("hidden", self.norm(rows), "B T D")
+                rows, update = block(rows, update, angles, layer)
+        return see("hidden", self.norm.added(rows, update)[1], "B T D")
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Cosine and sine of positions [B T], in float32 at least: [2 B T E]."""

@@ -77,6 +77,12 @@ class StopTexts:
         return "" if self.found else self.held
 
 
+def known_ids(model: Llava, tokenizer: Tokenizer | None) -> int:
+    """How many ids stand for something: the head's rows may be more than the tokenizer's words."""
+    vocabulary = model.config.text.vocab_size
+    return min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
+
+
 class Continuation:
     """One row's answer as it grows: chooses ids, makes text of them, knows when to stop.
 
@@ -88,13 +94,12 @@ class Continuation:
         self.options, self.ids, self.new, self.reason = options, list(ids), [], ""
         self.stream = CharacterStream(tokenizer) if tokenizer else None
         self.stops = StopTexts(options.stop)
-        vocabulary = model.config.text.vocab_size
-        self.known = min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
+        self.known = known_ids(model, tokenizer)
         self.eos = () if options.ignore_eos else model.config.text.eos_ids
 
-    def take(self, logits: Tensor, position: int) -> Token:
-        """Choose the token at `position` from logits [V]."""
-        chosen = next_id(logits, self.ids, position, self.options, self.known)
+    def take(self, logits: Tensor, position: int, likely: int | None = None) -> Token:
+        """Choose the token at `position` from logits [V]; likely: see next_id."""
+        chosen = next_id(logits, self.ids, position, self.options, self.known, likely)
         self.ids.append(chosen)
         self.new.append(chosen)
         if chosen in self.eos:
@@ -121,16 +126,17 @@ def generate(model: Llava, tokenizer: Tokenizer | None, logits: Tensor, cache: C
     Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.
     """
     row, first, step = Continuation(model, tokenizer, ids, options), 0.0, None
+    likely = None
     try:
         while True:
-            token = row.take(logits, int(cache.seen[0]))
+            token = row.take(logits, int(cache.seen[0]), likely and likely[0])
             first = first or time.perf_counter()
             yield token
             if row.reason:
                 break
             with memory("continue the answer"):
-                step = step or decoding(model, cache)
-                logits = step([token.id])[0]
+                step = step or decoding(model, cache, row.known)
+                (logits,), likely = step([token.id])
     except KeyboardInterrupt:
         row.reason = "interrupted"
     yield Finished(row.reason, row.finish(), first, time.perf_counter())

@@ -25,6 +25,7 @@ from .kernels import onednn
 from .model import Llava
 from .prefix import Prefix, description
 from .prepare import EMBEDDED, Encodable, Prepared, needed, prepare, settings_of
+from .recording import RecordedTower
 from .tokenizer import Tokenizer
 from .tokenizer import read as read_tokenizer
 from .weights import hub, packed, quantize
@@ -329,6 +330,8 @@ def load(
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
     made = description(network)
     packed.ready(network)
+    if device == "cuda":
+        network.vision = RecordedTower(network.vision)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return LoadedModel(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
@@ -348,7 +351,11 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(dtype: str, device: str, large: bool) -> torch.dtype:
-    """auto: bfloat16 on a GPU, and on a CPU that is faster with it where the model is large."""
+    """auto: bfloat16 on a GPU (float16 before sm_80, which has no arithmetic for it), and on a CPU
+    that is faster with it where the model is large.
+    """
+    if dtype == "auto" and device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return torch.float16
     if dtype == "auto":
         wide = device == "cpu" and not (large and onednn.faster())
         return torch.float32 if wide else torch.bfloat16

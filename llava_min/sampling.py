@@ -17,17 +17,29 @@ from .errors import NumericsError
 from .options import Sampling
 
 
-def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int) -> int:
+def greedy(logits: Tensor, known: int) -> Tensor:
+    """The most likely of the first `known` ids, -1 where a logit is not finite: [... V] -> [...].
+
+    It waits for nothing, so that a GPU can record it after the logits.
+
+    >>> greedy(torch.tensor([[1.0, 3.0, 9.0], [2.0, torch.nan, 9.0]]), 2)
+    tensor([ 1, -1])
+    """
+    logits = logits[..., :known]
+    return logits.argmax(-1).masked_fill(~torch.isfinite(logits).all(-1), -1)
+
+
+def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int,
+            likely: int | None = None) -> int:  # fmt: skip
     """Choose from logits [V] at `position`; ids from `known` on stand for nothing and are never
-    chosen.
+    chosen. likely: `greedy` of these logits, where it is known already.
     """
     logits, chosen = logits[:known], -1
-    finite = torch.isfinite(logits).all()
     if sampling.repetition_penalty != 1 and ids:
-        logits = penalised(logits, ids, sampling.repetition_penalty)
+        logits, likely = penalised(logits, ids, sampling.repetition_penalty), None
     if sampling.temperature == 0:
-        chosen = int(torch.where(finite, logits.argmax(), -1))  # waits for the device once
-    elif finite:
+        chosen = int(greedy(logits, known)) if likely is None else likely  # waits for the device
+    elif torch.isfinite(logits).all():
         order, weights = candidates(logits, sampling)
         chosen = int(order[draw(weights, sampling.seed, position)])
     if chosen < 0:

@@ -22,6 +22,11 @@ def see(name: str, tensor, axes: str):
     return tensor
 
 
+def observed() -> bool:
+    """Whether somebody looks at what passes."""
+    return _observer is not None
+
+
 class Tracer:
     """Prints one line for each stage the first time that it passes: file, name, axes = sizes,
     dtype, ms.

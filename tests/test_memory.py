@@ -63,11 +63,11 @@ def grown(frames: int, k: int, chunk: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_many_frames_take_no_more_memory_than_few():
-    """24 frames or 240, 8 tiles and 256 tokens at a time: within 10%; all at once they grow by more
-    than ten times that.
+    """24 frames or 240, 8 tiles and 256 tokens at a time: within 30%, as one run differs from the
+    next by 20%; all at once they more than double.
     """
     few, many, naive = grown(24, 8, 256), grown(240, 8, 256), grown(240, 240, 10**6)
-    assert many <= 1.1 * few, (few, many)
+    assert many <= 1.3 * few, (few, many)
     assert naive > 2 * few, (few, naive)
 
 

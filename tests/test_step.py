@@ -2,21 +2,25 @@
 device.
 """
 
+import importlib
+
 import pytest
 import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import llava_min
 from llava_min.cache import Cache
+from llava_min.config import Quantization
 from llava_min.errors import NumericsError
 from llava_min.kernels import activation, choose, decode_attention, norm, rope
 from llava_min.options import Sampling
 from llava_min.sampling import next_id
 from llava_min.step import Step
+from llava_min.weights import packed
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero"}
 KINDS = (None, torch.int8, torch.float8_e4m3fn)
@@ -51,12 +55,14 @@ def prefilled(model, lengths, dtype, kind=None, spare=8):
 def both_ways(model, lengths, dtype, kind, kernels="auto"):
     """Logits of three greedy steps: (ordinary decoding, the step), each [3 B V]."""
     caches = [prefilled(model, lengths, dtype, kind) for _ in range(2)]
-    step = Step(model, caches[1])
+    step = Step(model, caches[1], model.config.text.vocab_size)
     ordinary, repeated, ids = [], [], [7] * len(lengths)
     for _ in range(3):
         with choose.using(kernels):
             ordinary.append(model.decode(torch.tensor(ids), caches[0]))
-            repeated.append(step(ids).clone())
+            logits, likely = step(ids)
+            repeated.append(logits.clone())
+            assert likely == logits.argmax(-1).tolist()
         ids = ordinary[-1].argmax(-1).tolist()
     for cache in caches:
         assert cache.seen.tolist() == cache.lengths.tolist() == [n + 3 for n in lengths]
@@ -105,7 +111,7 @@ def test_every_step_does_the_same_and_waits_for_nothing(models, kind):
     """
     model = models[torch.float64]
     cache = prefilled(model, [5, 11], torch.float64, kind)
-    step = Step(model, cache)
+    step = Step(model, cache, 100)
     before = [t.data_ptr() for t in cache.stored(lambda t: t) if t is not None]
     first, *others = [recorded(step.run) for _ in range(4)]
     assert first and all(other == first for other in others)
@@ -130,14 +136,75 @@ def test_every_step_launches_the_same(models, monkeypatch):
     for module in (activation, decode_attention, norm, rope):
         monkeypatch.setattr(module, "launch", recording(module.launch))
     model, rounds = models[torch.float32], []
-    step = Step(model, prefilled(model, [3, 17], torch.float32, torch.int8))
+    step = Step(model, prefilled(model, [3, 17], torch.float32, torch.int8), 100)
     with choose.using("triton"):
         for _ in range(2):
             calls.clear()
             step.run()
             rounds.append(list(calls))
     blocks = model.config.text.num_layers
-    assert rounds[0] == rounds[1] and len(rounds[0]) == 6 * blocks + 1
+    assert rounds[0] == rounds[1] and len(rounds[0]) == 5 * blocks + 1
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU runs: all but views, and memory that nothing fills."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if torch.is_tensor(x)}
+        made = [x.untyped_storage().data_ptr() for x in tree_leaves(found) if torch.is_tensor(x)]
+        name = function.__name__.split(".")[0]
+        view = any(storage in given for storage in made) and not name.endswith("_")
+        self.count += bool(made) and not view and "empty" not in name
+        return found
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["16 bits", "int4"])
+def test_launches_of_a_layer(quantised, monkeypatch):
+    """Kernels of a decode step that each further layer adds: at most ten, and no more in four bits.
+
+    Ours are counted as they are launched, and not run; torch's by the operations that are no view.
+    """
+    for name in ("activation", "decode_attention", "int4", "norm", "rope"):
+        module = importlib.import_module(f"llava_min.kernels.{name}")
+        monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: ours.append(kernel))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")  # as on a GPU
+    counted = []
+    for layers in (1, 3):
+        text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": layers}
+        model, ours = small.random_model(small.hf_config(tied=False, **text)), []
+        if quantised:
+            quantise_on_the_spot(model)
+        step = Step(model, Cache.empty(model.config.text, 1, 40), 100)
+        with choose.using("triton"), Launches() as launches:
+            step.run()
+        counted.append(len(ours) + launches.count)
+    assert (counted[1] - counted[0]) / 2 == 9
+
+
+def quantise_on_the_spot(model) -> None:
+    """Packed layers of four bits in place of the decoder's linears, of any numbers."""
+    packed.swap(model, Quantization(bits=4, group=128, head=16))
+    for layer in model.decoder.modules():
+        if isinstance(layer, packed.Packed):
+            layer.to_empty(device="cpu")
+            layer.ready()
+
+
+def test_ids_are_left_on_the_device(models):
+    """A row that goes on with its most likely token needs nothing from the host; another does."""
+    model = models[torch.float64]
+    cache = prefilled(model, [5, 11], torch.float64)
+    step, copied = Step(model, cache, model.config.text.vocab_size), []
+    _, likely = step([7, 7])
+    for ids in (likely, [likely[0], 3], [8, 9]):
+        copied.append("lift_fresh" in {name for name, _ in recorded(lambda ids=ids: step(ids))})
+        assert (step.ids >= 0).all()
+    assert copied == [False, True, True]
 
 
 def test_a_greedy_token_waits_once():
@@ -156,7 +223,7 @@ def test_a_greedy_token_waits_once():
 
 def test_a_full_cache_is_refused(models):
     model = models[torch.float64]
-    step = Step(model, prefilled(model, [4], torch.float64, spare=1))
+    step = Step(model, prefilled(model, [4], torch.float64, spare=1), 100)
     step([1])
     with pytest.raises(AssertionError):
         step([1])
@@ -164,7 +231,7 @@ def test_a_full_cache_is_refused(models):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS[:2], ids=str)
-def test_a_recorded_step_on_a_gpu(kind):
+def test_a_recorded_step_on_a_gpu(kind, monkeypatch):
     """The graph's tokens are those of ordinary steps; a token waits for the device once."""
     model = llava_min.load(device="cuda", dtype="float16").network
     config = model.config.text
@@ -175,13 +242,25 @@ def test_a_recorded_step_on_a_gpu(kind):
             with torch.inference_mode():
                 model.decoder(model.decoder.embed(ids), cache.row(row))
             cache.row(row).advance(length)
-    step, ids = Step(model, caches[1]), [3, 4]
-    assert step.graph is not None and caches[1].lengths.tolist() == [9, 20]
+    step, ids = Step(model, caches[1], config.vocab_size), [3, 4]
+    assert step.recording.graph is not None and caches[1].lengths.tolist() == [9, 20]
     for _ in range(10):
         ordinary = model.decode(torch.tensor(ids, device="cuda"), caches[0])
-        torch.cuda.set_sync_debug_mode("error")
-        logits = step(ids)
-        torch.cuda.set_sync_debug_mode("default")
+        with monkeypatch.context() as patched:  # the replay itself waits for nothing
+            patched.setattr(step, "recording", without_waiting(step.recording))
+            logits, likely = step(ids)
         assert torch.equal(logits, ordinary)
         ids = [next_id(row, [], 0, Sampling(), config.vocab_size) for row in logits]
+        assert ids == likely
     assert caches[1].lengths.tolist() == caches[1].seen.tolist() == [19, 30]
+
+
+def without_waiting(recording):
+    """The same call, with an error where the host would wait for the device."""
+
+    def call() -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        recording()
+        torch.cuda.set_sync_debug_mode("default")
+
+    return call

@@ -1,0 +1,78 @@
+"""Recorded passes of the tower: any number of tiles, each recorded when it comes again, equal to
+ordinary ones.
+"""
+
+import io
+
+import pytest
+import small
+import torch
+
+import llava_min
+from llava_min import trace
+from llava_min.recording import TILES, RecordedTower, Recording, sums
+
+
+def tower_and_tiles(count: int):
+    tower = small.random_model(small.hf_config()).vision
+    side = tower.config.image_size
+    return tower, torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+
+
+def check(tower, recorded, tiles) -> None:
+    with torch.inference_mode():
+        found, exact = recorded(tiles), torch.cat([tower(t) for t in tiles.split(sums(len(tiles)))])
+    assert torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 13])
+def test_any_number_of_tiles(count):
+    """Three times, with other tiles: an ordinary pass, one that is recorded, one repeated."""
+    tower, tiles = tower_and_tiles(3 * count)
+    recorded = RecordedTower(tower)
+    for some in tiles.split(count):
+        check(tower, recorded, some)
+    assert set(recorded.recordings) == set(sums(count)) and sum(sums(count)) == count
+
+
+def test_features_outlive_the_next_pass():
+    """What was returned does not change when the recording runs again."""
+    tower, tiles = tower_and_tiles(4)
+    recorded = RecordedTower(tower)
+    with torch.inference_mode():
+        kept = [recorded(one) for one in tiles.split(1)]
+        assert all(torch.equal(found, tower(one)) for found, one in zip(kept, tiles.split(1)))
+
+
+def test_a_single_picture_is_not_recorded_and_a_trace_sees_every_pass():
+    tower, tiles = tower_and_tiles(1)
+    recorded, stream = RecordedTower(tower), io.StringIO()
+    recorded(tiles)
+    assert not recorded.recordings
+    for _ in range(2):
+        recorded(tiles)
+    with trace.tracing(stream):
+        recorded(tiles)
+    assert "patch_embedding" in stream.getvalue()
+
+
+def test_a_recording_repeats_its_work():
+    """Without a GPU: the work itself, each time, and never when it is made."""
+    done = []
+    recording = Recording(lambda: done.append(1), torch.device("cpu"))
+    assert not done and recording.graph is None
+    recording()
+    recording()
+    assert done == [1, 1]
+
+
+@pytest.mark.gpu
+def test_recorded_tiles_on_a_gpu():
+    """The graph's features are those of an ordinary pass, for every count that is recorded."""
+    tower = llava_min.load(device="cuda", dtype="float16").network.vision.tower
+    recorded, side = RecordedTower(tower), tower.config.image_size
+    for count in (*TILES, 13):
+        for _ in range(3):
+            tiles = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device="cuda")
+            check(tower, recorded, tiles)
+    assert all(one.graph is not None for one in recorded.recordings.values())
