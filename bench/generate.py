@@ -2,29 +2,33 @@
 
 Speed does not need trained weights. Decoding is the product's own (llava_min/step.py): on CUDA one
 graph over a static cache, and the choice of the token. transformers runs in the same process with
-its static cache, compiled. Shapes are Qwen2-7B and Qwen2-0.5B, with bfloat16 and with int4 linears
-(head and embedding stay bfloat16), with a cache of bfloat16 and of int8.
+its static cache, compiled. Shapes are Qwen2-7B and Qwen2-0.5B, in bfloat16 and as `--int4` makes
+them (the embedding stays bfloat16, the head has 8 bits), with a cache of bfloat16 and of int8.
 Read next: plots.py.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from llava_min import config as configuration
+from llava_min.budget import CHUNK
 from llava_min.cache import Cache
-from llava_min.config import TextConfig, VisionConfig
+from llava_min.config import LlavaConfig, TextConfig, VisionConfig
 from llava_min.decoder import Decoder
-from llava_min.kernels import int4
 from llava_min.model import Llava
 from llava_min.options import Sampling
 from llava_min.sampling import next_id
 from llava_min.step import decoding
 from llava_min.vision import VisionTower
+from llava_min.weights import load as weights
+from llava_min.weights import packed, quantize
 
-from . import measure
+from . import checkpoints, measure
 
 COMMON = dict(
     vocab_size=152_064,
@@ -87,58 +91,48 @@ TOY_TOWER = VisionConfig(
     activation="gelu_pytorch_tanh",
     norm_eps=1e-6,
 )
-CHUNK = 8192  # tokens of one prefill step
 
 
-class Language(Llava):
-    """The decoder alone, which decodes as the whole model does."""
-
-    def __init__(self, decoder: Decoder):
-        nn.Module.__init__(self)
-        self.decoder = decoder
-
-
-class Int4Linear(nn.Module):
-    """A linear layer of random four-bit weights."""
-
-    def __init__(self, linear: nn.Linear, device: str, dtype: torch.dtype):
-        super().__init__()
-        blocks, outputs = linear.in_features // int4.BLOCK, linear.out_features
-        self.words = torch.randint(
-            -(2**15), 2**15, (blocks, outputs, 32), dtype=torch.int16, device=device
-        )
-        self.scales = torch.full((blocks, outputs), 0.004, dtype=dtype, device=device)
-        self.bias = (
-            None if linear.bias is None else torch.zeros(outputs, dtype=dtype, device=device)
-        )
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return int4.linear(rows, self.words, self.scales, None, self.bias)
+def settings_of(text: TextConfig, vision: VisionConfig = TOY_TOWER) -> LlavaConfig:
+    """LLaVA-OneVision with a decoder and a tower of these shapes."""
+    found = configuration.from_values(checkpoints.config_of("toy"))
+    return replace(found, text=text, vision=vision)
 
 
 def filled(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """A module from `meta`, with small random weights; buffers are zero."""
+    """A module from `meta`, with small random weights; codes are any bytes, buffers zero."""
     module = module.to(dtype).to_empty(device=device)
-    for parameter in module.parameters():
-        parameter.data.normal_(std=0.02)
+    for name, parameter in module.named_parameters():
+        if parameter.dtype == torch.uint8:
+            parameter.data.random_(0, 256)
+        elif name.endswith("scale"):  # codes of four bits have a deviation of 4.6
+            parameter.data.fill_(0.02 / 4.6)
+        else:
+            parameter.data.normal_(std=0.02)
     for buffer in module.buffers():
         buffer.zero_()
     return module.eval().requires_grad_(False)
 
 
+def model_of(config: LlavaConfig, bits: int | None, device: str, dtype: torch.dtype) -> Llava:
+    """A model of random weights as load() makes it: in `dtype`, or its decoder in 4 or 8 bits."""
+    if bits is not None:
+        config = replace(config, quantization=quantize.on_load(config, bits))
+    model = filled(weights.on_meta(config), device, dtype)
+    packed.ready(model)
+    return model
+
+
 def decoder_of(config: TextConfig, quantised: bool, device: str, dtype: torch.dtype) -> Decoder:
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    linears = {}
-    if quantised:  # taken out before anything is filled
-        for block in decoder.blocks:
-            for name in ("qkv", "output", "gate_up", "down"):
-                linears[block, name] = Int4Linear(getattr(block, name), device, dtype)
-                setattr(block, name, nn.Identity())
-    decoder = filled(decoder, device, dtype)
-    for (block, name), linear in linears.items():
-        setattr(block, name, linear)
-    return decoder
+    """A decoder of random weights, in int4 if `quantised`."""
+    return model_of(settings_of(config), 4 if quantised else None, device, dtype).decoder
+
+
+def network_of(decoder: Decoder) -> Llava:
+    """A model around a decoder; its tower has no memory."""
+    network = weights.on_meta(settings_of(decoder.config))
+    network.decoder = decoder
+    return network
 
 
 def timed(call: Callable[[], object], calls: int = 10, rounds: int = 7) -> list[float]:
@@ -209,21 +203,41 @@ def cost(config: TextConfig, new: int, seen: int) -> tuple[float, float]:
     return config.num_layers * cache, config.num_layers * flops + 2 * width * config.vocab_size
 
 
+def full_cache(
+    config: TextConfig, seen: int, more: int, dtype, kv_dtype=None, device: str = "cpu"
+) -> Cache:
+    """A cache of one row that has seen so many tokens, with room for `more`: any numbers, of 8 bits
+    1, scales below 1.
+    """
+    cache = Cache.empty(config, 1, seen + more, dtype, kv_dtype, device)
+    for tensor in cache.stored(lambda tensor: tensor):
+        if tensor is not None and tensor.element_size() == 1:
+            tensor.fill_(1)
+        elif tensor is not None:
+            tensor.uniform_()
+    cache.advance(seen)
+    return cache
+
+
+def token_after_token(network: Llava, cache: Cache) -> Callable[[], None]:
+    """A function that makes one more greedy token, as the product's loop does."""
+    known = network.config.text.vocab_size
+    make, ids = decoding(network, cache, known), [7]
+
+    def step() -> None:
+        (logits,), likely = make(ids)
+        ids[0] = next_id(logits, [], 0, Sampling(), known, likely and likely[0])
+
+    return step
+
+
 def decode_row(
     decoder, name: str, model: str, seen: int, limits, device: str, dtype, kv_dtype=None
 ) -> measure.Row:
     """One greedy token after another, as the product makes them, the choice included."""
     config = decoder.config
-    cache = Cache.empty(config, 1, seen + 128, dtype, kv_dtype, device)
-    for tensor in cache.stored(lambda tensor: tensor):
-        if tensor is not None:  # any numbers: 8 bits of 1, scales below 1
-            tensor.fill_(1) if tensor.element_size() == 1 else tensor.uniform_()
-    cache.advance(seen)
-    make = decoding(Language(decoder), cache)
-
-    def step():
-        next_id(make([7])[0], [], seen, Sampling(), config.vocab_size)
-
+    cache = full_cache(config, seen, 128, dtype, kv_dtype, device)
+    step = token_after_token(network_of(decoder), cache)
     step()
     moved, flops = cost(config, 1, seen)
     if kv_dtype is not None:
@@ -260,11 +274,9 @@ def prefill_row(
                timed(prefill, 1, 3), size_of(decoder), flops, limits)  # fmt: skip
 
 
-def transformers_rows(
-    config: TextConfig, model: str, lengths, limits, device: str, dtype
-) -> list[measure.Row]:
-    """The peer: Qwen2ForCausalLM, sdpa, a static cache, the step compiled (on a CPU as it is)."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
+def transformers_of(config: TextConfig, device: str, dtype: torch.dtype):
+    """The peer, Qwen2ForCausalLM of random weights, with sdpa."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     theirs = Qwen2Config(
         vocab_size=config.vocab_size,
@@ -278,19 +290,32 @@ def transformers_rows(
     )
     with torch.device("meta"):
         peer = Qwen2ForCausalLM(theirs)
-    peer = filled(peer, device, dtype)
-    call = (
-        torch.compile(peer.forward, mode="reduce-overhead")
-        if torch.cuda.is_available()
-        else peer.forward
-    )
-    ids, found = torch.zeros(1, 1, dtype=torch.long, device=device), []
+    return filled(peer, device, dtype)
+
+
+def transformers_step(peer, call: Callable, seen: int) -> Callable[[], object]:
+    """One decode step of the peer over a static cache that has seen so many tokens, by `call`: its
+    forward, as it is or compiled.
+    """
+    from transformers import StaticCache
+
+    cache = StaticCache(config=peer.config, max_cache_len=seen + 64)
+    prompt = torch.zeros(1, min(seen, CHUNK), dtype=torch.long, device=peer.device)
+    for start in range(0, seen, CHUNK):  # fill it, so that its own length is right
+        peer(prompt[:, : seen - start], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return lambda: call(prompt[:, :1], past_key_values=cache, use_cache=True)
+
+
+def transformers_rows(
+    config: TextConfig, model: str, lengths, limits, device: str, dtype
+) -> list[measure.Row]:
+    """The peer with its step compiled (on a CPU as it is)."""
+    peer, found = transformers_of(config, device, dtype), []
+    call = peer.forward
+    if torch.cuda.is_available():
+        call = torch.compile(peer.forward, mode="reduce-overhead")
     for seen in lengths:
-        cache = StaticCache(config=theirs, max_cache_len=seen + 64)
-        prompt = torch.zeros(1, min(seen, CHUNK), dtype=torch.long, device=device)
-        for start in range(0, seen, CHUNK):  # fill it, so that its own length is right
-            peer(prompt[:, : seen - start], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        step = lambda cache=cache: call(ids, past_key_values=cache, use_cache=True)
+        step = transformers_step(peer, call, seen)
         for _ in range(3):
             step()
         moved, flops = cost(config, 1, seen)

@@ -272,7 +272,7 @@ def prefill(query: Tensor, layer) -> Tensor:
     if triton_multiplies(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"
-    return (attention_cpu if query.device.type == "cpu" else attention_masked)(query, key, value)
+    return (attention_merged if query.device.type == "cpu" else attention_masked)(query, key, value)
 
 
 def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -286,21 +286,24 @@ def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-def attention_cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same on a CPU without a mask.
+def attention_merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same without a mask, in two calls of torch's flash attention: on a CPU, and what our
+    kernel is measured against on a GPU.
 
-    A mask [T S] would be the largest tensor of a long prompt. So the S - T keys behind are seen
+    A mask [T S] would be the largest tensor of a long prompt. So the S - T keys before are seen
     whole, their heads' queries folded into rows, and the T new ones causally; the two results add
     up as the two tiles of OnlineSoftmax do, each with its share of the sum of exponentials.
     """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     new, seen = query.shape[1], key.shape[2] - query.shape[1]
     query, groups = query.transpose(1, 2), query.shape[2] // key.shape[1]
     own = (x[:, :, seen:].repeat_interleave(groups, dim=1) for x in (key, value))
-    mixed, total = flash(query, *own, 0.0, True)
+    mixed, total = flash(query, *own, 0.0, True)[:2]
     if seen:
         folded = query.reshape(query.shape[0], key.shape[1], groups * new, -1)
-        before, total_before = flash(folded, key[:, :, :seen], value[:, :, :seen])
+        before, total_before = flash(folded, key[:, :, :seen], value[:, :, :seen])[:2]
         rise = (total - total_before.reshape(total.shape))[..., None]
         before = wide(before).reshape(mixed.shape) * torch.sigmoid(-rise)
         mixed = (wide(mixed) * torch.sigmoid(rise) + before).to(mixed.dtype)

@@ -206,7 +206,9 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size + 2 * heads)
     angles = 16 * new * text.head_dim  # float32, and what rotating keeps of them
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
-    attention = new * size * (4 * text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
+    attention = (
+        new * size * (4 * text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
+    )
     largest = 2 * text.intermediate_size * text.hidden_size
     unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
     return max(mlp, attention) + angles + unpacked

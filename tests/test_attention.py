@@ -183,7 +183,7 @@ def test_torch_on_a_cpu_and_with_a_mask(seen, new, heads, head_dim, scale, seed)
     key, value = (rows_of(seed + i, (2, heads[1], seen + new, head_dim), torch.float64)
                   for i in (1, 2))  # fmt: skip
     exact = attention.attention_reference(query, key, value, attention.causal_mask(new, seen))
-    for by_torch in (attention.attention_cpu, attention.attention_masked):
+    for by_torch in (attention.attention_merged, attention.attention_masked):
         torch.testing.assert_close(by_torch(query, key, value), exact, atol=1e-12, rtol=0)
 
 
@@ -194,7 +194,7 @@ def test_two_parts_lose_nothing_to_rounding(dtype):
                          enumerate([(1, 20, 4, 16), (1, 2, 900, 16), (1, 2, 900, 16)]))  # fmt: skip
     mask = attention.causal_mask(20, 880)
     exact = attention.attention_reference(*(x.double() for x in (query, key, value)), mask)
-    mixed = attention.attention_cpu(query, key, value)
+    mixed = attention.attention_merged(query, key, value)
     no_worse_than_torch(mixed, sdpa(query, key, value, mask), exact)
 
 

@@ -176,7 +176,7 @@ def test_named_mutants_break_a_property(llava, monkeypatch):
 
     plan, tiles = plan_of(llava, 1, 1, 3)
     whole, _ = run(llava, plan, tiles)
-    angles, whole_attention = rope.angles, attention.attention_cpu
+    angles, whole_attention = rope.angles, attention.attention_merged
 
     def upper_left(query, key, value):
         new = query.shape[1]
@@ -186,7 +186,7 @@ def test_named_mutants_break_a_property(llava, monkeypatch):
         return angles(positions - positions.min(), *rest, **named)
 
     for module, name, mutant in (
-        (attention, "attention_cpu", upper_left),
+        (attention, "attention_merged", upper_left),
         (rope, "angles", chunk_relative),
     ):
         with monkeypatch.context() as patch:
