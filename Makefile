@@ -1,6 +1,7 @@
-# make demo | test | lint | bench | bench-gpu | mutants
+# make demo | test | lint | bench | bench-gpu | lease | mutants
 #
-# bench walks through the benchmarks at toy sizes on any machine; bench-gpu measures, on a CUDA device.
+# bench walks through the benchmarks at toy sizes on any machine; bench-gpu measures, on a CUDA device;
+# lease checks and measures everything in nine minutes of one.
 # Each makes .venv on its first run. PYTHON=/path/to/python VENV= uses an existing environment as it is.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 RUN = $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY = $(if $(VENV),$(VENV)/.ready,)
 
-.PHONY: demo test lint bench bench-gpu mutants clean
+.PHONY: demo test lint bench bench-gpu lease mutants clean
 
 demo: $(READY)
 	$(RUN) -m llava_min.generate
@@ -31,6 +32,9 @@ bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu
 	$(RUN) -m bench kernels
 	$(RUN) -m bench generate
+
+lease: $(READY)
+	$(RUN) -m bench lease
 
 mutants: $(READY)
 	$(RUN) tests/mutants.py

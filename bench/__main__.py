@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | niah | long:
-how fast and how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | niah | \
+long | lease: how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 """
@@ -98,6 +98,19 @@ def arguments(given: list[str]) -> argparse.Namespace:
     large.add_argument("--tokens", type=int, default=224_000, help="(default 224000: half an hour)")
     large.add_argument("--kv-dtype", choices=("auto", "int8"), default="auto")
     large.add_argument("--out", type=Path, default=measure.RESULTS, help="folder")
+    lease = commands.add_parser(
+        "lease", help="check and measure everything in nine minutes of one GPU, losing nothing"
+    )
+    lease.add_argument("--minutes", type=float, default=9.0, help="in all (default 9)")
+    lease.add_argument("--out", type=Path, default=Path("lease"), help="folder (default lease)")
+    lease.add_argument("--resume", action="store_true", help="run what is missing in --out")
+    lease.add_argument(
+        "--dry-run", action="store_true", help="rehearse at toy size; the figures mean nothing"
+    )
+    lease.add_argument(
+        "--apply", type=Path, metavar="DIR", help="what follows from DIR, as a patch in it"
+    )
+    lease.add_argument("--write", action="store_true", help="with --apply: change the files, too")
     draw = commands.add_parser("plot", help="draw the plots of a file of results again")
     draw.add_argument("file", type=Path)
     return parser.parse_args(given)
@@ -108,6 +121,8 @@ def main(given: list[str]) -> int:
     if settings.command == "plot":
         print(*plots.draw(settings.file), sep="\n")
         return 0
+    if settings.command == "lease":
+        return lease(settings)
     if settings.command == "long":
         from . import long
 
@@ -168,6 +183,20 @@ def main(given: list[str]) -> int:
     measure.save(rows, limits, path)
     print(path, *plots.draw(path), sep="\n")
     return 0
+
+
+def lease(settings: argparse.Namespace) -> int:
+    """The nine minutes, or what follows from them."""
+    if settings.write and not settings.apply:
+        print("bench: --write needs --apply DIR", file=sys.stderr)
+        return 2
+    if settings.apply:
+        from .lease import apply
+
+        return apply.main(settings.apply, settings.write)
+    from .lease import run
+
+    return run.main(settings)
 
 
 def on_cpu(settings: argparse.Namespace) -> Path:

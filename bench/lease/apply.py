@@ -1,0 +1,172 @@
+"""From what a lease measured: tables of block sizes, results, plots, and the tables of docs/gpu.md.
+
+in:  the folder of a lease      out: blocks.patch there; with --write the patch is applied, too
+A row of a table changes where another block is right and gains 2%; what was measured stands behind
+it. Rows of a dry run change nothing in the project.
+Read before: sweep.py.
+"""
+
+import difflib
+import json
+import re
+import sys
+from pathlib import Path
+
+from bench import plots
+
+from . import place, sweep
+from .candidates import CONSTANTS, PART, Candidate
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- gpu -->", "<!-- end -->"
+WIDTH = 100  # of a line of code
+
+
+def measured(found: place.Found) -> dict[tuple, tuple[Candidate, str]]:
+    """{(kernel, case): (winner, what was measured)}."""
+    rows = [row for row in found.rows if row["stage"] == "sweep"]
+    header = found.headers[-1]
+    card = re.sub(r"NVIDIA |\s*\d*GB.*", "", str(header.get("device"))).strip()
+    winners = {}
+    for (kernel, case), winner in sweep.best(rows).items():
+        mine = next(row for row in rows if row.get("ok") and row["kernel"] == kernel
+                    and (row["case"], tuple(row["block"]), row["variant"])
+                    == (list(case), winner.block, ""))  # fmt: skip
+        words = (f"{mine['ms']:.3g} ms, was {mine['present_ms']:.3g}: {card}, "
+                 f"{header.get('commit') or 'no commit'}")  # fmt: skip
+        winners[kernel, case] = winner, words
+    return winners
+
+
+def replaced(text: str, kernel: str, case: tuple, winner: Candidate, words: str) -> str:
+    """A kernel's source with one row of its table, or its constant, set to the winner.
+
+    >>> text = 'B = {\\n    ("227 KB", 16): (64, 4, 4, 2),  # old\\n}\\n'
+    >>> print(replaced(text, "int4", (16,), Candidate((32, 4, 4, 2)), "1 ms"), end="")
+    B = {
+        ("227 KB", 16): (32, 4, 4, 2),  # 1 ms
+    }
+    """
+    if kernel in CONSTANTS:
+        before = r"(?:# [\d.e-]+ ms, was .*\n)?"  # what an earlier lease measured
+        line = re.compile(rf"^{before}({CONSTANTS[kernel]} = )\d+(.*)$", re.M)
+        fresh = rf"# {words}\n\g<1>{winner.block[0]}\g<2>"
+    else:
+        key = re.escape(str((PART, *case)).replace("'", '"'))
+        line = re.compile(rf"^( +{key}: )\(.*\),.*$", re.M)
+        fresh = rf"\g<1>{winner.block},  # {words}"
+    changed, count = line.subn(fresh, text)
+    if count != 1:
+        raise ValueError(f"kernels/{kernel}.py: expected one row {case}, found {count}")
+    return changed
+
+
+def patched(root: Path, winners: dict) -> dict[Path, tuple[str, str]]:
+    """{file, from the root: (its text, its text with the winners)}."""
+    texts: dict[Path, tuple[str, str]] = {}
+    for (kernel, case), (winner, words) in winners.items():
+        path = Path("kernels", f"{kernel}.py")
+        old, now = texts.get(path) or ((root / path).read_text(),) * 2
+        texts[path] = old, replaced(now, kernel, case, winner, words)
+    return texts
+
+
+def patch_of(texts: dict[Path, tuple[str, str]]) -> str:
+    """A unified diff, as `git apply` takes it."""
+    lines = []
+    for path, (old, new) in sorted(texts.items()):
+        lines += difflib.unified_diff(old.splitlines(True), new.splitlines(True),
+                                      f"a/{path}", f"b/{path}")  # fmt: skip
+    return "".join(lines)
+
+
+def limits(found: place.Found) -> dict[str, float]:
+    """The machine's limits as measured, in the units of bench/results/."""
+    rows = {row["limit"]: row["per_second"] for row in found.rows if "limit" in row}
+    return {"copy_gb_per_s": rows["copy"] / 1e9, "matmul_tflop_per_s": rows["matmul"] / 1e12}
+
+
+def save(found: place.Found, results: Path) -> list[Path]:
+    """Every row into results/lease-<card>.jsonl, those beside peers with plots: all files."""
+    header = {name: value for name, value in found.headers[-1].items() if name != "line"}
+    card = str(header["device"]).replace(" ", "-")
+    every = results / f"lease-{card}.jsonl"
+    every.write_text("".join(json.dumps(row) + "\n" for row in [header, *found.rows]))
+    peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
+    if not peers:
+        return [every]
+    path = results / f"kernels-{card}.jsonl"
+    path.write_text("".join(json.dumps(row | limits(found)) + "\n" for row in peers))
+    return [every, path, *plots.draw(path)]
+
+
+def table(names: list[str], lines: list[list[str]]) -> str:
+    """A table of Markdown."""
+    rows = [names, ["---"] * len(names), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def page(found: place.Found) -> str:
+    """What stands between the marks of docs/gpu.md: where, kernels beside peers, whole models."""
+    header = found.headers[-1]
+    words = [f"{name} {header[name]}" for name in ("torch", "triton", "driver_version", "commit")
+             if header.get(name)]  # fmt: skip
+    parts = [f"Measured on one {header['device']}, {header['date'][:10]}, {', '.join(words)}.\n"]
+    peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
+    if peers:
+        lines = [[row["section"], row["shape"], row["name"], f"{row['p50_ms']:.4f}",
+                  f"{row['of_ceiling']:.0%}", f"{row['of_best_peer']:.2f}" if row["ours"] else ""]
+                 for row in peers]  # fmt: skip
+        parts.append(table(["kernel", "shape", "of", "ms", "of the limit", "beside the best peer"],
+                           lines))  # fmt: skip
+    whole = [row for row in found.rows if row["stage"] == "whole" and "what" in row]
+    if whole:
+        lines = [[str(row.get(name) or "") for name in ("what", "model", "format", "size")]
+                 + [f"{row['ms']:.3f}" if row.get("ms") else "",
+                    f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else ""]
+                 for row in whole]  # fmt: skip
+        parts.append(table(["what", "model", "format", "size", "ms", "tokens/s"], lines))
+    return "\n".join(parts)
+
+
+def between(text: str, inside: str) -> str:
+    """A page with new text between its marks.
+
+    >>> between("a <!-- gpu -->old<!-- end --> b", "new")
+    'a <!-- gpu -->\\nnew<!-- end --> b'
+    """
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise ValueError(f"expected {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{inside}{END}{after}"
+
+
+def main(folder: Path, write: bool = False, root: Path = ROOT) -> int:
+    """Print the patch and leave it in the folder; with `write` apply it, and write results, plots
+    and docs/gpu.md. 2 where the folder holds no results, or only those of a dry run.
+    """
+    found = place.read(folder)
+    if not found.headers:
+        print(f"bench: {folder} holds no results of a lease", file=sys.stderr)
+        return 2
+    texts = patched(root, measured(found))
+    patch = patch_of(texts)
+    print(patch or "no row of a table changes", end="" if patch else "\n")
+    (folder / "blocks.patch").write_text(patch)
+    for key, winner in sweep.best(found.rows, variants=True).items():
+        if winner.variant:
+            print(f"faster as a variant: {key[0]} {key[1]}: {winner.variant} {winner.block}")
+    if not write:
+        return 0
+    if any(header.get("dry") for header in found.headers):
+        print(f"bench: {folder} holds results of a dry run: nothing is written", file=sys.stderr)
+        return 2
+    for path, (_, new) in texts.items():
+        (root / path).write_text(new)
+    print(*save(found, root / "bench" / "results"), sep="\n")
+    guide = root / "docs" / "gpu.md"
+    if guide.exists():
+        guide.write_text(between(guide.read_text(), page(found)))
+        print(guide)
+    return 0
