@@ -75,11 +75,11 @@ def pretending(gpu: Gpu):
     time for what is launched there (nothing can run).
     """
     global _pretended
-    _pretended = gpu
+    before, _pretended = _pretended, gpu
     try:
         yield
     finally:
-        _pretended = None
+        _pretended = before
 
 
 def triton_for(tensor: torch.Tensor) -> bool:

@@ -20,13 +20,14 @@ from .attention import LOG2_E, OnlineSoftmax
 from .choose import Gpu, gpu_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
-from .rope import scales_of
+from .rope import SCALES, scales_of
 
 # (shared memory, bits of the cache): keys of a block, warps, stages, programs that run at once on a
-# multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16.
+# multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16. More
+# programs mean more splits, which one program adds up in the end. None of these is measured.
 BLOCKS = {
     ("227 KB", 16): (64, 4, 4, 2),
-    ("227 KB", 8): (64, 4, 4, 4),
+    ("227 KB", 8): (64, 4, 3, 4),
     ("163 KB", 16): (64, 4, 4, 1),
     ("163 KB", 8): (64, 4, 4, 2),
     ("99 KB", 16): (32, 4, 3, 2),
@@ -108,7 +109,8 @@ def combine(partial, splits, mix, batch, kv_head, kv_heads, new,
     tl.store(mix + target, mixed.to(mix.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["new", "key_head"], do_not_specialize_on_alignment=["lengths"])
+@triton.jit(do_not_specialize=["new", "key_head"],
+            do_not_specialize_on_alignment=["lengths", "arrived", *SCALES])  # fmt: skip
 def decode_kernel(
         query, keys, values, key_scales, value_scales, lengths, partial, arrived, mix, new,
         key_head,

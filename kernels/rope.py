@@ -22,6 +22,7 @@ from .norm import wide
 
 TOKENS = 16  # tokens per program
 TINY = 1e-30  # a vector of zeros has scale zero
+SCALES = ["key_scales", "value_scales"]  # a row of a batch begins anywhere in them
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds of a cache
 
 
@@ -112,7 +113,7 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
 
 
 @triton.jit(do_not_specialize=["new", "key_row", "key_head"],
-            do_not_specialize_on_alignment=["lengths"])  # fmt: skip
+            do_not_specialize_on_alignment=["lengths", *SCALES])  # fmt: skip
 def write_kernel(
         qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row,
         key_head,

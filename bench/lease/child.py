@@ -85,6 +85,8 @@ def stage(name: str, module: str, place: Place, found: Found, device: str) -> in
         torch.set_num_threads(1)
     always = {"device": device} | ({"dry": True} if place.dry else {})
     why, until, named = "complete", 0.0, 0
+    if not place.dry:
+        follow(journal, name, place)
     try:
         for key, measure in importlib.import_module(module).tasks(place):
             if (name, key) in found.done:
@@ -105,6 +107,17 @@ def stage(name: str, module: str, place: Place, found: Found, device: str) -> in
         return 1
     journal.write(line="end", stage=name, why=why)
     return 0
+
+
+def follow(journal: Journal, name: str, place: Place) -> None:
+    """Use what the sweep found, and write down each kernel that is compiled in this stage, which
+    the stage compile should have done.
+    """
+    from . import compile, sweep
+
+    sweep.use(place.rows)
+    if name != "compile":
+        compile.watch(lambda row: journal.write(stage=name, key=BETWEEN, **row))
 
 
 def task(journal: Journal, place: Place, name: str, key: str, measure: Callable, always: dict):

@@ -18,11 +18,11 @@ import torch
 from llava_min import config as configuration
 from llava_min.cache import Cache
 from llava_min.config import LlavaConfig, Quantization
-from llava_min.kernels import int4
+from llava_min.kernels import choose
 from llava_min.model import Llava
 from llava_min.weights import load, packed
 
-from .signatures import Launch, recording
+from .signatures import GPUS, Launch, recording
 
 DTYPES = (torch.bfloat16, torch.float16)
 TEXTS = {
@@ -79,9 +79,8 @@ def model(config: LlavaConfig, dtype: torch.dtype) -> Llava:
     for parameter in made.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    # whole layers at a time, and no weight laid out for this CPU
-    with patch.object(packed, "PART", 2**40), patch.dict(int4.CPU_BLOCKS, clear=True):
-        packed.ready(made)
+    with patch.object(packed, "PART", 2**40), choose.pretending(GPUS[90]):
+        packed.ready(made)  # whole layers at a time
     return made
 
 

@@ -7,7 +7,7 @@ Read next: marks.py.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from .marks import MARKS, rows_of, seconds
@@ -84,6 +84,16 @@ def limits(found: Found) -> list[str]:
             lines.append(f"{row['what']}: SM {row['clocks_sm']}, memory {row['clocks_mem']}, "
                          f"{row['temperature_gpu']} C, {row['power_draw']}")  # fmt: skip
     return [line for line in lines if line]
+
+
+def late(found: Found) -> list[str]:
+    """Kernels that were compiled after the stage compile, by stage."""
+    seconds = defaultdict(list)
+    for row in found.rows:
+        if "late" in row:
+            seconds[row["stage"]].append(row["seconds"])
+    return [f"compiled late in {stage}: {len(some)} kernels, {sum(some):.1f} s"
+            for stage, some in seconds.items()]  # fmt: skip
 
 
 def right(found: Found) -> list[str]:
@@ -248,7 +258,7 @@ def fitted(parts: dict[str, list[str]], room: int) -> list[str]:
 
 
 PARTS = {
-    "THE MACHINE": limits,
+    "THE MACHINE": lambda found: limits(found) + late(found),
     "CHECKS THAT PASSED": right,
     "BLOCK SIZES": sweep,
     "MARKS": lambda found: [mark.line(found) for mark in MARKS],
