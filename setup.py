@@ -10,6 +10,8 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "llava_min/__init__.py").read_text())[1]
 
+ROOMS = ("base", "families", "media", "request", "planning", "engine", "command", "check")
+
 setup(
     name="llava_min",
     version=VERSION,
@@ -20,6 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "llava_min",
+        *(f"llava_min.{room}" for room in ROOMS),
         "llava_min.kernels",
         "llava_min.weights",
         "llava_min.weights.tiny",
@@ -50,5 +53,5 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.17", "jinja2>=3.1"],
         "dev": ["ruff"],
     },
-    entry_points={"console_scripts": ["llava-min = llava_min.__main__:run"]},
+    entry_points={"console_scripts": ["llava-min = llava_min.command.main:run"]},
 )

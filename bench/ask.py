@@ -4,7 +4,7 @@ cache in a new process, each beside a fresh run that must give the same ids.
 In one process the time to the first token counts from the call, video decoding included. For new
 processes a stopwatch runs from the start of the process to the first line of its answer: import and
 loading included. The fresh run and the others take turns.
-Read before: checkpoints.py. Read next: measure.py.
+Read checkpoints.py first. Read next: measure.py.
 """
 
 import json
@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 import llava_min
-from llava_min.prepare import EMBEDDED
+from llava_min.families.folder import EMBEDDED
 from llava_min.weights.tiny import scenes
 
 from . import checkpoints, measure

@@ -11,7 +11,7 @@ from torch import nn
 
 from llava_min.cache import Cache
 from llava_min.config import TextConfig
-from llava_min.loaded import pick_dtype
+from llava_min.engine.load import pick_dtype
 from llava_min.weights import packed
 
 from . import generate, measure

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from llava_min import config as configuration
-from llava_min.prepare import EMBEDDED
+from llava_min.families import layouts
+from llava_min.families.folder import EMBEDDED
 from llava_min.weights import load, names
 
 CACHE = Path(os.environ.get("LLAVA_MIN_BENCH_CACHE", "~/.cache/llava_min/bench")).expanduser()
@@ -63,7 +64,7 @@ def folder_of(shape: str) -> Path:
     for path in EMBEDDED.glob("*.json"):
         shutil.copyfile(path, part / path.name)
     config = config_of(shape)
-    write(configuration.from_values(config), part)
+    write(layouts.from_values(config), part)
     (part / "config.json").write_text(json.dumps(config, indent=1))
     os.rename(part, folder)
     return folder

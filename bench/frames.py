@@ -7,7 +7,7 @@ naive     all frames through the tower at once, then the whole prompt in one for
 Peak memory is the most resident while reading, above the loaded model after a short clip, less the
 cache; each in a process of its own. Speed is that of the prefill alone, of rows that are there
 already, the two in turns.
-Read before: long.py.
+Read long.py first.
 """
 
 import json
@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 
 import llava_min
-from llava_min import budget, heap
-from llava_min.budget import Plan, Text
+from llava_min import segments as plans
+from llava_min.base import heap
+from llava_min.planning import memory as needs
+from llava_min.segments import Plan, Text
 
 from . import checkpoints, ledger, load, long, measure
 
@@ -39,7 +41,7 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
 
     def read(count: int) -> Plan:
         plan, tiles = prompt(count, model.config)
-        k, chunk = (budget.TILES, budget.CHUNK) if chunked else (count, plan.tokens)
+        k, chunk = (plans.TILES, plans.CHUNK) if chunked else (count, plan.tokens)
         visual, cache = model.network.encode(tiles, True, k), model.empty_cache(plan.tokens)
         for part in (cache.keys, cache.values):
             part.zero_()  # resident from the start: the peak may come before it is full
@@ -51,7 +53,7 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
     before = measure.resident("VmRSS")
     measure.forget_peak()
     plan = read(count)
-    need = budget.memory(model.config, plan, 0, model.storage)
+    need = needs.memory(model.config, plan, 0, model.storage)
     return {"tokens": plan.tokens, "cache_bytes": need.cache, "planned_bytes": need.activations,
             "above_bytes": measure.resident("VmHWM") - before - need.cache}  # fmt: skip
 
@@ -65,7 +67,7 @@ def speeds(model, count: int, pairs: int) -> dict[bool, list[float]]:
     times = {True: [], False: []}
     for turn in range(pairs + 1):
         for chunked, seconds in times.items():
-            chunk = budget.CHUNK if chunked else plan.tokens
+            chunk = plans.CHUNK if chunked else plan.tokens
             start = time.perf_counter()
             cache = model.empty_cache(plan.tokens)
             model.network.prefill(plan, [iter(rows.split(196))], cache, chunk)

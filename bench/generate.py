@@ -15,15 +15,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from llava_min import config as configuration
-from llava_min.budget import CHUNK
 from llava_min.cache import Cache
 from llava_min.config import LlavaConfig, TextConfig, VisionConfig
 from llava_min.decoder import Decoder
+from llava_min.engine.step import decoding
+from llava_min.families import layouts
 from llava_min.model import Llava
 from llava_min.options import Sampling
 from llava_min.sampling import next_id
-from llava_min.step import decoding
+from llava_min.segments import CHUNK
 from llava_min.vision import VisionTower
 from llava_min.weights import load as weights
 from llava_min.weights import packed, quantize
@@ -95,7 +95,7 @@ TOY_TOWER = VisionConfig(
 
 def settings_of(text: TextConfig, vision: VisionConfig = TOY_TOWER) -> LlavaConfig:
     """LLaVA-OneVision with a decoder and a tower of these shapes."""
-    found = configuration.from_values(checkpoints.config_of("toy"))
+    found = layouts.from_values(checkpoints.config_of("toy"))
     return replace(found, text=text, vision=vision)
 
 

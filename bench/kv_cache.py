@@ -5,7 +5,7 @@
 The answer that the float32 cache gives is forced on the others: theirs is the same where each of
 its tokens, the end token included, is their most likely one too. Beside that stands the divergence
 KL(float32 || 8 bits) at each of its tokens, and the bytes of one token in the cache.
-Read before: quality.py.
+Read quality.py first.
 """
 
 from dataclasses import replace
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import llava_min
-from llava_min.budget import Storage, token_bytes
-from llava_min.loaded import KV_DTYPES, LoadedModel
-from llava_min.prepare import EMBEDDED
-from llava_min.report import Progress
+from llava_min.base.progress import Progress
+from llava_min.engine.handle import KV_DTYPES, LoadedModel
+from llava_min.families.folder import EMBEDDED
+from llava_min.planning.memory import Storage, token_bytes
 from llava_min.weights.tiny import exam, lessons, scenes
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llava_min import config as configuration
+from llava_min.families import layouts
 from llava_min.weights.checkpoint import Checkpoint
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("gguf", "llama_cpp"))
@@ -27,7 +27,7 @@ def write(folder: Path, form: str, path: Path) -> None:
     """The decoder of a checkpoint (HF layout, Qwen2, tied head) as a GGUF file."""
     import gguf
 
-    text = configuration.read(folder).text
+    text = layouts.read(folder).text
     matrix, head = (gguf.GGMLQuantizationType[name] for name in FORMATS[form])
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, text.num_layers)
     writer = gguf.GGUFWriter(path, "qwen2")

@@ -6,7 +6,7 @@ load      seconds and peak resident memory, less what `import torch` needs, over
 cold      python -m llava_min.generate on the embedded checkpoint to its first token, and the same
           work with transformers, in turns
 quantise  writing int4, then loading it and answering: seconds and peak memory
-Read before: cpu.py.
+Read cpu.py first.
 """
 
 import json
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llava_min.prepare import EMBEDDED, EXAMPLE_PICTURE
+from llava_min.families.folder import EMBEDDED, EXAMPLE_PICTURE
 
 from . import checkpoints, ledger
 from .cpu import FORMATS

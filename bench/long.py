@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 import llava_min
-from llava_min import budget, image
-from llava_min.budget import Plan, Text
+from llava_min import image
+from llava_min import segments as plans
 from llava_min.config import LlavaConfig
+from llava_min.engine.handle import LoadedModel
 from llava_min.image import Tiles
-from llava_min.loaded import LoadedModel
+from llava_min.planning import memory as needs
+from llava_min.segments import Plan, Text
 
 from . import measure
 
@@ -37,18 +39,18 @@ class Repeated(Sequence):
         return self.frames[index % len(self.frames)]
 
 
-def clip_of(count: int, config: LlavaConfig) -> tuple[budget.Video, Tiles]:
+def clip_of(count: int, config: LlavaConfig) -> tuple[plans.Video, Tiles]:
     """A clip of `count` frames of noise."""
     side = config.tile
     frames = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), np.uint8)
     tiles = image.FrameTiles(Repeated(frames, count), config, range(count))
-    segment = budget.clip([float(number) for number in range(count)], config)
+    segment = plans.clip([float(number) for number in range(count)], config)
     return segment, Tiles(tiles, (side, side), None)
 
 
 def read(model: LoadedModel, tokens: int) -> Plan:
     """Prefill a prompt of so many tokens: a clip, then text that fills it up."""
-    each = budget.video_tokens(2, model.config) - budget.video_tokens(1, model.config)
+    each = plans.video_tokens(2, model.config) - plans.video_tokens(1, model.config)
     clip, tiles = clip_of((tokens - 2) // each, model.config)
     plan = Plan((clip, Text((1,) * (tokens - clip.tokens))), model.config.text.context)
     cache = model.empty_cache(plan.tokens)
@@ -60,12 +62,12 @@ def read(model: LoadedModel, tokens: int) -> Plan:
 def run(tokens: int, kv_dtype: str = "auto") -> dict:
     """One row; the model in float32."""
     model = llava_min.load(dtype="float32", kv_dtype=kv_dtype, device="cpu", context=tokens)
-    read(model, 2 * budget.CHUNK)
+    read(model, 2 * plans.CHUNK)
     before, start = measure.resident("VmRSS"), time.perf_counter()
     measure.forget_peak()
     plan = read(model, tokens)
     seconds, measured = time.perf_counter() - start, measure.resident("VmHWM") - before
-    need = budget.memory(model.config, plan, 0, budget.Storage(kv_dtype=kv_dtype))
+    need = needs.memory(model.config, plan, 0, needs.Storage(kv_dtype=kv_dtype))
     planned = need.cache + need.activations
     return {"tokens": plan.tokens, "kv_dtype": kv_dtype, "planned_bytes": planned,
             "cache_bytes": need.cache, "measured_bytes": measured,

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 import llava_min
-from llava_min import image, media, projector, video
-from llava_min.budget import Plan, Text, Video
-from llava_min.loaded import LoadedModel
+from llava_min import image, projector
+from llava_min.engine.handle import LoadedModel
+from llava_min.media import sources as media
+from llava_min.media import video
+from llava_min.segments import Plan, Text, Video
 from llava_min.weights.tiny import scenes
 
 LENGTHS = (4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)

@@ -6,7 +6,7 @@ answers  rtn and mse at groups of 32, 64 and 128, head in 8 bits: the same quest
          right as exam.py counts them, and the divergence KL(float32 || int4) at each answer token
 errors   of random weights in the shapes of a 0.5B decoder, beside the formula of llama.cpp's Q4_0
 cache    a cache of 8 bits instead, on a sixteenth of the samples: kv_cache.py
-Read before: ledger.py. Read next: kv_cache.py.
+Read ledger.py first. Read next: kv_cache.py.
 """
 
 import tempfile
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import llava_min
+from llava_min.base.progress import Progress
 from llava_min.config import Quantization
-from llava_min.prepare import EMBEDDED
-from llava_min.report import Progress
+from llava_min.families.folder import EMBEDDED
 from llava_min.weights import quantize
 from llava_min.weights.tiny import exam, lessons, train
 

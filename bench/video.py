@@ -69,7 +69,7 @@ def write(path: Path, seconds: int, key: int) -> None:
 
 def ours(path: str) -> tuple[list[float], int]:
     """(times, frames decoded)."""
-    from llava_min import film, video
+    from llava_min.media import film, video
 
     opened = film.Film(path, path)
     numbers = video.chosen(opened, len(opened) / opened.rate, video.Choice(FRAMES), path)
@@ -116,7 +116,6 @@ def everything(path: str, total: int) -> tuple[list[float], int]:
 def child(name: str, path: str, key: int, total: int) -> None:
     """One run in this process; prints what it took."""
     import av  # noqa: F401 (imported before the clock starts)
-
     import llava_min.video  # noqa: F401
 
     before, start = measure.resident("VmRSS"), time.perf_counter()

@@ -1,11 +1,14 @@
 """The nonlinearities: SwiGLU of the decoder, and the three different GELUs of towers and projector.
 
-in:  rows [... D] (for SwiGLU [... 2I], gate beside up)      out: [... D] (for SwiGLU [... I])
+in:  rows [... D] (for SwiGLU [... 2I], gate and up one after the other)
+out: [... D] (for SwiGLU [... I])
+
 Three GELUs are not a mistake: CLIP was trained with the quick one, SigLIP with the tanh one, the
-projector with the exact one; exchanging them moves logits by 2e-3 to 0.15.
+projector with the exact one. Exchanging them moves logits by 2e-3 to 0.15.
 A kernel reads each number once and writes once: 6 bytes per output of a bfloat16 SwiGLU, 4 of a
 GELU.
-Read next: rope.py. Agrees with: ACT2FN of transformers.
+Read kernels/norm.py first. Read next: kernels/rope.py.
+Agrees with: ACT2FN of transformers.
 
 D width, I width of the gate and of the result.
 """
@@ -36,7 +39,7 @@ def gelu_reference(rows: Tensor, kind: str) -> Tensor:
 
 @triton.jit
 def swiglu_kernel(gate_up, mixed, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: BLOCK columns of one row; `up` stands WIDTH behind `gate`."""
+    """One program: BLOCK columns of one row; `up` begins WIDTH after `gate`."""
     row = tl.program_id(0).to(tl.int64)  # 262,144 rows of 37,888 numbers pass 2^31
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH

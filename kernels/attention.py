@@ -2,12 +2,15 @@
 
 in:  query [B T H E], a cache layer with keys and values [B K S E] (or plain key, value [B N H E])
 out: mixed values [B T H E]
+
     softmax(query key^T / sqrt(E)) value, where G = H/K query heads share one key/value head
+
 Causal means aligned to the lower right: with S rows seen before, query t sees keys 0 .. S+t.
-The formula writes and reads back T*S scores for each head; the tiled loop keeps a tile of them at a
+The formula writes and reads back T*S scores for each head. The tiled loop keeps a tile of them at a
 time and never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each
 key once per 128: its limit is arithmetic (matrix products, then exp2), not memory.
-Read next: decode_attention.py. Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
+Read kernels/rope.py first. Read next: kernels/decode_attention.py.
+Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
 
 B batch, T new tokens, S tokens seen before, N patches, H query heads, K key/value heads, E head
 dimension.
@@ -47,7 +50,10 @@ LOWEST = -1e30  # finite: 2^(-inf - (-1e30)) is 0 for a masked score, where 2^(-
 
 
 def attention_reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """query [B T H E], key and value [B K S E], mask [T S] bool; a row wholly masked is zero."""
+    """The formula on query [B T H E], key and value [B K S E] and a mask [T S] of bools.
+
+    A row that is wholly masked is zero.
+    """
     groups = query.shape[2] // key.shape[1]
     key, value = (wide(x).repeat_interleave(groups, dim=1) for x in (key, value))
     scores = torch.einsum("bthe,bhse->bhts", wide(query), key) / query.shape[-1] ** 0.5
@@ -68,11 +74,11 @@ def causal_mask(new: int, seen: int, device=None) -> Tensor:
 
 
 class OnlineSoftmax:
-    """softmax(scores) @ values of one query, seen tile by tile: only three numbers and a row are
-    kept.
+    """softmax(scores) @ values of one query, seen tile by tile.
 
-    The running sum and row are relative to the running maximum; when it rises, both shrink by
-    2^(old - new). Scores are in units of log2, because the hardware's exponential is 2^x.
+    Only the running maximum, sum and row are kept. Sum and row are relative to the maximum; when it
+    rises, both shrink by 2^(old - new). Scores are in units of log2, because the hardware's
+    exponential is 2^x.
 
     >>> whole = (torch.softmax(torch.tensor([1.0, 3.0, 2.0, 5.0]), 0) @ torch.eye(4)).tolist()
     >>> softmax = OnlineSoftmax()
@@ -100,8 +106,9 @@ class OnlineSoftmax:
 
 
 def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) -> Tensor:
-    """Causal attention of one head, query [T E], key and value [S E], S >= T, as the kernel
-    computes it.
+    """Causal attention of one head, as the kernel computes it.
+
+    query [T E], key and value [S E], S >= T.
     """
     new, total = len(query), len(key)
     mixed = torch.empty_like(query)
@@ -122,10 +129,10 @@ def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) 
 @triton.jit
 def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.constexpr,
               HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK; zero after `count` rows and
-    HEAD_DIM columns.
+    """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK.
 
-    `stride` counts heads: 72 times anything is a multiple of 16 bytes, and so loads are wide.
+    They are zero after `count` rows and HEAD_DIM columns. `stride` counts heads: 72 times anything
+    is a multiple of 16 bytes, and so loads are wide.
     """
     row, column = tl.arange(0, BLOCK)[:, None], FROM + tl.arange(0, WIDTH)[None, :]
     tile = pointer + tl.cast(first, tl.int64) * stride * HEAD_DIM + row * stride * HEAD_DIM + column
@@ -140,11 +147,10 @@ def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.const
 def see_block(query_low, query_high, key, value, start, stop, stride, last,
               maximum, total, low, high,
               HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """OnlineSoftmax.see for a tile: BLOCK keys from `start`; with MASKED each row sees keys up to
-    `last`.
+    """OnlineSoftmax.see for a tile of BLOCK keys from `start` on.
 
-    A head of 72 numbers is 64 and 8, the second part padded to 16: both halves of a product are
-    added.
+    With MASKED each row sees keys up to `last`. A head of 72 numbers is 64 and 8, the second part
+    padded to 16: both halves of a product are added.
     """
     LOW: tl.constexpr = query_low.shape[1]
     HIGH: tl.constexpr = query_high.shape[1]
@@ -177,11 +183,11 @@ def attention_kernel(query, key, value, mixed, lengths, new,
                      query_row, query_token, key_row, key_head, key_token,
                      KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
                      BLOCK_QUERY: tl.constexpr, BLOCK_KEY: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_QUERY queries of one head over all keys that they see. Causal where there
-    are `lengths`.
+    """One program: BLOCK_QUERY queries of one head over all keys that they see.
 
-    The heads of a group are neighbours in the grid, so that their keys are still in the L2 cache,
-    and the last queries, which have most keys to see, start first. Strides count heads.
+    It is causal where there are `lengths`. The heads of a group are neighbours in the grid, so that
+    their keys are still in the L2 cache. The last queries, which have most keys to see, start first.
+    Strides count heads.
     """
     group, groups = tl.program_id(0), tl.num_programs(0)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_QUERY
@@ -228,8 +234,9 @@ def attention_kernel(query, key, value, mixed, lengths, new,
 
 
 def block_of(query: Tensor, causal: bool) -> tuple[int, int, int, int]:
-    """The row of BLOCKS for query [B T H E]: the smallest head that holds E, of its own direction
-    where there is one.
+    """The row of BLOCKS for query [B T H E]: the smallest head that holds E.
+
+    It is of its own direction, causal or not, where there is one.
     """
     gpu, head_dim = gpu_of(query), query.shape[3]
     if gpu is None:
@@ -240,8 +247,9 @@ def block_of(query: Tensor, causal: bool) -> tuple[int, int, int, int]:
 
 def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None,
                      block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
-    """query [B T H E], key and value [B K S E]; causal after `lengths` [B] tokens, or every key
-    seen by every query.
+    """Attention of query [B T H E] over key and value [B K S E], as one kernel.
+
+    It is causal after `lengths` [B] tokens; without lengths every query sees every key.
     """
     batch, new, heads, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -277,8 +285,9 @@ def prefill(query: Tensor, layer) -> Tensor:
 
 
 def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of query [B T H E] over key and value [B K S E], S >= T, by torch on any
-    device.
+    """Causal attention of query [B T H E] over key and value [B K S E] by torch, on any device.
+
+    S >= T.
     """
     new, groups = query.shape[1], query.shape[2] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -288,12 +297,12 @@ def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attention_merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same without a mask, in two calls of torch's flash attention: on a CPU, and what our
-    kernel is measured against on a GPU.
+    """The same without a mask, in two calls of torch's flash attention.
 
-    A mask [T S] would be the largest tensor of a long prompt. So the S - T keys before are seen
-    whole, their heads' queries folded into rows, and the T new ones causally; the two results add
-    up as the two tiles of OnlineSoftmax do, each with its share of the sum of exponentials.
+    A CPU uses it, and on a GPU our kernel is measured against it. A mask [T S] would be the largest
+    tensor of a long prompt. So the S - T keys before are seen whole, their heads' queries folded into
+    rows, and the T new ones causally. The two results add up as the two tiles of OnlineSoftmax do,
+    each with its share of the sum of exponentials.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention
     if query.device.type == "cpu":

@@ -1,10 +1,13 @@
 """The one rule that chooses a Triton kernel or plain torch, and the switch that overrides it.
 
-Tensors on a CUDA device of compute capability 8.0 or newer go to Triton; everything else takes the
+in:  a tensor
+out: whether its operation runs as a Triton kernel, and with which block sizes
+
+Tensors on a CUDA device of compute capability 8.0 or newer go to Triton. Everything else takes the
 torch path of the same file: float64, whatever needs a gradient (no kernel here has a backward
 pass), machines without a Triton wheel, and matrix products of float32. Nothing is ever chosen by
 catching an exception.
-Read next: norm.py.
+Read kernels/language.py first. Read next: kernels/norm.py.
 """
 
 from contextlib import contextmanager
@@ -48,8 +51,10 @@ class Gpu:
 
     @property
     def part(self) -> str:
-        """The rows of the tables of block sizes that fit it, by the shared memory of a block:
-        "227 KB" is sm_90 and 100, "163 KB" sm_80, "99 KB" sm_86, 89, 120 and what is not known.
+        """The rows of the tables of block sizes that fit this GPU.
+
+        They are named by the shared memory of a block: "227 KB" is sm_90 and 100, "163 KB" sm_80,
+        "99 KB" sm_86, 89, 120 and any unknown one.
 
         >>> Gpu((9, 0), 132).part, Gpu((8, 6), 82).part
         ('227 KB', '99 KB')
@@ -60,7 +65,7 @@ class Gpu:
 
 
 def gpu_of(tensor: torch.Tensor) -> Gpu | None:
-    """The GPU that a tensor lies on; None on a CPU, where only the interpreter runs kernels."""
+    """The GPU of a tensor; None on a CPU, where only the interpreter runs kernels."""
     if _pretended is not None:
         return _pretended
     if not tensor.is_cuda:
@@ -71,8 +76,9 @@ def gpu_of(tensor: torch.Tensor) -> Gpu | None:
 
 @contextmanager
 def pretending(gpu: Gpu):
-    """Inside a `with` block every tensor is taken to lie on `gpu`: kernels are compiled ahead of
-    time for what is launched there (nothing can run).
+    """Inside a `with` block, treat every tensor as one on `gpu`.
+
+    Kernels are compiled ahead of time for what is launched there. Nothing can run.
     """
     global _pretended
     before, _pretended = _pretended, gpu
@@ -104,8 +110,9 @@ def triton_multiplies(tensor: torch.Tensor) -> bool:
 
 
 def part(tensor: torch.Tensor) -> str:
-    """The rows of a table of block sizes for `tensor`: its GPU's, or "interpreter" on a CPU, where
-    small blocks make small tests take every branch.
+    """The rows of a table of block sizes for `tensor`: those of its GPU.
+
+    On a CPU they are those of "interpreter", where small blocks make small tests take every branch.
     """
     gpu = gpu_of(tensor)
     return "interpreter" if gpu is None else gpu.part

@@ -1,13 +1,16 @@
 """Attention of the newest one to eight tokens of each row over everything in the cache.
 
-in:  query [B T H E], a cache layer whose rows may have different lengths      out: [B T H E]
+in:  query [B T H E], a cache layer whose rows may have different lengths
+out: mixed values [B T H E]
+
 The G query heads of one key/value head are folded into the rows of one small matrix, so that every
-key is read once; on a CPU this is ten times faster than repeating the keys. A GPU needs some
-hundred programs to reach the speed of its memory, and there are only B*K heads: so each row's keys
-are cut into splits, each split yields a maximum, a sum and an unfinished mix, and the program that
+key is read once. On a CPU this is ten times faster than repeating the keys. A GPU needs some
+hundred programs to reach the speed of its memory, and there are only B*K heads. So each row's keys
+are cut into splits. Each split yields a maximum, a sum and an unfinished mix, and the program that
 arrives last combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E
 numbers per token and head, 4 E FLOPs G times.
-Read next: int4.py. Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
+Read kernels/attention.py first. Read next: kernels/int4.py.
+Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
 
 B batch, T new tokens, S longest row, H query heads, K key/value heads, G = H/K, E head dimension.
 """
@@ -37,8 +40,9 @@ INTERPRETED_BLOCK = (16, 4, 1, 6)
 
 
 def decode_reference(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-    """query [B T H E], key and value [B K S E]: row b sees its first lengths[b] + t + 1 keys, query
-    t.
+    """The formula: query t of row b sees the row's first lengths[b] + t + 1 keys.
+
+    query [B T H E], key and value [B K S E].
     """
     batch, new, heads, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -72,7 +76,7 @@ def decode_tiled(query: Tensor, key: Tensor, value: Tensor, splits: int) -> Tens
 @triton.jit
 def query_places(batch, kv_head, kv_heads, new, row, column,
                  GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):  # fmt: skip
-    """Where the queries of one key head lie in [B T H E]: rows are new tokens times G heads."""
+    """Where the queries of one key head are in [B T H E]: rows are new tokens times G heads."""
     head = ((batch * new + row // GROUP) * kv_heads + kv_head) * GROUP + row % GROUP
     return head[:, None] * HEAD_DIM + column[None, :]
 
@@ -175,8 +179,9 @@ def decode_kernel(
 
 
 def splits_of(layer, batch: int, gpu: Gpu | None, block: tuple[int, int, int, int]) -> int:
-    """How many programs share the keys of one head: as many as run at once, and none without a
-    block of its own in a full cache.
+    """How many programs share the keys of one head: as many as run at once.
+
+    In a full cache none is without a block of its own.
     """
     kv_heads, capacity = layer.keys.shape[1:3]
     size, programs = block[0], block[3]
@@ -213,7 +218,7 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
 def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
     """One newest query of each row, [B 1 H E], over its first starts[b] + 1 keys of [B K S E].
 
-    No mask, no wider copy of the keys: the formula takes six times as long in bfloat16.
+    It needs no mask and no wider copy of the keys; the formula takes six times as long in bfloat16.
     """
     folded = query.squeeze(1).unflatten(1, (key.shape[1], -1))  # B K G E
     if all(start + 1 == key.shape[2] for start in starts):

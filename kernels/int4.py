@@ -1,14 +1,20 @@
 """Linear layers of four-bit weights, with one scale for every 128 (or 64, or 32) of them.
 
-in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]      out: [... N]
+in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]
+out: [... N]
+
     weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
-Reading 4.25 bits in place of 16 is what makes one token fast: the small-M kernel reads each weight
-once, multiplies the integers as they are, and applies the scale to the float32 sums of a group,
-which is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
+
+weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. CPU and GPU
+layouts part in `repack`: a CPU with the instructions for it gets the words of torch's operator,
+uint8, and every other device the int16 words above. `linear` tells the two by their dtype.
+Reading 4.25 bits in place of 16 is what makes one token fast. The small-M kernel reads each weight
+once, multiplies the integers as they are, and applies the scale to the float32 sums of a group.
+That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
 rows arithmetic is the limit, and it is best to write the weights out once and call the library's
 product.
-Read next: this is the end of the folder. Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743
-(Marlin).
+Read kernels/decode_attention.py first. This is the end of the folder.
+Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
 
 M rows, N outputs, K inputs, g group size.
 """
@@ -56,8 +62,9 @@ CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in b
 def quantise(
     weight: Tensor, group: int = 128, symmetric: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round weight [N K] to q uint8 [N K]; scales and offsets [K/g N] float32, offsets None if
-    symmetric.
+    """Round weight [N K] to q uint8 [N K] and scales and offsets [K/g N] float32.
+
+    offsets is None if symmetric.
 
     >>> q, scales, _ = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
     >>> q[0, :16].tolist(), scales.tolist()
@@ -78,12 +85,11 @@ def quantise(
 
 
 def pack(q: Tensor, block: int = BLOCK) -> Tensor:
-    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4]: word j holds the inputs j, j +
-    block/4, ...
+    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4].
 
-    So each of the four planes of nibbles is a run of consecutive inputs, and rows load without a
-    gather; and the words of one block of inputs lie together for all outputs, so that a tile is one
-    run of memory.
+    Word j holds the inputs j, j + block/4, ... So each of the four planes of nibbles is a run of
+    consecutive inputs, and rows load without a gather. The words of one block of inputs lie
+    together for all outputs, so that a tile is one run of memory.
 
     >>> [f"{word:04x}" for word in pack(torch.arange(8)[None], block=8).flatten().tolist()]
     ['6420', '7531']
@@ -150,9 +156,7 @@ ASM_HALF, ASM_BFLOAT = tl.constexpr(ASM % "0x64006400"), tl.constexpr(ASM % "0x4
 
 @triton.jit
 def joined_halves(pairs):
-    """uint32 [N 16] -> uint16 [N 32]: a pair of 16-bit numbers is one register, so this costs
-    nothing.
-    """
+    """uint32 [N 16] -> uint16 [N 32], at no cost: a pair of 16-bit numbers is one register."""
     low, high = (pairs & 0xFFFF).to(tl.uint16), (pairs >> 16).to(tl.uint16)
     return tl.reshape(tl.join(low, high), [pairs.shape[0], 32])
 
@@ -161,8 +165,8 @@ def joined_halves(pairs):
 def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
     """Pairs of words, uint32 [N 16] -> the integers q - 8 of one plane, [N 32] in DTYPE.
 
-    Two weights at a time and without a conversion: q in the lowest bits of 1024 (float16) or of 128
-    (bfloat16) reads 1024 + q or 128 + q, exactly. ASM: one instruction for the and with the or.
+    This takes two weights at a time and no conversion: q in the lowest bits of 1024 (float16) or of
+    128 (bfloat16) reads 1024 + q or 128 + q, exactly. ASM: one instruction for the and with the or.
     """
     pairs = pairs >> 4 * PLANE
     if DTYPE == tl.float32:
@@ -185,9 +189,9 @@ def linear_kernel(rows, words, scales, offsets, bias, partial, arrived, product,
                   BLOCK_N: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
     """One program: BLOCK_N outputs of all (up to BLOCK_M) rows over its share of the inputs.
 
-    The weights stand on the left of the product: the tensor cores of sm_90 can take that side from
+    The weights are the left side of the product: the tensor cores of sm_90 can take that side from
     registers, so unpacked weights never pass through shared memory. With `arrived` [N/BLOCK_N] the
-    shares' sums go to partial [splits M N], and the last program to arrive adds them up, always in
+    shares' sums go to partial [splits M N]. The last program to arrive then adds them up, always in
     the same order, and sets its counter back to zero.
     """
     block_n, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -241,8 +245,9 @@ def linear_kernel(rows, words, scales, offsets, bias, partial, arrived, product,
 def dequantise_kernel(
         words, scales, offsets, weight, N, first, count,
         K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """One program: BLOCK_N of the `count` outputs from `first` on, 128 inputs, written out to
-    [count K].
+    """One program: the weights of BLOCK_N outputs and 128 inputs, written out to [count K].
+
+    `count` is how many outputs there are from `first` on.
     """
     row, block = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
     n, word, inside = first + row, tl.arange(0, 32), row < count
@@ -259,8 +264,9 @@ def dequantise_kernel(
 
 
 def shares(tiles: int, slots: int, most: int) -> int:
-    """The fewest shares of the inputs with which `tiles` blocks of outputs keep nine tenths of
-    `slots` programs busy to the end, at most `most`.
+    """The fewest shares of the inputs that keep the GPU busy to the end, at most `most`.
+
+    Busy is nine tenths of `slots` programs, where `tiles` blocks of outputs have one for each share.
 
     >>> shares(296, 528, 28)  # a 7B's gate_up on an H200: one share would leave half of it waiting
     5
@@ -333,9 +339,9 @@ def linear_large(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | 
 
 
 def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """(q [N K], scales [N K/g]) as `linear` takes them where they are: words and scales [K/g N].
+    """(q [N K], scales [N K/g]) as `linear` takes them on their device: words and scales [K/g N].
 
-    On a CPU with the instructions for it, as torch's operator takes them: words uint8 [N K/2], N
+    A CPU with the instructions for it gets what torch's operator takes: words uint8 [N K/2], N
     rounded up to whole blocks, and (scale, 0) pairs [K/g N 2].
     """
     block = CPU_BLOCKS.get(torch.backends.cpu.get_cpu_capability())
@@ -347,14 +353,15 @@ def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One weight of several that were `repack`ed, all but the last of whole blocks of outputs."""
+    """One weight of several that `repack` made; all but the last have whole blocks of outputs."""
     words, scales = zip(*parts)
     return torch.cat(words, 0 if words[0].dtype == torch.uint8 else 1), torch.cat(scales, 1)
 
 
 def counter(words: Tensor) -> Tensor | None:
-    """Zeros for the programs of a layer to be counted in (`linear_small`); None where torch's own
-    operator multiplies.
+    """Zeros with which the programs of a layer are counted (`linear_small`).
+
+    None where torch's own operator multiplies.
     """
     return (
         None if words.dtype == torch.uint8 else words.new_zeros(words.shape[1], dtype=torch.int32)
@@ -369,8 +376,8 @@ def outputs_in(chunk: int, inputs: int) -> int:
 def dequantise_cpu(words: Tensor, pairs: Tensor) -> Tensor:
     """Some blocks' words uint8 [n K/2] and their pairs [K/g n 2] -> weights [K n], multiplied out.
 
-    Four nibbles at a time and without a table: q in the lowest bits of bfloat16's 128 reads 128 +
-    q.
+    This takes four nibbles at a time and no table: q in the lowest bits of bfloat16's 128 reads
+    128 + q.
     """
     size, inputs = CPU_BLOCKS[torch.backends.cpu.get_cpu_capability()], 2 * words.shape[1]
     twos = words.view(-1, inputs, size // 2).view(torch.uint16).int()  # n/block K block/4
@@ -385,8 +392,9 @@ def dequantise_cpu(words: Tensor, pairs: Tensor) -> Tensor:
 
 
 def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUNK) -> Tensor:
-    """rows [M K] times `repack`ed weights -> [M N]: torch's operator for few rows; else some
-    blocks' weights are written out at a time.
+    """rows [M K] times `repack`ed weights -> [M N].
+
+    Few rows go to torch's operator. For more, some blocks' weights are written out at a time.
     """
     (count, inputs), outputs = rows.shape, words.shape[0]
     if count <= CROSS_OVER["cpu"]:
@@ -401,8 +409,9 @@ def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUN
 
 def linear(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
            bias: Tensor | None = None, arrived: Tensor | None = None) -> Tensor:  # fmt: skip
-    """rows [... K] times packed weights (+ bias) -> [... N]; what `repack` gives or, anywhere,
-    words int16. `arrived`: see linear_small.
+    """rows [... K] times packed weights (+ bias) -> [... N].
+
+    words: what `repack` gives, or on any device int16. `arrived`: see linear_small.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:

@@ -1,13 +1,16 @@
-"""The kernel language: Triton where a kernel can run, a stand-in of a few lines where it cannot.
+"""The kernel language: Triton where a kernel can run, a few lines in its place where it cannot.
+
+in:  a kernel, a grid, its arguments
+out: what the kernel writes
 
 A kernel is a Python function that Triton compiles. It runs once for every cell of a `grid`,
-thousands of times at once; each run is a "program" that asks which cell it is (tl.program_id),
+thousands of times at once. Each run is a "program" that asks which cell it is (tl.program_id),
 loads a tile of numbers through pointers, computes with whole tiles, and stores a tile. Names in
 capitals annotated `tl.constexpr` are constants of the compiled code. Nothing else of the language
-is needed to read this folder. Importing Triton takes a good part of a second, so a machine without
+is needed to read this folder. Importing Triton takes a good part of a second. So a machine without
 a CUDA device imports it only where TRITON_INTERPRET=1 asks for its interpreter (the tests do), or
 where something else has imported it before.
-Read next: choose.py.
+This is the first file of the folder. Read next: kernels/choose.py.
 """
 
 import importlib.util
@@ -35,8 +38,9 @@ launches: Counter = Counter()  # how often each kernel was launched, by name: te
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
-    """Run `kernel` once for each cell of `grid`; `options` are its constants, num_warps and
-    num_stages.
+    """Run `kernel` once for each cell of `grid`.
+
+    `options` are its constants, num_warps and num_stages.
     """
     launches[getattr(kernel, "fn", kernel).__name__] += 1
     kernel[grid](*arguments, enable_fp_fusion=True, **options)

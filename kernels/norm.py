@@ -1,12 +1,16 @@
 """RMSNorm and LayerNorm: rows -> rows of unit scale.
 
-in:  rows [... D], weight [D] (and bias [D])      out: [... D], the dtype of `rows`
+in:  rows [... D], weight [D] (and bias [D])
+out: [... D], the dtype of `rows`
+
 Statistics are taken in float32 at least: x = 300 squared overflows float16.
 A kernel reads every number once and writes it once (the torch formula goes over the rows four to
-six times), so its limit is the memory: 4 bytes per number of a bfloat16 row, 8 with the residual
+six times). So its limit is the memory: 4 bytes per number of a bfloat16 row, 8 with the residual
 sum.
-Read next: activation.py. Agrees with: Qwen2RMSNorm of transformers (cast, then weight) and
-F.layer_norm.
+Read kernels/choose.py first. Read next: kernels/activation.py.
+Agrees with: Qwen2RMSNorm of transformers (cast, then weight) and F.layer_norm.
+
+D width.
 """
 
 import torch
@@ -56,8 +60,9 @@ def store_tile(pointer, values, first, row, column, inside, WIDTH: tl.constexpr)
 @triton.jit(do_not_specialize=["count"])
 def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
                     WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: ROWS whole rows in registers. With `update`, first rows + update, kept in
-    `total`.
+    """One program: ROWS whole rows in registers.
+
+    With `update` it first takes rows + update and keeps that in `total`.
     """
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
@@ -77,8 +82,9 @@ def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
 @triton.jit(do_not_specialize=["count"])
 def layer_norm_kernel(rows, weight, bias, normed, count, eps,
                       WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One program: ROWS whole rows in registers; the variance is that of centred values, centred
-    twice.
+    """One program: ROWS whole rows in registers.
+
+    The variance is that of centred values, centred twice.
     """
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]

@@ -1,11 +1,14 @@
 """A linear layer in bfloat16 on a CPU: for one row, for several and for many.
 
-in:  rows [... K], weight [N K] or what `reorder` makes of it, bias [N] or None      out: [... N]
+in:  rows [... K], weight [N K] or what `reorder` makes of it, bias [N] or None
+out: [... N]
+
 One row costs what reading the weights costs. torch's own product reads them as fast as the memory
-gives them; oneDNN, which F.linear prefers, does not: of the 33 GB/s of two Zen 5 cores it reaches
+gives them. oneDNN, which F.linear prefers, does not. Of the 33 GB/s of two Zen 5 cores it reaches
 24 where it has put the weights into its own order once, and 17 where it does so in every call. With
 four rows that order is the fastest of the three, by 1.7 times; with 1,500 it gains 3%.
-Read next: int4.py. Agrees with: F.linear; torch._inductor's packed linear.
+Read next: kernels/int4.py.
+Agrees with: F.linear; torch._inductor's packed linear.
 
 N outputs, K inputs.
 """
@@ -20,7 +23,7 @@ from torch import Tensor
 
 
 def pays(numbers: Tensor) -> bool:
-    """Whether `linear` can be used on such weights or rows, and gains anything."""
+    """Whether `linear` can be used on such weights or rows and makes them faster."""
     return (
         numbers.device.type == "cpu"
         and numbers.dtype == torch.bfloat16
@@ -31,8 +34,7 @@ def pays(numbers: Tensor) -> bool:
 
 @functools.cache
 def faster(rounds: int = 3) -> bool:
-    """Whether this CPU multiplies faster in bfloat16 than in float32: tried, for some
-    milliseconds.
+    """Whether this CPU multiplies faster in bfloat16 than in float32, tried for some milliseconds.
     """
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
@@ -62,8 +64,10 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @contextmanager
 def products_for(rows: Tensor):
-    """While layers are applied to rows [... K]: F.linear multiplies a single one, in bfloat16 on a
-    CPU, by torch's own product. One switch serves many layers; it takes as long as a small product.
+    """While layers are applied to rows [... K], choose whose product F.linear uses.
+
+    A single row, in bfloat16 on a CPU, is multiplied by torch's own product. One switch serves many
+    layers; it takes as long as a small product.
     """
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = before and not (rows.numel() == rows.shape[-1] and pays(rows))

@@ -1,14 +1,16 @@
 """RoPE: turn each query and key by an angle that grows with its position, and fill the cache.
 
 in:  qkv [B T (H+2K)E] of the fused projection, angles [2 B T E] float32, one layer of the cache
-out: query [B T H E], rotated; keys (rotated) and values stand in the cache at positions lengths ..
-lengths+T
+out: query [B T H E], rotated; keys (rotated) and values are then in the cache, at positions
+     lengths .. lengths+T
+
 A pair is (x[i], x[i + E/2]), the "half-split" form of Qwen2 and LLaMA. Angles are float32 at least:
 at position 255 a bfloat16 angle is already wrong by half a radian.
-The kernel reads qkv once and writes every number once, the keys and values straight into the cache,
-which may hold 8 bits (int8, or fp8 as e4m3) with one float32 scale for each head of each token: 2
-bytes read and 2 (or 1) written per number.
-Read next: attention.py. Agrees with: apply_rotary_pos_emb of transformers; arXiv 2104.09864.
+The kernel reads qkv once and writes every number once, the keys and values straight into the cache.
+The cache may hold 8 bits (int8, or fp8 as e4m3) with one float32 scale for each head of each token:
+2 bytes read and 2 (or 1) written per number.
+Read kernels/activation.py first. Read next: kernels/attention.py.
+Agrees with: apply_rotary_pos_emb of transformers; arXiv 2104.09864.
 
 B batch, T new tokens, H query heads, K key/value heads, E head dimension.
 """
@@ -29,8 +31,9 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds 
 def angles(
     positions: Tensor, theta: float, head_dim: int, factor: float = 1.0, dtype=torch.float32
 ):
-    """Cosine and sine, [2 B T E], for every number of a vector at positions [B T]: the first half's
-    sines are negative. `factor` is linear position scaling.
+    """Cosine and sine, [2 B T E], for every number of a vector at positions [B T].
+
+    The first half's sines are negative. `factor` is linear position scaling.
 
     >>> angles(torch.tensor([[1]]), theta=10_000.0, head_dim=2)[:, 0, 0]
     tensor([[ 0.5403,  0.5403],
@@ -63,8 +66,9 @@ def split(qkv: Tensor, num_heads: int, num_kv_heads: int) -> tuple[Tensor, Tenso
 
 
 def quantise(vectors: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
-    """[... E] -> 8 bits [... E] and float32 scales [...]: the largest number of a vector becomes
-    the largest of `kind`, 127 or 448.
+    """[... E] -> 8 bits [... E] and float32 scales [...].
+
+    The largest number of a vector becomes the largest of `kind`, 127 or 448.
 
     >>> quantise(torch.tensor([[0.5, -1.27, 0.0]]))
     (tensor([[  50, -127,    0]], dtype=torch.int8), tensor([0.0100]))
@@ -82,7 +86,7 @@ def dequantise(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
-    """Rotate, store keys and values behind what the cache layer holds, return the query."""
+    """Rotate, store keys and values after what the cache layer holds, and return the query."""
     _, kv_heads, _, head_dim = layer.keys.shape
     heads = qkv.unflatten(-1, (-1, head_dim))
     turned = rotate(heads[:, :, :-kv_heads], angles)
@@ -121,8 +125,7 @@ def write_kernel(
         TOKENS: tl.constexpr):  # fmt: skip
     """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
 
-    The two halves of a vector are loaded apart, so that the partners of a pair meet in one
-    register.
+    The two halves of a vector are loaded apart, so that the partners of a pair meet in one register.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)

@@ -5,8 +5,8 @@
     answer = model.generate("Where is the star?", images=["picture.png"])
 
 Importing this module imports nothing heavy; torch comes with the first load().
-Reading order: config, anyres, image, vision, projector, prompt, tokenizer, cache, decoder, model,
-sampling, generate.
+Reading order: config, anyres, image, vision, projector, prompt, tokenizer, segments, cache,
+decoder, model, sampling, generate.
 """
 
 import os
@@ -48,22 +48,22 @@ def load(
 
     device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. kv_dtype: of the cache,
     auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the longest
-    sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder on the way. Raises
+    sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder while loading. Raises
     LlavaMinError.
     """
-    from .loaded import load
+    from .engine.load import load
 
     return load(folder, device=device, dtype=dtype, kv_dtype=kv_dtype, config=config,
                 context=context, bits=bits)  # fmt: skip
 
 
 def plan(folder=None, question=None, *, images=(), videos=(), **options):
-    """What a question to a checkpoint will cost, without torch: a Forecast of tokens, bytes and
-    seconds, which prints as text and has json().
+    """What a question to a checkpoint will cost, without torch: a Forecast.
 
-    options: those of load() and of generate(), and memory, the GB that it should fit in (default:
-    what is free). Raises LlavaMinError.
+    The Forecast holds tokens, bytes and seconds. It prints as text and has json(). options: those
+    of load() and of generate(), and memory, the GB that it should fit in (default: what is free).
+    Raises LlavaMinError.
     """
-    from .forecast import forecast
+    from .planning.forecast import forecast
 
     return forecast(folder, question, images=images, videos=videos, **options)

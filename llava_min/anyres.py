@@ -1,13 +1,15 @@
-"""The geometry of "anyres": how a picture of any size becomes tiles, and how many tokens that
-makes.
+"""The geometry of "anyres": how a picture of any size becomes tiles, and which of its patches stay.
 
-in:  sizes in pixels (width, height)      out: sizes, grids (rows, columns) and token counts;
-integers only A picture is shown to the vision tower twice: whole, squeezed into one square tile,
-and in detail, fitted into the best of the allowed grids of tiles. Of the grid's patches the black
-border is cut off again ("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
-Read before: config.py. Read next: image.py. Agrees with: LLaVA-NeXT llava/mm_utils.py and
-llava_arch.py, transformers image_processing_llava_onevision.py (the two differ in one rounding: see
-`unpadded`).
+in:  sizes in pixels (width, height)
+out: sizes, grids (rows, columns) and ranges of patches; integers only
+
+The vision tower sees a picture twice. It sees the whole of it, squeezed into one square tile; and
+its details, fitted into the best of the allowed grids of tiles. The black border is then cut off
+the grid's patches ("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
+segments.py counts the tokens.
+Read config.py first. Read next: image.py.
+Agrees with: LLaVA-NeXT llava/mm_utils.py and llava_arch.py; image_processing_llava_onevision.py of
+transformers. The two differ in one rounding: see `unpadded`.
 """
 
 import math
@@ -16,8 +18,9 @@ import math
 def best_grid(
     size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile: int
 ) -> tuple[int, int]:
-    """The grid (rows, columns) that keeps most of the picture's pixels, then wastes least, then
-    comes first.
+    """The grid (rows, columns) that keeps most of the picture's pixels.
+
+    Of grids that keep equally many, the one that wastes least wins; then the first in the list.
 
     >>> best_grid((300, 200), ((1, 1), (1, 2), (2, 1), (2, 2)), tile=84)
     (2, 2)
@@ -35,8 +38,7 @@ def best_grid(
 
 
 def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The size (width, height) that `size` is resized to, ratio kept, so that it fits into
-    `canvas`.
+    """The size (width, height) at which `size` fits into `canvas` with its ratio kept.
 
     >>> fitted((336, 168), (168, 168))
     (168, 84)
@@ -49,12 +51,11 @@ def fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 def unpadded(size: tuple[int, int], patches: tuple[int, int], rounded: bool) -> tuple[slice, slice]:
-    """The rows and columns of a patch grid `patches` (rows, columns) that show the picture, not its
-    border.
+    """The rows and columns of a patch grid that show the picture and not its border.
 
-    `rounded` is transformers' rule: the product is rounded to 7 decimals before it is cut to an
-    integer, which keeps 1 in 100,000 sizes from losing a row to floating point; the original code
-    does not.
+    patches: (rows, columns) of the whole grid. rounded: transformers' rule, by which the product is
+    rounded to 7 decimals before it is cut to an integer. That keeps 1 in 100,000 sizes from losing
+    a row to floating point. The original code does not round.
     """
     (width, height), (rows, columns) = size, patches
 
@@ -71,8 +72,9 @@ def unpadded(size: tuple[int, int], patches: tuple[int, int], rounded: bool) -> 
 
 
 def capped(patches: tuple[int, int], per_tile: int, max_tiles: int | None) -> tuple[int, int]:
-    """The patch grid shrunk until it holds about max_tiles tiles of per_tile patches; small excess
-    stays.
+    """The patch grid, shrunk until it holds about max_tiles tiles of per_tile patches.
+
+    A grid whose sides are at most 1.1 times too long stays as it is.
 
     >>> capped((54, 54), 729, 9), capped((162, 162), 729, 9)
     ((54, 54), (81, 81))

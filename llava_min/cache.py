@@ -1,13 +1,17 @@
 """The keys and values of all tokens seen so far: the decoder's memory.
 
-Cache.empty(...) allocates [L B K S E] twice, once; layers write behind what is seen, the loop
-advances. A layer never moves the position: `advance` and `rewind` are the caller's.
+in:  the shape of a decoder, keys and values of new tokens [B T K E]
+out: keys and values of all tokens [B K S E]
+
+Cache.empty(...) allocates keys and values [L B K S E] once. Layers write new tokens after those
+seen. A layer never moves the position: the caller does, with `advance` and `rewind`.
 With 8 bits a number, each key and each value has a float32 scale of its own: 2E + 8 bytes for each
 token, layer and head, where bfloat16 takes 4E. A GPU's decoding kernel reads the 8 bits as they
-are; everything else reads a layer multiplied out, one layer at a time.
-Read before: tokenizer.py. Read next: decoder.py.
+are. Everything else reads a layer multiplied out, one layer at a time.
+Read segments.py first. Read next: decoder.py.
 
-L layers, B rows of the batch, K key/value heads, S capacity in tokens, E head dimension.
+L layers, B rows of the batch, K key/value heads, T new tokens, S capacity in tokens, E head
+dimension.
 """
 
 from collections.abc import Callable
@@ -45,7 +49,7 @@ class Layer:
         return slice(int(self.starts[row]), int(self.starts[row]) + new)
 
     def store(self, key: Tensor, value: Tensor) -> None:
-        """Write [B T K E] behind what each row has seen; keys come rotated."""
+        """Write keys, already rotated, and values [B T K E] after what each row has seen."""
         stored = [(self.keys, key), (self.values, value)]
         if self.key_scales is not None:
             key, key_scales = rope.quantise(key, self.keys.dtype)
@@ -58,8 +62,9 @@ class Layer:
                 tensor[row, :, places] = vectors[row].transpose(0, 1)
 
     def read(self, new: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of what was seen and `new` tokens behind it, [B K S E], 8 bits multiplied
-        out to `dtype`. Where only the device counts, all of the capacity.
+        """Keys and values [B K S E] of all tokens seen and the `new` tokens after them.
+
+        8 bits are multiplied out to `dtype`. Where only the device counts, S is the capacity.
         """
         stop = self.keys.shape[2] if self.starts is None else self.seen + new
         keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
@@ -84,8 +89,9 @@ class Cache:
     @classmethod
     def empty(cls, config: TextConfig, batch: int = 1, capacity: int = 0, dtype=torch.float32,
               kv_dtype=None, device="cpu") -> "Cache":  # fmt: skip
-        """Room for `capacity` tokens in each of `batch` rows, in `dtype` or in 8 bits: `kv_dtype`
-        torch.int8 or torch.float8_e4m3fn.
+        """A cache with room for `capacity` tokens in each of `batch` rows.
+
+        It is in `dtype`, or in 8 bits: `kv_dtype` torch.int8 or torch.float8_e4m3fn.
         """
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
         kinds = [kv_dtype or dtype] * 2 + [torch.float32 if kv_dtype in rope.LARGEST else None] * 2
@@ -116,8 +122,9 @@ class Cache:
         return [Layer(*view, *counted) for view in zip(*views)]
 
     def row(self, index: int) -> "Cache":
-        """One row as a cache of its own; memory and lengths are shared, so that advancing it counts
-        here too.
+        """One row as a cache of its own.
+
+        Memory and lengths are shared, so that advancing it counts here too.
         """
         one = slice(index, index + 1)
         stored = self.stored(lambda tensor: tensor[:, one])
@@ -152,8 +159,9 @@ class Cache:
             self.keys, self.values, self.key_scales, self.value_scales = self.stored(wider)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has been seen, by name, for saving: keys and values [L B K seen E], with 8 bits
-        their scales [L B K seen], and lengths.
+        """What has been seen, by name, for saving.
+
+        Keys and values are [L B K seen E], with 8 bits their scales [L B K seen], and lengths.
         """
         count = int(self.seen.max())
         seen = self.stored(lambda tensor: tensor[:, :, :, :count])

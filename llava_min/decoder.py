@@ -1,8 +1,9 @@
 """The language model: rows -> logits (Qwen2; LLaMA is the same without qkv biases).
 
-in:  rows [B T D] (embedded text and projected pictures alike), a cache      out: hidden [B T D],
-logits float32
-Read before: cache.py. Read next: model.py.
+in:  rows [B T D] (embedded text and projected pictures alike), a cache
+out: hidden [B T D], logits float32
+
+Read cache.py first. Read next: model.py.
 Agrees with: Qwen2ForCausalLM and LlamaForCausalLM of transformers; arXiv 2407.10671.
 
 B rows of a batch, T new tokens, D width, H query heads, K key/value heads, E head dimension, V
@@ -32,7 +33,7 @@ class RMSNorm(nn.Module):
         return norm.rms_norm(rows, self.weight, self.eps)
 
     def added(self, rows: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(rows + update, their RMSNorm), each [B T D]; no update is zero."""
+        """(rows + update, their RMSNorm), each [B T D]; an update of None is zero."""
         if update is None:
             return rows, self(rows)
         return norm.add_rms_norm(rows, update, self.weight, self.eps)
@@ -55,8 +56,8 @@ class Block(nn.Module):
                 layer: Layer) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The stream [B T D] and what is still to be added to it, before and after this block.
 
-        So each sum is taken where the next norm reads it, in one kernel with it. The new keys and
-        values are written into the cache layer.
+        Each sum is taken in the kernel of the norm that reads it. The new keys and values are
+        written into the cache layer.
         """
         rows, normed = self.attention_norm.added(rows, update)
         query = rope.write(self.qkv(normed), angles, layer)
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
         return see("embedded", self.embedding(ids), "B T D")
 
     def forward(self, rows: Tensor, cache: Cache) -> Tensor:
-        """[B T D] -> hidden [B T D]. Writes into the cache and does not advance it."""
+        """Rows [B T D] -> hidden [B T D], writing into the cache without advancing it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles, update = self.angles(positions, rows.dtype), None
         with onednn.products_for(rows):

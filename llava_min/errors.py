@@ -2,8 +2,9 @@
 
 
 class LlavaMinError(Exception):
-    """One printable line: what failed, in which file, tensor or argument; what was expected, what
-    found.
+    """One printable line: what failed and where, what was expected and what was found.
+
+    `where` is a file, tensor or argument.
 
     >>> print(LlavaMinError("cannot load", "dtype", "float32", "int8", "Convert it."))
     cannot load: dtype: expected float32, found int8. Convert it.
@@ -60,6 +61,6 @@ class NumericsError(LlavaMinError):
 
 
 def shown(value, limit: int = 120) -> str:
-    """A value taken from a file, escaped and cut, fit to stand in a message."""
+    """A value from a file, escaped and shortened for a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,33 +1,41 @@
 """The token loop: logits -> id -> text, one event at a time, until something says stop.
 
-in:  the logits of a prefilled prompt, its cache, Options      out: Token events, then one Finished
-Read before: sampling.py. This is the end of the walk.
+in:  the logits of a prefilled prompt, its cache, Options
+out: Token events, then one Finished
+
+Read sampling.py first. This is the end of the walk. Read next: engine/handle.py.
 Agrees with: GenerationMixin.generate of transformers for greedy decoding.
+
+B rows of a batch, V vocabulary.
 """
 
 if __name__ == "__main__":  # the command; above the imports, so that --help does not wait for torch
-    from .__main__ import run
+    from .command.main import run
 
     run()
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base.memory import memory
 from .cache import Cache
-from .limits import memory
 from .model import Llava
 from .options import Options
 from .sampling import next_id
-from .step import decoding
 from .tokenizer import CharacterStream, Tokenizer
+
+# (the newest id of each row) -> logits [B V] and, where they are known, the most likely ids; made
+# from (model, cache, how many ids stand for something)
+Step = Callable[[list[int]], tuple[Tensor, list[int] | None]]
+Stepping = Callable[[Llava, Cache, int], Step]
 
 
 @dataclass(frozen=True)
 class Token:
-    """One more token, and the text that it completes (perhaps none)."""
+    """One more token and the text that it completes, which may be empty."""
 
     id: int
     text: str
@@ -35,8 +43,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end: why ("stop", "length", "interrupted"), the last text, when the first token stood,
-    when the last.
+    """The end of an answer: why it ended, its last text, and two times.
+
+    reason: "stop", "length" or "interrupted". first, last: the seconds at which the first and the
+    last token were known.
     """
 
     reason: str
@@ -78,16 +88,16 @@ class StopTexts:
 
 
 def known_ids(model: Llava, tokenizer: Tokenizer | None) -> int:
-    """How many ids stand for something: the head's rows may be more than the tokenizer's words."""
+    """How many ids have a meaning: a head may have more rows than the tokenizer has tokens."""
     vocabulary = model.config.text.vocab_size
     return min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
 
 
 class Continuation:
-    """One row's answer as it grows: chooses ids, makes text of them, knows when to stop.
+    """One row's answer as it grows: it chooses ids, makes text of them and knows when to stop.
 
-    `ids` are the prompt's, then its own too, for the repetition penalty. `reason` is empty while
-    there is more to say.
+    `ids` are the prompt's and then its own, for the repetition penalty. `reason` is empty until
+    the answer ends.
     """
 
     def __init__(self, model: Llava, tokenizer: Tokenizer | None, ids: list[int], options: Options):
@@ -120,10 +130,14 @@ class Continuation:
 
 
 def generate(model: Llava, tokenizer: Tokenizer | None, logits: Tensor, cache: Cache,
-             ids: list[int], options: Options) -> Iterator[Token | Finished]:  # fmt: skip
+             ids: list[int], options: Options,
+             stepping: Stepping) -> Iterator[Token | Finished]:  # fmt: skip
     """Tokens after a prefilled prompt of one row: logits [V] of its last token, its text's ids.
 
-    Ctrl-C ends the answer with the reason "interrupted"; what stands so far stays.
+    stepping: how this device makes one step after another. It is called when a second token is
+    wanted.
+
+    Ctrl-C ends the answer with the reason "interrupted"; the text so far stays.
     """
     row, first, step = Continuation(model, tokenizer, ids, options), 0.0, None
     likely = None
@@ -135,7 +149,7 @@ def generate(model: Llava, tokenizer: Tokenizer | None, logits: Tensor, cache: C
             if row.reason:
                 break
             with memory("continue the answer"):
-                step = step or decoding(model, cache, row.known)
+                step = step or stepping(model, cache, row.known)
                 (logits,), likely = step([token.id])
     except KeyboardInterrupt:
         row.reason = "interrupted"

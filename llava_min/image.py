@@ -1,9 +1,11 @@
 """A picture file -> RGB -> square tiles of uint8, as the vision tower was trained to see them.
 
-in:  bytes of a file, or a PIL image      out: Tiles: pixels [B S S 3] uint8, size (width, height),
-grid Everything here is Pillow's bicubic on uint8 and integer arithmetic: the tiles are bit-equal to
-those of the original code. Normalisation comes later, on the model's device (vision.py).
-Read before: anyres.py. Read next: vision.py.
+in:  bytes of a file, or a PIL image
+out: Tiles: pixels [B S S 3] uint8, size (width, height), grid
+
+Everything here is Pillow's bicubic on uint8 and integer arithmetic: the tiles are bit-equal to
+those of the original code. vision.py normalises them later, on the model's device.
+Read anyres.py first. Read next: vision.py.
 Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_image of LLaVA-NeXT.
 
 B tiles, S tile side in pixels.
@@ -23,8 +25,8 @@ from .config import LlavaConfig
 class Tiles:
     """The tiles of one picture: the whole picture first, then the grid's tiles in reading order.
 
-    `grid` (rows, columns) is None where the picture is its one tile; then there is no newline per
-    row. Of a clip, the tiles are its frames, perhaps yet to be decoded.
+    `grid` (rows, columns) is None for a picture of one tile; it gets no newline per row. The tiles
+    of a clip are its frames, possibly not decoded yet.
     """
 
     pixels: np.ndarray | Sequence[np.ndarray]
@@ -38,9 +40,7 @@ def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
 
 
 def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> Tiles:
-    """The squeezed picture, then the tiles of the best grid, on which the picture stands centred on
-    black.
-    """
+    """The squeezed picture, then the tiles of the best grid, the picture centred on black."""
     tile = config.tile
     grid = best_grid(picture.size, config.grids, tile)
     canvas_size = (grid[1] * tile, grid[0] * tile)
@@ -53,8 +53,9 @@ def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> Tiles:
 
 
 def padded_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
-    """One tile: the picture centred on a square of the mean colour. Used for several pictures at
-    once.
+    """One tile: the picture centred on a square of the mean colour.
+
+    It is used for several pictures at once.
     """
     side = max(picture.size)
     mean = tuple(int(255 * channel) for channel in config.vision.mean)

@@ -1,13 +1,14 @@
 """The page that puts the others together: encode, prefill, decode.
 
-in:  a plan and its visuals (tiles), or the newest ids      out: logits [B V], float32; the cache
-moves on
+in:  a plan and its visuals (tiles), or the newest ids
+out: logits [B V], float32; the cache grows
+
     encode   tiles -> rows, a few tiles or frames at a time
     prefill  a whole prompt, chunk by chunk, into the cache
     decode   one more token for every row of a batch
-Read before: decoder.py. Read next: sampling.py.
-Agrees with: LlavaOnevisionForConditionalGeneration of transformers; LlavaQwenForCausalLM of LLaVA-
-NeXT.
+Read decoder.py first. Read next: sampling.py.
+Agrees with: LlavaOnevisionForConditionalGeneration of transformers; LlavaQwenForCausalLM of
+LLaVA-NeXT.
 
 B rows of a batch, T tokens, W decoder width, V vocabulary.
 """
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import heap, projector
-from .budget import CHUNK, TILES, Plan, Text
+from . import projector
+from .base import heap
 from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
 from .image import Tiles
+from .segments import CHUNK, TILES, Plan, Text
 from .trace import see
 from .vision import VisionTower
 
@@ -55,8 +57,9 @@ class Llava(nn.Module):
             yield self.vision(see("tiles", tiles, "B S S 3"))
 
     def pooled(self, features: Tensor) -> Tensor:
-        """Features of some frames -> their projected rows [B N W], halved on the family's side of
-        the projector.
+        """Features of some frames -> their projected rows [B N W].
+
+        The family's pool_mode halves them, before or after the projector.
         """
         mode = self.config.pool_mode
         if mode is None:
@@ -67,7 +70,7 @@ class Llava(nn.Module):
 
     @torch.inference_mode()
     def encode(self, visual: Tiles, video: bool, k: int = TILES) -> Iterator[Tensor]:
-        """The rows [tokens W] of a picture, at once, or of a clip, k frames at a time."""
+        """The rows [tokens W] of a picture in one piece, or of a clip k frames at a time."""
         config = self.config
         if video:
             for pooled in map(self.pooled, self.features(visual.pixels, k)):
@@ -84,8 +87,9 @@ class Llava(nn.Module):
 
     @torch.inference_mode()
     def rows(self, plan: Plan, visuals: list[Iterator[Tensor]]) -> Iterator[Tensor]:
-        """The rows of a prompt in order, in pieces [tokens W] of any length; visuals are pulled
-        when reached.
+        """The rows of a prompt in order, in pieces [tokens W] of any length.
+
+        A visual is encoded when it is reached.
         """
         remaining = iter(visuals)
         for segment in plan.segments:
@@ -101,7 +105,7 @@ class Llava(nn.Module):
 
         `visuals` are what `encode` gives, one for each picture or clip of the plan, in order.
         Returns logits [1 V] of the last token, or [T V] of all with keep="all". progress(done,
-        total) is told of the tokens.
+        total) is called with counts of tokens.
         """
         kept, done = [], 0
         for rows in chunks(self.rows(plan, visuals), chunk):

@@ -1,7 +1,10 @@
-"""How to answer: what the user chooses beside the question, with its limits.
+"""How to answer: what the user chooses besides the question, with its limits.
 
-No torch here: what a prompt will cost is planned from these too (plan.py).
-Read before: sampling.py, generate.py.
+in:  keyword arguments
+out: Options, or ParameterError
+
+No torch here: planning reads these too (segments.py, planning/forecast.py).
+Read sampling.py, generate.py first.
 """
 
 from dataclasses import dataclass, fields
@@ -12,8 +15,9 @@ from .errors import ParameterError, shown
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do
-    nothing.
+    """How to choose the next token.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
     """
 
     temperature: float = 0.0

@@ -1,7 +1,11 @@
 """From patch features to rows of the decoder: projection, pooling, unpadding, newlines.
 
-in:  features [B N D] of a picture's tiles or of a clip's frames      out: rows [tokens W]
-Read before: vision.py. Read next: prompt.py.
+in:  features [B N D] of a picture's tiles or of a clip's frames
+out: rows [tokens W]
+
+The newline is a learned vector that tells the decoder where a row of patches ends, so that a
+one-dimensional sequence keeps its two-dimensional shape.
+Read vision.py first. Read next: prompt.py.
 Agrees with: prepare_inputs_labels_for_multimodal of LLaVA-NeXT llava_arch.py; pack_image_features
 and apply_pooling of transformers modeling_llava_onevision.py.
 
@@ -42,7 +46,7 @@ def square(patches: Tensor) -> Tensor:
 
 
 def end_rows(patch_map: Tensor, newline: Tensor) -> Tensor:
-    """Append the newline to each row of [... W R C] -> [... R(C+1) W], in reading order."""
+    """Append the newline to each row: patch map [... W R C] -> [... R(C+1) W], in reading order."""
     rows = patch_map.movedim(-3, -1)  # ... R C W
     ends = newline.expand(*rows.shape[:-2], 1, -1)
     return torch.cat([rows, ends], dim=-2).flatten(-3, -2)
@@ -50,11 +54,10 @@ def end_rows(patch_map: Tensor, newline: Tensor) -> Tensor:
 
 def picture_rows(projected: Tensor, size: tuple[int, int], grid: tuple[int, int], newline: Tensor,
                  config: LlavaConfig) -> Tensor:  # fmt: skip
-    """An anyres picture: the base tile, then the grid's patches, unpadded, capped, a newline after
-    each row.
+    """The rows of an anyres picture: the base tile, then the grid's patches.
 
-    projected [1 + grid rows x grid columns, N, W]; size (width, height) of the original picture in
-    pixels.
+    The grid's patches are unpadded and capped, with a newline after each row. projected:
+    [1 + grid rows x grid columns, N, W]. size: (width, height) of the original picture in pixels.
     """
     (grid_rows, grid_columns), tiles = grid, square(projected[1:])
     side = tiles.shape[-1]
@@ -84,12 +87,12 @@ POOLS = {
 
 
 def pool(patches: Tensor, mode: str) -> Tensor:
-    """Halve a frame's patch map: [B N W] -> [B N' W]. `mode` is a key of POOLS."""
+    """Halve a frame's patch map: [B N W] -> [B N' W], by a mode of POOLS."""
     return see("pooled", POOLS[mode](square(patches)).flatten(2).transpose(1, 2), "B N W")
 
 
 def frames_rows(pooled: Tensor, newline: Tensor | None, position: str) -> Tensor:
-    """The rows of some frames of a clip [B N W]: `position` says where newlines stand inside it.
+    """The rows of some frames of a clip [B N W]; `position` says where newlines go in it.
 
     "grid": after each row of each frame; "frame": after each frame; "one_token" and "no_token":
     nowhere here (the one token closes the whole clip: see `clip_end`).

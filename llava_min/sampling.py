@@ -1,9 +1,11 @@
 """Logits -> the next token id: greedy, or a draw with temperature, top-k, top-p and min-p.
 
-in:  logits [V] float32, the ids so far      out: one id
+in:  logits [V] float32, the ids so far
+out: one id
+
 Random numbers are keyed by (seed, position): a draw does not depend on the batch, on how the prompt
 was chunked, or on what was drawn before.
-Read before: model.py. Read next: generate.py.
+Read model.py first. Read next: generate.py.
 Agrees with: the logits processors of transformers, in their order; min-p as in arXiv 2407.01082.
 
 V vocabulary.
@@ -20,7 +22,7 @@ from .options import Sampling
 def greedy(logits: Tensor, known: int) -> Tensor:
     """The most likely of the first `known` ids, -1 where a logit is not finite: [... V] -> [...].
 
-    It waits for nothing, so that a GPU can record it after the logits.
+    It never waits for the device, so that a GPU can record it after the logits.
 
     >>> greedy(torch.tensor([[1.0, 3.0, 9.0], [2.0, torch.nan, 9.0]]), 2)
     tensor([ 1, -1])
@@ -31,8 +33,10 @@ def greedy(logits: Tensor, known: int) -> Tensor:
 
 def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int,
             likely: int | None = None) -> int:  # fmt: skip
-    """Choose from logits [V] at `position`; ids from `known` on stand for nothing and are never
-    chosen. likely: `greedy` of these logits, where it is known already.
+    """Choose an id from logits [V] at `position`.
+
+    Ids from `known` on have no meaning and are never chosen. likely: `greedy` of these logits,
+    where it is known already. Raises NumericsError where a logit is not finite.
     """
     logits, chosen = logits[:known], -1
     if sampling.repetition_penalty != 1 and ids:
@@ -50,8 +54,9 @@ def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, k
 
 
 def penalised(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
-    """Logits of ids that have occurred are divided by the penalty where positive, multiplied where
-    negative.
+    """Logits with those of ids that have occurred made less likely.
+
+    A positive logit is divided by the penalty, a negative one multiplied.
     """
     known = sorted({i for i in ids if 0 <= i < len(logits)})
     seen = torch.tensor(known, dtype=torch.long, device=logits.device)
@@ -75,8 +80,9 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def draw(weights: Tensor, seed: int, position: int) -> int:
-    """An index drawn from probabilities [n], by inverting their sum at a number keyed by (seed,
-    position).
+    """An index drawn from probabilities [n].
+
+    It inverts their running sum at a random number keyed by (seed, position).
     """
     uniform = np.random.Generator(np.random.Philox(key=[seed, position])).random()
     return min(int((weights.cumsum(0) <= uniform).sum()), len(weights) - 1)

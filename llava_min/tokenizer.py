@@ -1,10 +1,12 @@
 """Text <-> ids: pieces of a prompt -> token ids, and ids -> whole characters while they stream.
 
-in:  pieces (special tokens, text runs, visuals)      out: ids, VISUAL where a picture or clip goes
+in:  pieces (special tokens, text runs, visuals)
+out: ids, VISUAL where a picture or clip goes
+
 A special token comes only from a `Special` piece. Every added token is marked special when the
-tokenizer is loaded, and special tokens in text are off, so that "<|im_end|>" typed by a user stays
-ten ordinary characters.
-Read before: prompt.py. Read next: cache.py.
+tokenizer is loaded, and special tokens in text are off. So "<|im_end|>" typed by a user stays ten
+ordinary characters.
+Read prompt.py first. Read next: segments.py.
 Agrees with: the tokenizers library on the same files.
 """
 
@@ -16,8 +18,8 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from .base.files import read_json
 from .errors import CheckpointError, PromptError, shown
-from .files import read_json
 from .prompt import Special, Visual
 
 VISUAL = -200  # stands for one picture or clip in a list of ids, as in the original code
@@ -52,7 +54,7 @@ class Tokenizer:
                 raise unreadable(f"the id {found} for the token {shown(token)}", number)
 
     def __len__(self) -> int:
-        """One more than the largest id that stands for something."""
+        """One more than the largest id that has a meaning."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
     def check_rows(self, rows: int) -> None:
@@ -62,14 +64,15 @@ class Tokenizer:
             raise unreadable(f"ids below vocab_size {rows}", f"{len(self) - 1} for {token}")
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a text run; no special token, whatever it spells."""
+        """Ids of a text run, never of a special token, whatever it spells."""
         if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
             raise PromptError("cannot ask", "text", "valid UTF-8", "bytes that are none")
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def encode(self, pieces) -> list[int]:
-        """Ids of a rendered prompt, VISUAL for each picture or clip. Neighbouring texts are encoded
-        in one go.
+        """Ids of a rendered prompt, with VISUAL for each picture or clip.
+
+        Neighbouring texts are encoded together.
         """
         ids, run = [], ""
         for piece in [*pieces, None]:
@@ -120,9 +123,7 @@ class CharacterStream:
         return self._new(final=False)
 
     def finish(self) -> str:
-        """What is left at the end: at most one replacement character for a character that never got
-        whole.
-        """
+        """What is left at the end: at most one replacement character for an incomplete one."""
         return self._new(final=True)
 
     def _new(self, final: bool) -> str:
@@ -137,9 +138,7 @@ class CharacterStream:
 
 
 def split_specials(text: str, tokenizer: Tokenizer) -> list:
-    """A prompt that is already complete (--raw): its special tokens become Special pieces, the rest
-    text.
-    """
+    """A complete prompt (--raw) as pieces: Special for its special tokens, text for the rest."""
     longest_first = sorted(tokenizer.special, key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # which never matches
     parts = re.split(f"({pattern})", text)
@@ -147,8 +146,9 @@ def split_specials(text: str, tokenizer: Tokenizer) -> list:
 
 
 def read(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer, from tokenizer.json or from vocab.json and merges.txt; None where it
-    has neither.
+    """The folder's tokenizer, or None where it has none.
+
+    It is read from tokenizer.json, or from vocab.json and merges.txt.
     """
     if (folder / "tokenizer.json").exists():
         return Tokenizer(read_json(folder / "tokenizer.json", "tokenizer"))

@@ -1,9 +1,10 @@
-"""see(): states a tensor's axes where it is made. It reads as a comment, checks, and prints under
---trace.
+"""see(): states a tensor's axes where it is made.
 
-patches = see("patches", patches, "B N D")
-Without an observer it costs an assertion. This observer is one of the package's two globals (the
-other is the kernel choice in kernels/choose.py).
+    patches = see("patches", patches, "B N D")
+
+It reads as a comment, checks the number of axes, and prints under --trace. Without an observer it
+costs an assertion. This observer is one of the package's two globals; the other is the kernel
+choice in kernels/choose.py.
 """
 
 import sys
@@ -23,13 +24,14 @@ def see(name: str, tensor, axes: str):
 
 
 def observed() -> bool:
-    """Whether somebody looks at what passes."""
+    """Whether an observer is set."""
     return _observer is not None
 
 
 class Tracer:
-    """Prints one line for each stage the first time that it passes: file, name, axes = sizes,
-    dtype, ms.
+    """Prints one line for each stage the first time that it passes.
+
+    A line shows file, name, axes = sizes, dtype and milliseconds.
     """
 
     def __init__(self, stream):

@@ -1,7 +1,11 @@
 """The vision tower: tiles -> patch features (SigLIP and CLIP).
 
-in:  tiles [B S S 3] uint8      out: features [B N D], N = (S / patch)^2 patches in reading order
-Read before: image.py. Read next: projector.py.
+in:  tiles [B S S 3] uint8
+out: features [B N D], N = (S / patch)^2 patches in reading order
+
+SigLIP has 27 blocks. LLaVA takes the output of the 26th (feature layer -2 of the original), and the
+checkpoints store these 26. The 27th and the post-layernorm are not used.
+Read image.py first. Read next: projector.py.
 Agrees with: SiglipVisionModel and CLIPVisionModel of transformers; arXiv 2303.15343, 2103.00020.
 
 B tiles, S tile side in pixels, N patches, D vision width, H heads, E head dimension.
@@ -17,10 +21,10 @@ from .trace import see
 
 
 def normalise(tiles: Tensor, config: VisionConfig, dtype: torch.dtype) -> Tensor:
-    """[B S S 3] uint8 -> [B 3 S S]: (x / 255 - mean) / std.
+    """Tiles [B S S 3] uint8 -> pixels [B 3 S S]: (x / 255 - mean) / std.
 
-    A true division in float32: it agrees bit for bit with the reference's float64 product for all
-    256 values; a float32 multiplication by 1/255 does not.
+    A true division in float32 agrees bit for bit with the reference's float64 product for all 256
+    values. A float32 multiplication by 1/255 does not.
     """
     wide = torch.promote_types(dtype, torch.float32)
     mean = torch.tensor(config.mean, dtype=wide, device=tiles.device)
@@ -79,8 +83,9 @@ class Block(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches, positions, blocks. Neither SigLIP's nor CLIP's final norm applies: LLaVA takes the
-    rows before it.
+    """Patches, positions, blocks, without the final norm of SigLIP or CLIP.
+
+    LLaVA takes the rows before that norm.
     """
 
     def __init__(self, config: VisionConfig):

@@ -19,7 +19,9 @@ import torch
 from test_families import FAMILIES, GRIDS, TILE, Family, pixels_of
 from test_mistakes import golden
 
-from llava_min import budget, config, vision
+from llava_min import segments as plans
+from llava_min import vision
+from llava_min.families import layouts
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results" / "agreement.jsonl"
 ONEVISION = small.hf_config(tied=False) | {"video_token_index": 511}
@@ -82,9 +84,9 @@ def difference(name: str, family: Family, sizes: list[tuple[int, int]], frames: 
 
 def placeholders(part) -> tuple[int, ...] | list[int]:
     """Ids of a segment as transformers wants them."""
-    if isinstance(part, budget.Text):
+    if isinstance(part, plans.Text):
         return part.ids
-    return [510 if isinstance(part, budget.Image) else 511] * part.tokens
+    return [510 if isinstance(part, plans.Image) else 511] * part.tokens
 
 
 def bound(largest: float) -> float:
@@ -133,9 +135,9 @@ def published(name: str | None) -> dict:
     if name is None:  # LLaVA-1.5 is CLIP and Vicuna without scaling
         text = {k: v for k, v in test_real_sizes.VICUNA.items() if k != "rope_scaling"}
         values = {**values, "text_config": text}
-    settings = config.from_values(values)
-    ten = budget.video_tokens(10, settings) // 10
-    return {"picture": budget.picture((640, 480), settings.image_modes[0], settings).tokens,
+    settings = layouts.from_values(values)
+    ten = plans.video_tokens(10, settings) // 10
+    return {"picture": plans.picture((640, 480), settings.image_modes[0], settings).tokens,
             "frame": ten, "context": settings.text.context}  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from llava_min import config as configuration
+from llava_min.families import layouts
 from llava_min.model import Llava
 from llava_min.weights import names
 
@@ -77,7 +78,7 @@ def original_config(hf: dict) -> dict:
 
 def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Llava:
     """A model in which every parameter is random and no activation explodes."""
-    model = Llava(configuration.from_values(config)).to(dtype)
+    model = Llava(layouts.from_values(config)).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,12 +7,14 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_min import anyres, budget, config
+from llava_min import anyres
+from llava_min import segments as plans
+from llava_min.families import layouts
 
 TILE, SIDE = 384, 27
 GRIDS = tuple((r, c) for r in range(1, 7) for c in range(1, 7))
 side = st.integers(1, 2400)
-ONEVISION = config.from_values(
+ONEVISION = layouts.from_values(
     {
         **small.hf_config(),
         "image_grid_pinpoints": [[TILE * r, TILE * c] for r, c in GRIDS],
@@ -42,7 +44,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("size", KNOWN, ids=str)
 def test_known_token_counts(size):
-    assert budget.picture(size, "anyres", ONEVISION).tokens == KNOWN[size]
+    assert plans.picture(size, "anyres", ONEVISION).tokens == KNOWN[size]
 
 
 @settings(max_examples=300, deadline=None)

@@ -127,7 +127,7 @@ def step_of_the_embedded_checkpoint():
 
     import llava_min
     from llava_min.cache import Cache
-    from llava_min.step import Step
+    from llava_min.engine.step import Step
 
     network = llava_min.load(dtype="float16").network
     cache = Cache.empty(network.config.text, 2, 77, torch.float16)
@@ -253,12 +253,12 @@ def test_every_published_shape_is_launched():
     from test_real_sizes import CHECKPOINTS
 
     from bench.lease import launches
-    from llava_min import config
+    from llava_min.families import layouts
 
     texts = {sizes[:4] for sizes in launches.TEXTS.values()}
     towers = {sizes[1:4] for sizes in launches.TOWERS.values()}
     for values, *_ in CHECKPOINTS.values():
-        found = config.from_values(values)
+        found = layouts.from_values(values)
         text, tower = found.text, found.vision
         sizes = text.hidden_size, text.intermediate_size, text.num_heads, text.num_kv_heads
         assert sizes in texts

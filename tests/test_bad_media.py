@@ -21,7 +21,8 @@ from bad_input import RESULTS, Case, ask, check, command, plain_memory, rows
 from PIL import Image
 
 import llava_min
-from llava_min import limits, media
+from llava_min.media import limits
+from llava_min.media import sources as media
 
 av = pytest.importorskip("av")
 catalogue = pytest.mark.catalogue

@@ -17,9 +17,13 @@ import torch
 from bad_input import command, forked
 
 import llava_min
-from llava_min import limits, loaded, prepare, sampling
-from llava_min.__main__ import main
+from llava_min import sampling
+from llava_min.base import memory as memory_errors
+from llava_min.command.main import main
+from llava_min.engine import handle
+from llava_min.engine import load as loading
 from llava_min.errors import MemoryBudgetError, NumericsError
+from llava_min.request import prepare
 
 STAR = str(small.TINY / "samples" / "shapes.png")
 ASK = ["Describe the picture.", "--image", STAR, "--device", "cpu"]
@@ -41,8 +45,8 @@ def interrupt_at(owner, name: str, call: int):
 
 @catalogue("CLI-INT", "while loading, preparing, encoding, prefilling, decoding")
 @pytest.mark.parametrize("owner, name, call", [
-    (loaded.weights, "place", 20), (loaded, "prepare", 1), (loaded.Llava, "encode", 1),
-    (loaded.Llava, "prefill", 1), (loaded.Llava, "decode", 1), (loaded.Llava, "decode", 9),
+    (loading.weights, "place", 20), (handle, "prepare", 1), (handle.Llava, "encode", 1),
+    (handle.Llava, "prefill", 1), (handle.Llava, "decode", 1), (handle.Llava, "decode", 9),
 ])  # fmt: skip
 def test_ctrl_c_ends_with_one_line_and_keeps_the_text(owner, name, call):
     ended = command(ASK, before=lambda: interrupt_at(owner, name, call))
@@ -54,7 +58,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_text(owner, name, call):
 
 @catalogue("CLI-INT", "with --json, what was said is still printed")
 def test_ctrl_c_with_json():
-    ended = command([*ASK, "--json"], before=lambda: interrupt_at(loaded.Llava, "decode", 9))
+    ended = command([*ASK, "--json"], before=lambda: interrupt_at(handle.Llava, "decode", 9))
     assert ended.code == 130 and '"finish_reason": "interrupted"' in ended.out
 
 
@@ -72,7 +76,7 @@ def shell(script: str) -> subprocess.CompletedProcess:
 def test_a_signal_at_any_moment():
     """Before the command's first line only Python itself can answer; the dot says that it ran."""
     start = (
-        "import os, llava_min.__main__ as m; opened = m.open_streams\n"
+        "import os, llava_min.command.main as m; opened = m.open_streams\n"
         "m.open_streams = lambda: (opened(), os.write(1, b'.')); m.run()"
     )
     for delay in (0.0, 0.1, 0.5):
@@ -118,9 +122,9 @@ def test_a_full_disk():
 def test_a_terminal_without_unicode(monkeypatch):
     def speak():
         sys.stdout = open(1, "w", encoding="ascii", closefd=False)
-        loaded.Llava.decode = None
-        loaded.generate = lambda *_: iter(
-            [loaded.Token(1, "★ é"), loaded.Finished("stop", "", 0, 0)]
+        handle.Llava.decode = None
+        handle.generate = lambda *_: iter(
+            [handle.Token(1, "★ é"), handle.Finished("stop", "", 0, 0)]
         )
         return main(ASK)
 
@@ -133,7 +137,7 @@ def test_a_terminal_without_unicode(monkeypatch):
 
 def refuse_memory(call: int):
     """From the call of `decode` with this number on, the system gives no more memory."""
-    original, calls = loaded.Llava.decode, []
+    original, calls = handle.Llava.decode, []
 
     def decode(self, ids, cache):
         calls.append(ids)
@@ -141,7 +145,7 @@ def refuse_memory(call: int):
             torch.empty(1 << 50)
         return original(self, ids, cache)
 
-    loaded.Llava.decode = decode
+    handle.Llava.decode = decode
 
 
 @catalogue("MEM-RUN", "an allocation fails while decoding")
@@ -155,7 +159,7 @@ def test_memory_that_runs_out_while_decoding():
 
 @catalogue("MEM-RUN", "the address space ends while loading, preparing or prefilling")
 @pytest.mark.parametrize("owner, name", [
-    (loaded.weights, "place"), (prepare, "open_media"), (loaded.Cache, "empty")
+    (loading.weights, "place"), (prepare, "open_media"), (handle.Cache, "empty")
 ])  # fmt: skip
 def test_memory_that_runs_out_earlier(owner, name):
     """A real limit: a tensor beyond the child's address space is asked for on the way."""
@@ -182,10 +186,10 @@ def test_memory_that_runs_out_earlier(owner, name):
 ])  # fmt: skip
 def test_reports_of_no_memory(error):
     with pytest.raises(MemoryBudgetError, match="cannot think"):
-        with limits.memory("think"):
+        with memory_errors.memory("think"):
             raise error
     with pytest.raises(RuntimeError, match="shapes"):
-        with limits.memory("think"):
+        with memory_errors.memory("think"):
             raise RuntimeError("shapes do not fit")
 
 
@@ -232,14 +236,14 @@ def test_without_triton():
 @catalogue("NU-NANLOGIT", "named with its place; the text before it stays")
 def test_logits_that_are_no_numbers():
     def spoil():
-        original, calls = loaded.Llava.decode, []
+        original, calls = handle.Llava.decode, []
 
         def decode(self, ids, cache):
             logits = original(self, ids, cache)
             calls.append(ids)
             return logits * float("nan") if len(calls) == 9 else logits
 
-        loaded.Llava.decode = decode
+        handle.Llava.decode = decode
 
     ended = command(ASK, before=spoil)
     assert ended.code == 7 and ended.out.strip(), ended

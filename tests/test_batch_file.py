@@ -6,8 +6,8 @@ import pytest
 import small
 
 import llava_min
-from llava_min import batch_file, report
-from llava_min.__main__ import main
+from llava_min.command import batch_file, report
+from llava_min.command.main import main
 
 STAR = str(small.TINY / "samples" / "shapes.png")
 LINES = [
@@ -144,7 +144,7 @@ def test_resume_knows_lines_by_their_id(files):
 
 def test_answers_are_on_the_disk_when_their_batch_ends(files, monkeypatch):
     """Interrupted in the third batch: two batches are there, whole, and can be gone on with."""
-    from llava_min import batch
+    from llava_min.engine import batch
 
     answers, seen = batch.answers, []
 

@@ -13,7 +13,7 @@ import pytest
 import llava_min
 from bench import __main__ as bench
 from bench import checkpoints, kv_cache, ledger, llamacpp, long
-from llava_min.budget import Plan, Text
+from llava_min.segments import Plan, Text
 
 MODULES = sorted(path.stem for path in Path(bench.__file__).parent.glob("[a-z]*.py"))
 COMMANDS = bench.__doc__.split("python -m bench ")[1].split(":")[0].split(" | ")

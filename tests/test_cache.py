@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_min
-from llava_min import __main__, budget
+from llava_min import segments as plans
 from llava_min.cache import Cache
+from llava_min.command import main as command
 from llava_min.errors import ParameterError
 from llava_min.kernels import rope
 from llava_min.kernels.decode_attention import decode_attention
@@ -131,7 +132,7 @@ def test_growing_and_rewinding_keep_what_was_seen(llava, kind):
 
 def prefilled(llava, ids, kind, chunk=4096, batch=1, row=0, capacity=60):
     cache = Cache.empty(llava.config.text, batch, capacity, torch.float64, kind)
-    plan = budget.Plan((budget.Text(tuple(ids)),), 99)
+    plan = plans.Plan((plans.Text(tuple(ids)),), 99)
     return llava.prefill(plan, [], cache.row(row), chunk=chunk, keep="all"), cache
 
 
@@ -167,7 +168,7 @@ def test_the_option_reaches_the_cache(capsys):
     """--kv-dtype int8 answers the embedded question as the weights' dtype does, and is reported."""
     answers = {}
     for kind in ("auto", "int8", "fp8"):
-        assert __main__.main(["--json", "--quiet", "--max-tokens", "9", "--kv-dtype", kind]) == 0
+        assert command.main(["--json", "--quiet", "--max-tokens", "9", "--kv-dtype", kind]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["settings"]["kv_dtype"] == kind
         answers[kind] = found["text"]

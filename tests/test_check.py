@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from test_agrees_golden import GOLDEN
 
-from llava_min import check, projector
+from llava_min import projector
+from llava_min.check import compare
 from llava_min.kernels import activation, attention, rope
 
 pytest.importorskip("transformers")
@@ -17,7 +18,7 @@ gelu_reference = activation.gelu_reference
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
-    code = check.main(list(arguments))
+    code = compare.main(list(arguments))
     return code, capsys.readouterr().out
 
 
@@ -91,10 +92,10 @@ def test_a_slip_is_found_at_its_stage(capsys, monkeypatch, name):
 
 def test_without_transformers_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert check.main([]) == 2
+    assert compare.main([]) == 2
     assert "pip install transformers" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_one_line(capsys):
-    assert check.main(["-m", "nowhere"]) == 3
+    assert compare.main(["-m", "nowhere"]) == 3
     assert "nowhere" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import llava_min
-from llava_min import config as configuration
 from llava_min.errors import CheckpointError, NumericsError
+from llava_min.families import layouts
 from llava_min.weights import names
 from llava_min.weights.checkpoint import Checkpoint
 
@@ -253,4 +253,4 @@ def test_the_embedded_checkpoint_is_whole_and_small():
     checkpoint = Checkpoint.open(small.TINY)
     size = (small.TINY / "model.safetensors").stat().st_size
     assert size <= 8 << 20 and len(checkpoint.names) > 100
-    assert configuration.read(small.TINY).ignored == ()
+    assert layouts.read(small.TINY).ignored == ()

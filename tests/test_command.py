@@ -5,12 +5,13 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import small
 
 import llava_min
-from llava_min.__main__ import main
+from llava_min.command.main import main
 
 SAMPLES = small.TINY / "samples"
 STAR = str(SAMPLES / "shapes.png")
@@ -63,7 +64,7 @@ def test_json_has_the_documented_fields(capsys):
     assert whole["media"] == [
         {
             "type": "image",
-            "source": f"'{STAR}'",
+            "source": STAR,
             "size": [320, 240],
             "tiles": whole["media"][0]["tiles"],
             "tokens": whole["usage"]["image_tokens"],
@@ -287,6 +288,29 @@ def test_the_module_forms_are_the_same_command():
             [sys.executable, "-m", module, "--version"], capture_output=True, text=True
         )
         assert result.stdout == f"llava_min {llava_min.__version__}\n"
+
+
+@pytest.mark.parametrize("words, module", [
+    (["inspect", "weights/tiny"], "llava_min.weights"),
+    (["inspect", "nowhere"], "llava_min.weights"),
+    (["quantize", "weights/tiny"], "llava_min.weights"),
+    (["check", "-m", "nowhere"], "llava_min.check"),
+    (["check", "--help"], "llava_min.check"),
+])  # fmt: skip
+def test_other_commands_are_those_of_their_modules(words, module):
+    """The same output, errors and exit code as python -m of the module."""
+    root = Path(llava_min.__file__).parents[1]
+    old = words[1:] if module.endswith("check") else words
+    forms = [[sys.executable, "-m", "llava_min", *words], [sys.executable, "-m", module, *old]]
+    one, other = (subprocess.run(f, capture_output=True, text=True, cwd=root) for f in forms)
+    assert (one.stdout, one.stderr, one.returncode) == (
+        other.stdout, other.stderr, other.returncode)  # fmt: skip
+
+
+def test_a_question_may_begin_with_the_name_of_a_command(capsys):
+    """Only the whole first word is one."""
+    assert main(["check the color of the star", "--max-tokens", "1"]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_invalid_utf8_is_named():

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_families import Family
 
-from llava_min import budget, config
+from llava_min import segments as plans
+from llava_min.families import layouts
 
 pytest.importorskip("transformers")
 side = st.one_of(st.integers(1, 130), st.integers(1, 2400))
@@ -57,7 +58,7 @@ def test_greedy_answers(families, name):
 def counter(name: str):
     """(our configuration at the real size, a function that counts as their processor does)."""
     values = test_real_sizes.CHECKPOINTS[name][0]
-    ours = config.from_values(values)
+    ours = layouts.from_values(values)
     tile, rows = ours.tile, ours.vision.side
     if ours.family == "llava":
         return ours, lambda width, height: rows * rows
@@ -83,7 +84,7 @@ def test_counts_at_the_real_size(name, width, height):
     transformers rounds it: there, one row or column on either side may differ.
     """
     ours, theirs = counter(name)
-    mine = budget.picture((width, height), ours.image_modes[0], ours).tokens
+    mine = plans.picture((width, height), ours.image_modes[0], ours).tokens
     if ours.unpad_rounded:
         assert mine == theirs(width, height)
     else:

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import llava_min
-from llava_min import budget, config, image, prompt
+from llava_min import image, prompt
+from llava_min import segments as plans
+from llava_min.families import layouts
 
 transformers = pytest.importorskip("transformers")
 TILE, SIDE = 56, 4
@@ -153,7 +155,7 @@ class Family:
         """The prompt's ids with `token` in place of every visual row."""
         ids = []
         for segment in self.ours.prepare(question, **media, **options).plan.segments:
-            ids += segment.ids if isinstance(segment, budget.Text) else [token] * segment.tokens
+            ids += segment.ids if isinstance(segment, plans.Text) else [token] * segment.tokens
         return ids
 
 
@@ -261,10 +263,10 @@ def test_a_picture_and_a_clip_in_one_prompt(families):
     video = clip_processor()(list(frames), return_tensors="pt")["pixel_values"][None]
     ids = []
     for segment in family.ours.prepare("What?", images=[picture], videos=[frames]).plan.segments:
-        if isinstance(segment, budget.Text):
+        if isinstance(segment, plans.Text):
             ids += segment.ids
         else:
-            ids += [510 if isinstance(segment, budget.Image) else 511] * segment.tokens
+            ids += [510 if isinstance(segment, plans.Image) else 511] * segment.tokens
     theirs = family.logits(
         ids, **processor([picture], return_tensors="pt"), pixel_values_videos=video
     )
@@ -306,7 +308,7 @@ def test_a_stray_factor_without_rope_scaling_is_not_obeyed():
         **FAMILIES["next_video"],
         "text_config": decoder("llama", factor=2.0, type="linear"),
     }
-    assert config.from_values(settings).text.rope_factor == 1.0
+    assert layouts.from_values(settings).text.rope_factor == 1.0
 
 
 def test_the_original_walks_its_grids_by_width_first():
@@ -352,13 +354,15 @@ def test_token_counts_of_next_video_at_its_real_size(size, grid, tokens):
         "vision_config": clip(image_size=336),
         "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
     }
-    segment = budget.picture(size, "anyres", config.from_values(settings))
+    segment = plans.picture(size, "anyres", layouts.from_values(settings))
     assert (segment.grid, segment.tokens) == (grid, tokens)
 
 
 def test_cropping_takes_the_floor_of_the_middle():
     """339 x 336: offset 1; torchvision's own centre crop would round to 2."""
-    settings = config.from_values({**FAMILIES["long_llava"], "vision_config": clip(image_size=336)})
+    settings = layouts.from_values(
+        {**FAMILIES["long_llava"], "vision_config": clip(image_size=336)}
+    )
     picture = small.picture(339, 336)
     import numpy as np
 

@@ -21,10 +21,14 @@ from test_agrees_golden import CASES, GOLDEN, inputs, overrides_of
 from test_real_sizes import CHECKPOINTS, GRID5, GRID36
 
 import llava_min
-from llava_min import budget, config, image, media
-from llava_min.__main__ import main
-from llava_min.budget import Storage
+from llava_min import image
+from llava_min import segments as plans
 from llava_min.cache import Cache
+from llava_min.command.main import main
+from llava_min.families import layouts
+from llava_min.media import sources as media
+from llava_min.planning import memory as needs
+from llava_min.planning.memory import Storage
 from llava_min.weights import load
 
 CLIP = str(small.TINY / "samples" / "clip.mp4")
@@ -130,9 +134,9 @@ def test_only_the_header_of_a_picture_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_parameters_are_counted_exactly(name):
-    settings = config.from_values(CHECKPOINTS[name][0])
+    settings = layouts.from_values(CHECKPOINTS[name][0])
     count = sum(parameter.numel() for parameter in load.on_meta(settings).parameters())
-    assert budget.weight_bytes(settings, Storage("bfloat16")) == 2 * count
+    assert needs.weight_bytes(settings, Storage("bfloat16")) == 2 * count
 
 
 def allocated(call) -> int:
@@ -163,22 +167,22 @@ def test_cache_and_activations_are_what_torch_allocates(text, size, frames, word
     """Never less by more than 1%, never more by over 10%, for text, a clip, a picture and all."""
     values = small.hf_config(max_position_embeddings=10**6, **text)
     model = small.random_model(values, dtype=getattr(torch, dtype))
-    segments, tiles = [budget.Text((1,) * (words + 1))], []
+    segments, tiles = [plans.Text((1,) * (words + 1))], []
     if size:
         tiles.append((image.anyres_tiles(small.picture(*size), model.config), False))
-        segments.append(budget.picture(size, "anyres", model.config))
+        segments.append(plans.picture(size, "anyres", model.config))
     if frames:
         pixels = image.FrameTiles(small.frames(frames, 8, 8), model.config, range(frames))
         tiles.append((image.Tiles(pixels, (8, 8), None), True))
-        segments.append(budget.clip(list(range(frames)), model.config))
-    plan = budget.Plan(tuple(segments), 10**6)
+        segments.append(plans.clip(list(range(frames)), model.config))
+    plan = plans.Plan(tuple(segments), 10**6)
 
     def run():
         cache = Cache.empty(model.config.text, 1, plan.tokens, getattr(torch, dtype))
         model.prefill(plan, [model.encode(*visual) for visual in tiles], cache)
 
     run()  # what is made once, is made
-    found, need = allocated(run), budget.memory(model.config, plan, 0, Storage(dtype))
+    found, need = allocated(run), needs.memory(model.config, plan, 0, Storage(dtype))
     assert 0.99 * found <= need.cache + need.activations <= 1.1 * found
 
 
@@ -219,7 +223,7 @@ def test_frames_in_the_tower_take_what_is_said(dtype, activation):
         clip = image.Tiles(frames, (8, 8), None)
         encode = lambda k=k, clip=clip: deque(model.encode(clip, True, k), maxlen=0)
         encode()
-        said = budget.vision_bytes(config, 12, Storage(dtype), k)
+        said = needs.vision_bytes(config, 12, Storage(dtype), k)
         assert said == pytest.approx(allocated(encode), rel=0.05)
 
 
@@ -230,7 +234,7 @@ def test_a_picture_put_together_takes_what_is_said(dtype):
     tiles = image.anyres_tiles(small.picture(560, 560), model.config)
     encode = lambda: list(model.encode(tiles, False, 1))
     encode()
-    said = budget.vision_bytes(model.config, len(tiles.pixels), Storage(dtype), 1)
+    said = needs.vision_bytes(model.config, len(tiles.pixels), Storage(dtype), 1)
     assert said == pytest.approx(allocated(encode), rel=0.06)
 
 
@@ -244,7 +248,7 @@ def test_a_chunk_in_the_decoder_takes_what_is_said(intermediate, dtype):
     cache = Cache.empty(config, 1, 1024, rows.dtype)
     read = torch.inference_mode()(lambda: model.decoder(rows, cache))
     read()
-    said = budget.prefill_bytes(config, 1024, Storage(dtype), 1024)
+    said = needs.prefill_bytes(config, 1024, Storage(dtype), 1024)
     assert said == pytest.approx(allocated(read), rel=0.015)
 
 
@@ -254,12 +258,12 @@ def test_weights_of_four_bits_are_counted_exactly():
     for layer in model.network.modules():
         own = (*vars(layer).values(), *layer._parameters.values())
         held += sum(t.numel() * t.dtype.itemsize for t in own if isinstance(t, torch.Tensor))
-    said = budget.weight_bytes(model.config, Storage("bfloat16", bits=4))
+    said = needs.weight_bytes(model.config, Storage("bfloat16", bits=4))
     assert said == pytest.approx(held, rel=0.001)
 
 
 def test_sizes_of_numbers():
-    for name, size in budget.BYTES.items():
+    for name, size in needs.BYTES.items():
         assert getattr(torch, name).itemsize == size
 
 
@@ -270,8 +274,8 @@ def test_operations_are_those_of_the_linears_and_of_attention():
     model = small.random_model(small.hf_config(max_position_embeddings=10**6))
     size, settings = (500, 480), model.config
     tiles = image.anyres_tiles(small.picture(*size), settings)
-    segments = (budget.picture(size, "anyres", settings), budget.Text((1,) * 900))
-    plan, counted = budget.Plan(segments, 10**6), {"seeing": 0, "reading": 0}
+    segments = (plans.picture(size, "anyres", settings), plans.Text((1,) * 900))
+    plan, counted = plans.Plan(segments, 10**6), {"seeing": 0, "reading": 0}
 
     def count(layer, inputs, output):
         where = "reading" if layer in decoder else "seeing"
@@ -288,7 +292,7 @@ def test_operations_are_those_of_the_linears_and_of_attention():
     patches = 4 * vision.num_layers * vision.hidden_size
     counted["reading"] += heads * plan.tokens * (plan.tokens + 1) // 2
     counted["seeing"] += patches * seen * vision.num_positions**2
-    assert budget.operations(settings, plan) == pytest.approx(tuple(counted.values()), rel=1e-3)
+    assert needs.operations(settings, plan) == pytest.approx(tuple(counted.values()), rel=1e-3)
 
 
 # What does not fit -------------------------------------------------------------
@@ -327,18 +331,20 @@ def test_what_cannot_fit_is_refused_before_anything_is_encoded(monkeypatch, caps
     need = llava_min.plan(None, "Why?", videos=[CLIP], device="cpu").memory()
     beside = need.cache + need.activations
     monkeypatch.setattr(model.network, "encode", None)
-    for module in ("loaded", "forecast"):
+    for module in ("engine.handle", "planning.forecast"):
         monkeypatch.setattr(f"llava_min.{module}.free_bytes", lambda device: beside - 1)
     with pytest.raises(llava_min.MemoryBudgetError, match="What would fit: .*--frames 15"):
         model.generate("Why?", videos=[CLIP])
-    monkeypatch.setattr("llava_min.loaded.load", lambda *given, **named: model)
+    monkeypatch.setattr("llava_min.engine.load.load", lambda *given, **named: model)
     assert main(["Why?", "--video", CLIP]) == 5
     assert "weights + " in capsys.readouterr().err
 
 
 def test_what_just_fits_is_answered(monkeypatch):
     need = llava_min.plan(None, "Why?", videos=[CLIP], device="cpu", max_tokens=1).memory()
-    monkeypatch.setattr("llava_min.loaded.free_bytes", lambda d: need.cache + need.activations)
+    monkeypatch.setattr(
+        "llava_min.engine.handle.free_bytes", lambda d: need.cache + need.activations
+    )
     model = llava_min.load(device="cpu")
     assert model.generate("Why?", videos=[CLIP], max_tokens=1).token_ids
 

@@ -21,8 +21,8 @@ from bad_input import forked
 from PIL import Image
 
 import llava_min
-from llava_min import media
 from llava_min.errors import LlavaMinError
+from llava_min.media import sources as media
 
 SECONDS = 60  # for one mutant, on the clock; a quiet machine needs milliseconds
 ORDINARY, SLOW = 200, 2000  # mutants of each kind

@@ -10,7 +10,7 @@ CHILD = """
 import resource
 import sys
 import torch
-from llava_min import heap
+from llava_min.base import heap
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

@@ -6,9 +6,10 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_min import config, image
+from llava_min import image
+from llava_min.families import layouts
 
-CONFIG = config.read(small.TINY)
+CONFIG = layouts.read(small.TINY)
 
 
 @pytest.fixture(scope="module")

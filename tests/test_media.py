@@ -14,8 +14,9 @@ import pytest
 import small
 from PIL import Image
 
-from llava_min import limits, media
 from llava_min.errors import MediaError
+from llava_min.media import limits
+from llava_min.media import sources as media
 
 
 def saved(picture: Image.Image, format: str, **options) -> bytes:

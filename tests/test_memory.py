@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llava_min
-from llava_min import budget, config
+from llava_min import segments as plans
+from llava_min.families import layouts
+from llava_min.planning import memory as needs
 
 CHILD = """
 import json, re, sys, torch, small
-from llava_min import budget, config
+from llava_min import segments as plans
 from llava_min.cache import Cache
 from llava_min.image import Tiles
 torch.set_num_threads(1)
@@ -29,7 +31,7 @@ class Blank:  # frames that are made when they are asked for
     def __len__(self): return frames
     def __getitem__(self, index): return torch.zeros(112, 112, 3, dtype=torch.uint8).numpy()
 
-plan = budget.Plan((budget.clip([0.0] * frames, model.config), budget.Text((1, 2))), 10**6)
+plan = plans.Plan((plans.clip([0.0] * frames, model.config), plans.Text((1, 2))), 10**6)
 cache = Cache.empty(model.config.text, 1, plan.tokens)
 cache.keys.zero_(), cache.values.zero_()
 def status(name):
@@ -71,27 +73,27 @@ def test_many_frames_take_no_more_memory_than_few():
     assert naive > 2 * few, (few, naive)
 
 
-CONFIG = config.from_values(small.hf_config())
+CONFIG = layouts.from_values(small.hf_config())
 
 
 @given(st.integers(1, 2**36), st.sampled_from(["float32", "bfloat16"]))
 def test_portions_fit_and_grow(free, dtype):
     """What is worked on at a time takes an eighth of the memory, and grows with it."""
-    storage = budget.Storage(dtype)
-    tiles, tokens = budget.portions(CONFIG, storage, free)
-    assert tiles == 1 or 8 * budget.vision_bytes(CONFIG, tiles, storage, tiles) <= free
-    assert tokens == 64 or 8 * budget.prefill_bytes(CONFIG.text, tokens, storage, tokens) <= free
-    more = budget.portions(CONFIG, storage, 2 * free)
-    assert tiles <= more[0] <= budget.TILES and tokens <= more[1] <= budget.CHUNK
-    assert budget.portions(CONFIG, storage, None) == (budget.TILES, budget.CHUNK)
+    storage = needs.Storage(dtype)
+    tiles, tokens = needs.portions(CONFIG, storage, free)
+    assert tiles == 1 or 8 * needs.vision_bytes(CONFIG, tiles, storage, tiles) <= free
+    assert tokens == 64 or 8 * needs.prefill_bytes(CONFIG.text, tokens, storage, tokens) <= free
+    more = needs.portions(CONFIG, storage, 2 * free)
+    assert tiles <= more[0] <= plans.TILES and tokens <= more[1] <= plans.CHUNK
+    assert needs.portions(CONFIG, storage, None) == (plans.TILES, plans.CHUNK)
 
 
 def test_little_memory_gives_the_same_answer(monkeypatch):
     """Told of hardly any free memory, it goes on tile by tile, 64 tokens at a time, and says so."""
     model, frames = llava_min.load(device="cpu"), small.frames(6)
     whole = model.generate("Describe the video.", videos=[frames], max_tokens=8)
-    few = budget.portions(model.config, model.storage, 1)
-    monkeypatch.setattr("llava_min.loaded.portions", lambda *given: few)
+    few = needs.portions(model.config, model.storage, 1)
+    monkeypatch.setattr("llava_min.engine.handle.portions", lambda *given: few)
     done = []
     model.progress = lambda count, total: done.append((count, total))
     parts = model.generate("Describe the video.", videos=[frames], max_tokens=8)

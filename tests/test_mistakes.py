@@ -18,7 +18,9 @@ from test_anyres import KNOWN, ONEVISION
 from test_families import FAMILIES, GRIDS, TILE, Family, clip_processor
 
 import llava_min
-from llava_min import anyres, budget, config, image, model, projector, vision
+from llava_min import anyres, image, model, projector, vision
+from llava_min import segments as plans
+from llava_min.families import layouts
 from llava_min.kernels import rope
 from llava_min.weights import names
 
@@ -108,7 +110,7 @@ def counts(_) -> tuple[float, float]:
     """Known token counts; 1152 x 1404 stays under the cap by a little."""
     known = KNOWN | {(1152, 1404): 8765}
     return max(
-        abs(budget.picture(size, "anyres", ONEVISION).tokens - tokens)
+        abs(plans.picture(size, "anyres", ONEVISION).tokens - tokens)
         for size, tokens in known.items()
     ), 0  # fmt: skip
 
@@ -117,8 +119,8 @@ def original_count(_) -> tuple[float, float]:
     """196 x 1323 in the original layout: 108 rows of 15 patches (transformers keeps 17)."""
     wide = {"image_grid_pinpoints": [[384 * a, 384 * b] for a in range(1, 7) for b in range(1, 7)]}
     tower = {"vision_config": {**small.hf_config()["vision_config"], "image_size": 384}}
-    settings = config.from_values({**small.original_config(small.hf_config()), **wide, **tower})
-    return abs(budget.picture((196, 1323), "anyres", settings).tokens - 27 * 27 - 108 * 16), 0
+    settings = layouts.from_values({**small.original_config(small.hf_config()), **wide, **tower})
+    return abs(plans.picture((196, 1323), "anyres", settings).tokens - 27 * 27 - 108 * 16), 0
 
 
 def defaults(_) -> tuple[float, float]:
@@ -126,9 +128,9 @@ def defaults(_) -> tuple[float, float]:
     from transformers import CLIPVisionConfig, Qwen2Config, SiglipVisionConfig
 
     clip, siglip, text = CLIPVisionConfig(), SiglipVisionConfig(), Qwen2Config()
-    long, other = (config.from_values(FAMILIES[name]) for name in ("long_llava", "interleave"))
+    long, other = (layouts.from_values(FAMILIES[name]) for name in ("long_llava", "interleave"))
     bare = {k: v for k, v in FAMILIES["long_llava"]["text_config"].items() if k != "rms_norm_eps"}
-    bare = config.from_values({**FAMILIES["long_llava"], "text_config": bare})
+    bare = layouts.from_values({**FAMILIES["long_llava"], "text_config": bare})
     pairs = ((long.vision.norm_eps, clip.layer_norm_eps), (bare.text.norm_eps, text.rms_norm_eps),
              (other.vision.norm_eps, siglip.layer_norm_eps))  # fmt: skip
     return max(abs(mine - their) for mine, their in pairs), 0
@@ -163,17 +165,17 @@ MISTAKES = {
         vision, "self.mlp_norm(patches)), self.activation",
         'self.mlp_norm(patches)), "gelu"', LONG),
     "SigLIP's epsilon in CLIP": (
-        config, '"quick_gelu", norm_eps=1e-5', '"quick_gelu", norm_eps=1e-6', defaults),
+        layouts, '"quick_gelu", norm_eps=1e-5', '"quick_gelu", norm_eps=1e-6', defaults),
     "CLIP's epsilon in SigLIP": (
-        config, '"gelu_pytorch_tanh", norm_eps=1e-6',
+        layouts, '"gelu_pytorch_tanh", norm_eps=1e-6',
         '"gelu_pytorch_tanh", norm_eps=1e-5', defaults),
     "Vicuna's epsilon in Qwen2": (
-        config, 'fields.positive("rms_norm_eps", 1e-6)',
+        layouts, 'fields.positive("rms_norm_eps", 1e-6)',
         'fields.positive("rms_norm_eps", 1e-5)', defaults),
     "the class token kept, a patch dropped": (vision, "patches[:, 1:]", "patches[:, :-1]", LONG),
-    "CLIP's last block": (config, "num_layers=stored + 1 + layer", "num_layers=stored", LONG),
+    "CLIP's last block": (layouts, "num_layers=stored + 1 + layer", "num_layers=stored", LONG),
     "SigLIP's last but one block": (
-        config, "vision_config(vision, -1)", "vision_config(vision, -2)", PICTURE),
+        layouts, "vision_config(vision, -1)", "vision_config(vision, -2)", PICTURE),
     "CLIP's first norm forgotten": (vision, "self.pre_norm(patches)\n", "patches\n", LONG),
     "a norm behind the last block": (
         vision, 'return see("features", patches,',
@@ -181,8 +183,8 @@ MISTAKES = {
     "pairs of neighbours in RoPE": (
         rope, "values.roll(values.shape[-1] // 2, dims=-1)",
         "values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)", PICTURE),
-    "the default theta": (config, 'fields.positive("rope_theta", 10_000.0)', "10_000.0", PICTURE),
-    "linear scaling forgotten": (config, 'scaling.positive("factor") if', "1.0 if", FILM),
+    "the default theta": (layouts, 'fields.positive("rope_theta", 10_000.0)', "10_000.0", PICTURE),
+    "linear scaling forgotten": (layouts, 'scaling.positive("factor") if', "1.0 if", FILM),
     "linear scaling the wrong way": (rope, "/ factor *", "* factor *", FILM),
     "keys for values": (
         names, '"decoder.blocks.{n}.qkv.", "key"', '"decoder.blocks.{n}.qkv.", "value"', PICTURE),
@@ -190,9 +192,9 @@ MISTAKES = {
         names, '"decoder.blocks.{n}.gate_up.", "gate"',
         '"decoder.blocks.{n}.gate_up.", "up"', PICTURE),
     "transformers' rounding in the original": (
-        config, "unpad_rounded=False", "unpad_rounded=True", original_count),
+        layouts, "unpad_rounded=False", "unpad_rounded=True", original_count),
     "grids by width first": (
-        config, 'tower.image_size, height_first=True),\n        image_modes=("anyres",)',
+        layouts, 'tower.image_size, height_first=True),\n        image_modes=("anyres",)',
         'tower.image_size, height_first=False),\n        image_modes=("anyres",)', NEXT),
     "the cap rounded": (
         anyres, "int(rows // excess), int(columns // excess)",
@@ -212,7 +214,7 @@ MISTAKES = {
         model, "projector.pool(self.projector(features), mode)",
         "self.projector(projector.pool(features, mode))", golden("video_one_token_max")),
     "pooling behind the projector": (
-        config, "pool_before_projector=True", "pool_before_projector=False", FILM),
+        layouts, "pool_before_projector=True", "pool_before_projector=False", FILM),
     "no newline behind the clip": (
         projector, 'newline[None] if position == "one_token" else None', "None", CLIP),
     "a newline a frame for one a row": (
@@ -230,7 +232,7 @@ MISTAKES = {
         "left, top = (size[0] - tile + 1) // 2", family("long_llava", 57, 56)),
     "pixels over 256": (vision, "tiles.to(wide) / 255", "tiles.to(wide) / 256", PICTURE),
     "mean and deviation of SigLIP in CLIP": (
-        config, "mean=(0.48145466, 0.4578275, 0.40821073)", "mean=(0.5, 0.5, 0.5)", LONG),
+        layouts, "mean=(0.48145466, 0.4578275, 0.40821073)", "mean=(0.5, 0.5, 0.5)", LONG),
 }  # fmt: skip
 ANYTHING = (AssertionError, RuntimeError, ValueError, KeyError, llava_min.LlavaMinError)
 

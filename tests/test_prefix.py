@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llava_min
-from llava_min import image, prefix, video
+from llava_min import image
+from llava_min.engine import prefix
 from llava_min.errors import LlavaMinError, OutputError, PromptError
-from llava_min.prepare import EMBEDDED
+from llava_min.families.folder import EMBEDDED
+from llava_min.media import video
 
 FIRST, SECOND = small.picture(100, 60), small.picture(50, 80, seed=1)
 CLIP = small.frames(4)

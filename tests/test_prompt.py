@@ -10,7 +10,9 @@ from languages import SENTENCES
 
 from llava_min import prompt
 from llava_min.errors import PromptError
+from llava_min.families import templates
 from llava_min.prompt import Special, Turn, Visual
+from llava_min.request import messages as chat_messages
 
 
 def written(pieces) -> str:
@@ -27,7 +29,7 @@ def written(pieces) -> str:
 def test_onevision_is_the_published_text():
     turn = prompt.user_turn("What is it?", images=1, videos=0)
     expected = "<|im_start|>user <image 0>\nWhat is it?<|im_end|><|im_start|>assistant\n"
-    assert written(prompt.onevision([turn])) == expected
+    assert written(templates.onevision([turn])) == expected
 
 
 def test_qwen_is_the_published_text():
@@ -36,7 +38,7 @@ def test_qwen_is_the_published_text():
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<image 0>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert written(prompt.qwen([turn])) == expected
+    assert written(templates.qwen([turn])) == expected
 
 
 def test_several_turns_keep_their_order():
@@ -45,7 +47,7 @@ def test_several_turns_keep_their_order():
         Turn("assistant", (("B",),)),
         Turn("user", (("C",),)),
     ]
-    assert written(prompt.onevision(turns)) == (
+    assert written(templates.onevision(turns)) == (
         "<|im_start|>user <image 0>\nA<|im_end|><|im_start|>assistant \nB<|im_end|>"
         "<|im_start|>user \nC<|im_end|><|im_start|>assistant\n"
     )
@@ -65,7 +67,7 @@ def test_several_turns_keep_their_order():
     ],
 )
 def test_placeholders_place_the_visuals(text, images, videos, expected):
-    rendered = written(prompt.onevision([prompt.user_turn(text, images, videos)]))
+    rendered = written(templates.onevision([prompt.user_turn(text, images, videos)]))
     assert rendered.removeprefix("<|im_start|>user ").split("<|im_end|>")[0] == expected
 
 
@@ -89,8 +91,8 @@ def test_a_wrong_number_of_placeholders_is_an_error(text, images, videos):
 @given(st.text(max_size=50), st.integers(0, 3), st.integers(0, 3))
 def test_every_visual_appears_once_in_order(text, images, videos):
     text = text.replace("<", "")
-    for name in prompt.TEMPLATES:
-        pieces = list(prompt.TEMPLATES[name]([prompt.user_turn(text, images, videos)]))
+    for name in templates.TEMPLATES:
+        pieces = list(templates.TEMPLATES[name]([prompt.user_turn(text, images, videos)]))
         visuals = [piece for piece in pieces if isinstance(piece, Visual)]
         expected = [Visual("image", i) for i in range(images)] + [
             Visual("video", i) for i in range(videos)
@@ -100,7 +102,7 @@ def test_every_visual_appears_once_in_order(text, images, videos):
 
 
 def test_messages_keep_the_order_of_their_parts():
-    turns, images, videos = prompt.from_messages([
+    turns, images, videos = chat_messages.from_messages([
         {"role": "user", "content": [
             {"type": "text", "text": "First <image>"},
             {"type": "image_url", "image_url": {"url": "a.png"}},
@@ -109,7 +111,7 @@ def test_messages_keep_the_order_of_their_parts():
             {"type": "text", "text": "last"}]},
         {"role": "assistant", "content": "ok"}])  # fmt: skip
     assert images == ["a.png", None] and videos == ["b.mp4"]
-    assert written(prompt.onevision(turns)) == (
+    assert written(templates.onevision(turns)) == (
         "<|im_start|>user \nFirst <image><image 0><image 1><video 0>\nlast<|im_end|>"
         "<|im_start|>assistant \nok<|im_end|><|im_start|>assistant\n"
     )
@@ -131,7 +133,7 @@ def test_messages_keep_the_order_of_their_parts():
 )
 def test_messages_that_cannot_be_read(messages):
     with pytest.raises(PromptError, match="cannot read the messages"):
-        prompt.from_messages(messages)
+        chat_messages.from_messages(messages)
 
 
 TEMPLATES = Path(__file__).parent / "templates"  # as published on the hub
@@ -172,7 +174,7 @@ def check_rendering(name: str, conversation: list[tuple[str, list[dict]]]) -> No
     chat = pytest.importorskip("transformers.utils.chat_template_utils")
     template = (TEMPLATES / f"{name}.jinja").read_text()
     messages = [{"role": role, "content": parts} for role, parts in conversation]
-    turns, _, _ = prompt.from_messages(messages)
+    turns, _, _ = chat_messages.from_messages(messages)
     if name == "qwen2_chatml":  # takes text only: the visuals stand in it
         places = {"image": "<image>\n", "video": "<video>\n"}
         for message in messages:
@@ -181,7 +183,7 @@ def check_rendering(name: str, conversation: list[tuple[str, list[dict]]]) -> No
     rendered, _ = chat.render_jinja_template(
         [messages], chat_template=template, add_generation_prompt=True
     )
-    ours = written(prompt.TEMPLATES[RENDERERS[name]](turns))
+    ours = written(templates.TEMPLATES[RENDERERS[name]](turns))
     assert re.sub(r"<(image|video) \d+>", r"<\1>", ours).removeprefix("<s>") == rendered[0]
 
 
@@ -197,8 +199,8 @@ def knows(name: str, conversation: list[tuple[str, list[dict]]]) -> bool:
 @pytest.mark.parametrize("name", RENDERERS)
 def test_renderers_write_what_the_published_templates_write(name, conversation):
     template = (TEMPLATES / f"{name}.jinja").read_text()
-    assert prompt.known_template(template) == RENDERERS[name]
-    assert prompt.known_template(template.replace("user", "usr", 1) + " x") is None
+    assert templates.known_template(template) == RENDERERS[name]
+    assert templates.known_template(template.replace("user", "usr", 1) + " x") is None
     if knows(name, CONVERSATIONS[conversation]):
         check_rendering(name, CONVERSATIONS[conversation])
 

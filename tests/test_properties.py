@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_min import budget, model
+from llava_min import model
+from llava_min import segments as plans
 from llava_min.cache import Cache
 from llava_min.image import Tiles
 
@@ -28,18 +29,18 @@ def plan_of(llava, seed: int, pictures: int, frames: int):
     segments, tiles = [], []
     for _ in range(pictures):
         size = tuple(int(x) for x in rng.integers(20, 150, 2))
-        segment = budget.picture(size, "anyres", config)
+        segment = plans.picture(size, "anyres", config)
         segments.append(segment)
         count = 1 + segment.grid[0] * segment.grid[1]
         tiles.append(
             Tiles(rng.integers(0, 256, (count, 56, 56, 3), dtype=np.uint8), size, segment.grid)
         )
-        segments.append(budget.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
+        segments.append(plans.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
     if frames:
-        segments.append(budget.clip([float(i) for i in range(frames)], config))
+        segments.append(plans.clip([float(i) for i in range(frames)], config))
         tiles.append(Tiles(rng.integers(0, 256, (frames, 56, 56, 3), dtype=np.uint8), (9, 9), None))
-    segments.append(budget.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
-    return budget.Plan(tuple(segments), config.text.context), tiles
+    segments.append(plans.Text(tuple(rng.integers(0, 500, rng.integers(1, 9)).tolist())))
+    return plans.Plan(tuple(segments), config.text.context), tiles
 
 
 def run(llava, plan, tiles, chunk=4096, keep="all", k=8):
@@ -75,7 +76,7 @@ def test_cached_decode_is_full_forward(llava, seed, steps):
     _, cache = run(llava, plan, tiles)
     for count in range(1, steps + 1):
         stepped = llava.decode(torch.tensor([more[count - 1]]), cache)
-        longer = budget.Plan((*plan.segments, budget.Text(tuple(more[:count]))), plan.context)
+        longer = plans.Plan((*plan.segments, plans.Text(tuple(more[:count]))), plan.context)
         whole, _ = run(llava, longer, tiles)
         assert (stepped[0] - whole[-1]).abs().max() < EXACT
 
@@ -107,7 +108,7 @@ def test_the_future_never_changes_the_past(llava, seed, changed):
     first, second = rng.integers(0, 500, (2, 12)).tolist()
     second[: 12 - changed] = first[: 12 - changed]
     logits = [
-        run(llava, budget.Plan((budget.Text(tuple(ids)),), 99), [])[0] for ids in (first, second)
+        run(llava, plans.Plan((plans.Text(tuple(ids)),), 99), [])[0] for ids in (first, second)
     ]
     assert (logits[0][: 12 - changed] - logits[1][: 12 - changed]).abs().max() == 0
 
@@ -150,12 +151,12 @@ def test_pictures_are_encoded_apart(llava):
 def test_plans_count_what_encode_makes(llava, width, height, frames):
     """The token arithmetic without pixels equals the rows that come out."""
     config = llava.config
-    segment = budget.picture((width, height), "anyres", config)
+    segment = plans.picture((width, height), "anyres", config)
     count = 1 + segment.grid[0] * segment.grid[1]
     tiles = Tiles(np.zeros((count, 56, 56, 3), np.uint8), (width, height), segment.grid)
     assert sum(map(len, llava.encode(tiles, video=False))) == segment.tokens
     clip = Tiles(np.zeros((frames, 56, 56, 3), np.uint8), (9, 9), None)
-    assert sum(map(len, llava.encode(clip, video=True, k=2))) == budget.video_tokens(frames, config)
+    assert sum(map(len, llava.encode(clip, video=True, k=2))) == plans.video_tokens(frames, config)
 
 
 @settings(max_examples=60, deadline=None)

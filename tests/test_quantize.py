@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import llava_min
-from llava_min import config as configuration
 from llava_min.config import Quantization
+from llava_min.engine import load as loading
 from llava_min.errors import CheckpointError, NumericsError, OutputError, ParameterError
+from llava_min.families import layouts
 from llava_min.kernels import onednn
 from llava_min.weights import names, packed, quantize
 from llava_min.weights.__main__ import inspect
@@ -250,7 +251,7 @@ def test_refusals(tmp_path):
 )
 def test_unknown_formats_are_refused(values, word):
     with pytest.raises(CheckpointError, match=word):
-        configuration.from_values(small.hf_config() | {"quantization_config": values})
+        layouts.from_values(small.hf_config() | {"quantization_config": values})
 
 
 @pytest.mark.parametrize("wrong", ["missing", "float", "shape", "bytes for a weight"])
@@ -382,7 +383,7 @@ def quantised_in_memory(folder, wanted):
 
     from llava_min.weights import load
 
-    config = replace(configuration.read(folder), quantization=wanted)
+    config = replace(layouts.read(folder), quantization=wanted)
     network = load.on_meta(config)
     convert = partial(quantize.converted, config=config)
     load.fill(network, Checkpoint.open(folder), torch.float32, "cpu", convert=convert)
@@ -460,11 +461,10 @@ def test_small_models_stay_in_float32_on_a_cpu(monkeypatch):
     """What fits into the caches gains nothing from half the bytes; large models do where it is
     faster.
     """
-    from llava_min import loaded
 
     dtype = lambda: llava_min.load().network.decoder.embedding.weight.dtype
     assert dtype() == torch.float32
-    monkeypatch.setattr(loaded, "SMALL", 1000)
+    monkeypatch.setattr(loading, "SMALL", 1000)
     for faster, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(onednn, "faster", lambda faster=faster: faster)
         assert dtype() == expected

@@ -10,7 +10,7 @@ import torch
 
 import llava_min
 from llava_min import trace
-from llava_min.recording import TILES, RecordedTower, Recording, sums
+from llava_min.engine.recording import TILES, RecordedTower, Recording, sums
 
 
 def tower_and_tiles(count: int):

@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 import llava_min
 from llava_min.cache import Cache
 from llava_min.config import Quantization
+from llava_min.engine.step import Step
 from llava_min.errors import NumericsError
 from llava_min.kernels import activation, choose, decode_attention, norm, rope
 from llava_min.options import Sampling
 from llava_min.sampling import next_id
-from llava_min.step import Step
 from llava_min.weights import packed
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero"}

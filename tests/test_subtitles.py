@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llava_min
-from llava_min import arguments, prompt, subtitles
+from llava_min import prompt
+from llava_min.command import arguments
 from llava_min.errors import MediaError, ParameterError, PromptError
+from llava_min.media import subtitles
 from llava_min.prompt import Turn, Visual
 
 SRT = """\ufeff1
@@ -125,7 +127,9 @@ def test_wrong_times_are_named(model, wrong):
 
 def test_an_answer_about_chosen_times(model):
     """Through every layer: media say which frames were looked at."""
-    sample = arguments.__file__.replace("llava_min/arguments.py", "weights/tiny/samples/clip.mp4")
+    sample = arguments.__file__.replace(
+        "llava_min/command/arguments.py", "weights/tiny/samples/clip.mp4"
+    )
     whole = model.generate("Describe the video.", videos=[sample], max_tokens=3)
     times = whole.media[0]["times"]
     some = model.generate(

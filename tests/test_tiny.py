@@ -121,16 +121,16 @@ def test_lessons_are_the_prompts_of_inference(model, teacher):
 
 def logits_alone(model, batch, sample, ids) -> torch.Tensor:
     """The model's own prefill of one question, from the same tiles."""
-    from llava_min import budget
+    from llava_min import segments as plans
     from llava_min.cache import Cache
 
     network, config = model.network, model.config
     if batch.kind == "clip":
-        segments = [budget.clip([0.0] * len(sample[0].pixels), config)]
+        segments = [plans.clip([0.0] * len(sample[0].pixels), config)]
     else:
-        segments = [budget.picture(t.size, "anyres" if t.grid else "pad", config) for t in sample]
-    plan = budget.Plan(
-        (budget.Text(tuple(batch.prefix)), *segments, budget.Text(tuple(ids))), config.text.context
+        segments = [plans.picture(t.size, "anyres" if t.grid else "pad", config) for t in sample]
+    plan = plans.Plan(
+        (plans.Text(tuple(batch.prefix)), *segments, plans.Text(tuple(ids))), config.text.context
     )
     visuals = [network.encode(t, video=batch.kind == "clip") for t in sample]
     cache = Cache.empty(config.text, 1, plan.tokens)
@@ -139,8 +139,9 @@ def logits_alone(model, batch, sample, ids) -> torch.Tensor:
 
 def test_the_template_of_the_lessons_is_the_renderer_s(model, teacher):
     from llava_min import prompt
+    from llava_min.families import templates
 
-    pieces = list(prompt.onevision([prompt.user_turn("Where is the star?", 1, 0)]))
+    pieces = list(templates.onevision([prompt.user_turn("Where is the star?", 1, 0)]))
     ids = model.tokenizer.encode(pieces)
     prefix, _, asked, _ = lessons.TURNS["onevision"]
     parts = teacher.encode(prefix), teacher.encode("\nWhere is the star?") + teacher.encode(asked)

@@ -12,6 +12,7 @@ from languages import SENTENCES
 
 from llava_min import prompt, tokenizer
 from llava_min.errors import CheckpointError
+from llava_min.families import templates
 from llava_min.prompt import Special, Visual
 
 TOKENIZER = tokenizer.read(small.TINY)
@@ -114,4 +115,4 @@ def test_a_broken_tokenizer_is_refused(tmp_path):
     lacking = tokenizer.Tokenizer(json.loads((small.TINY / "tokenizer.json").read_text()))
     del lacking.special["<|im_end|>"]
     with pytest.raises(CheckpointError, match=r"<\|im_end\|>"):
-        lacking.encode(prompt.onevision([prompt.Turn("user", (("hi",),))]))
+        lacking.encode(templates.onevision([prompt.Turn("user", (("hi",),))]))

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from llava_min import film, image, video
+from llava_min import image
 from llava_min.errors import MediaError, ParameterError
-from llava_min.film import Film
-from llava_min.video import Choice
+from llava_min.media import film, video
+from llava_min.media.film import Film
+from llava_min.media.video import Choice
 
 av = pytest.importorskip("av")
 FRAMES, GROUP = 140, 25

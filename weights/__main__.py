@@ -1,16 +1,20 @@
-"""python -m llava_min.weights inspect | quantize: look into a checkpoint, or pack it.
+"""Look into a checkpoint or pack it: python -m llava_min.weights inspect | quantize.
+
+in:  a checkpoint, as -m names it
+out: a table of its tensors, or a new folder; an exit code
 
 inspect shows every tensor with its shape and dtype, our name for it, and what is dropped, missing
-or unexpected, without loading any. Read before: checkpoint.py, quantize.py.
+or unexpected, without loading any.
+Read weights/checkpoint.py, weights/quantize.py first.
 """
 
 import argparse
 import sys
 
-from .. import config as configuration
+from ..base.progress import Progress
 from ..config import Quantization
 from ..errors import CheckpointError, LlavaMinError
-from ..report import Progress
+from ..families import layouts
 from . import header, hub, load, names, quantize
 from .checkpoint import Checkpoint
 
@@ -45,9 +49,9 @@ def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
 
 
 def inspect(folder: str) -> int:
-    """Print the table; 3 where the checkpoint would be refused."""
+    """Print the table; the exit code is 3 where the checkpoint would be refused."""
     checkpoint = Checkpoint.open(hub.find(folder))
-    config = configuration.read(checkpoint.folder)
+    config = layouts.read(checkpoint.folder)
     table, missing = rows(checkpoint, config)
     width = max(len(row[0]) for row in table)
     for name, shape, dtype, becomes in table:
@@ -71,7 +75,8 @@ def count(shape: list[int]) -> int:
     return product
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two commands; the exit code says how it ended."""
     root = argparse.ArgumentParser(prog="python -m llava_min.weights", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
@@ -88,7 +93,7 @@ def main() -> int:
                          help="round to nearest, or search the clipping (%(default)s)")  # fmt: skip
     command.add_argument("--head", type=int, choices=(4, 8, 16), default=8,
                          help="bits of the output head (%(default)s)")  # fmt: skip
-    given = root.parse_args()
+    given = root.parse_args(arguments)
     try:
         if given.command == "inspect":
             return inspect(given.folder)

@@ -2,10 +2,12 @@
 
 in:  a folder with config.json and safetensors (one file, or shards with an index)
 out: Checkpoint: json(name), names, shape(name), tensor(name)
+
 Tensors are read with safetensors' pread backend: a file that is cut short while it is read becomes
-an error, where a memory map would kill the process. Nothing in a folder is ever executed; .bin
-files stay unopened.
-Read next: names.py. Agrees with: the safetensors format, version 0.4 to 0.8.
+an error, where a memory map would kill the process. Nothing in a folder is ever executed, and .bin
+files are never opened.
+Read weights/hub.py, weights/header.py first. Read next: weights/names.py.
+Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
 import os
@@ -16,8 +18,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..base.files import read_json, regular
 from ..errors import CheckpointError, shown
-from ..files import read_json, regular
 from . import header
 
 PLAIN = re.compile(r"[^./\\:\0][^/\\:\0]*")  # a file name that stays in its folder
@@ -65,8 +67,9 @@ class Checkpoint:
                     yield name, tuple(part.get_shape()), part.get_dtype()
 
     def tensors(self, progress=None):
-        """(name, tensor) of all, shard after shard, one tensor in memory at a time; after each,
-        progress(done, total).
+        """(name, tensor) of all, shard after shard, one tensor in memory at a time.
+
+        After each, progress(done, total) is called.
         """
         done = 0
         for path in dict.fromkeys(self.shards.values()):
@@ -79,7 +82,7 @@ class Checkpoint:
 
 
 def read(shard, name: str, path: Path) -> Tensor:
-    """One tensor of an open shard, after a look at the dtype that it is stored in."""
+    """One tensor of an open shard, after a check of the dtype that it is stored in."""
     dtype = shard.get_slice(name).get_dtype()
     codes = name.endswith(".packed")
     if dtype not in header.DTYPES or codes != (dtype == "U8"):
@@ -132,8 +135,9 @@ def no_weights(folder: Path) -> CheckpointError:
 
 
 def sharded(folder: Path, listing: dict) -> dict[str, Path]:
-    """{tensor name: file} of an index, each shard inside the folder and holding just what the index
-    says.
+    """{tensor name: file} of an index.
+
+    Each shard is inside the folder and holds just what the index says.
     """
     weight_map = listing.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -1,16 +1,19 @@
 """The header of a safetensors file: read strictly, before the library reads any tensor by it.
 
-in:  a file      out: {tensor name: where its data lies}
+in:  a file
+out: {tensor name: where its data lies}
+
 The library refuses most of what is wrong here without a name, and takes a tensor that is listed
 twice. Here the file, the tensor and the range are named.
-Read next: checkpoint.py. Agrees with: the safetensors library, but for names that it takes twice.
+Read next: weights/checkpoint.py.
+Agrees with: the safetensors library, except for names that are listed twice.
 """
 
 import math
 from pathlib import Path
 
+from ..base.files import parse_json
 from ..errors import CheckpointError, shown
-from ..files import parse_json
 
 HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 # what a weight may be stored as, and its bytes; U8 holds codes
@@ -18,7 +21,7 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
 def read(path: Path) -> dict[str, tuple[int, int]]:
-    """{tensor: (begin, end) of its bytes behind the header}. CheckpointError says what is wrong."""
+    """{tensor: (begin, end) of its bytes after the header}; CheckpointError says what is wrong."""
     length = 0
     try:
         size = path.stat().st_size
@@ -45,7 +48,7 @@ def read(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def range_of(path: Path, name: str, entry) -> tuple[int, int]:
-    """Where a tensor's data lies, as long as its shape and dtype say."""
+    """Where a tensor's data lies; CheckpointError unless it is as long as shape and dtype say."""
     entry = entry if isinstance(entry, dict) else {}
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not (counts(shape) and counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):

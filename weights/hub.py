@@ -1,10 +1,13 @@
 """What -m names -> a folder on this machine: a path, an alias, or org/name[@revision] on the hub.
 
+in:  a path or name, bytes of one weight, bytes that are free
+out: a folder; CheckpointError or MemoryBudgetError where there is none
+
 A path that exists wins. Anything else comes from the Hugging Face hub by way of its local cache,
-brought up to date where the hub can be reached; huggingface_hub does the work, so HF_ENDPOINT,
+brought up to date where the hub can be reached. huggingface_hub does the work, so HF_ENDPOINT,
 HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they always mean. Only safetensors, JSON, text,
 jinja, README and LICENSE files of the repository's top folder are taken: nothing that could run.
-Read next: checkpoint.py.
+Read next: weights/checkpoint.py.
 """
 
 import logging
@@ -14,21 +17,9 @@ import sys
 from pathlib import Path
 
 from ..errors import CheckpointError, MemoryBudgetError, shown
+from ..families.aliases import ALIASES
 
 log = logging.getLogger("llava_min")
-ALIASES = {
-    # alias: (repository, its weights in units of 10^9 bytes at 16 bits)
-    "interleave-0.5b": ("llava-hf/llava-interleave-qwen-0.5b-hf", 1.7),
-    "onevision-0.5b": ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 1.8),
-    "llava-1.5-7b": ("llava-hf/llava-1.5-7b-hf", 14.1),
-    "next-video-7b": ("llava-hf/LLaVA-NeXT-Video-7B-hf", 14.1),
-    "long-llava-7b": ("aws-prototyping/long-llava-qwen2-7b", 15.9),
-    "llava-video-7b": ("lmms-lab/LLaVA-Video-7B-Qwen2", 16.1),
-    "onevision-7b": ("llava-hf/llava-onevision-qwen2-7b-ov-hf", 16.1),
-    "interleave-7b": ("llava-hf/llava-interleave-qwen-7b-hf", 16.3),
-    "llava-video-72b": ("lmms-lab/LLaVA-Video-72B-Qwen2", 146.3),
-    "onevision-72b": ("llava-hf/llava-onevision-qwen2-72b-ov-hf", 146.3),
-}
 NAME = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
 DESCRIPTION = ("*.json", "*.txt", "*.jinja", "README.md", "LICENSE*")  # all but the weights
 EVERYTHING = (*DESCRIPTION, "*.safetensors")
@@ -42,7 +33,7 @@ RESTRICTIVE = (
 
 def find(name: str | Path, itemsize: int = 2, room: int | None = None,
          files: tuple = EVERYTHING) -> Path:  # fmt: skip
-    """The folder of a checkpoint, of which `files` are downloaded first where they must be.
+    """The folder of a checkpoint, whose files are downloaded first where they must be.
 
     itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if
     unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.

@@ -1,9 +1,12 @@
 """A model on the meta device -> the same model filled from a checkpoint, exact both ways.
 
-Every tensor of the checkpoint is used once or dropped by a named rule; every parameter of the model
+in:  LlavaConfig, Checkpoint, dtype, device
+out: Llava with every parameter filled, or CheckpointError
+
+Every tensor of the checkpoint is used once or dropped by a named rule. Every parameter of the model
 is filled once, whole, with its own shape. Anything else is an error: nothing is ever left at
 random. Peak memory is the model and one tensor.
-Read before: names.py. Read next: tiny/scenes.py.
+Read weights/names.py first. Read next: weights/packed.py.
 """
 
 import torch
@@ -43,8 +46,10 @@ def on_meta(config: LlavaConfig) -> Llava:
 
 def fill(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None,
          convert=iter) -> None:  # fmt: skip
-    """Fill the meta model from the checkpoint, cast to `dtype`, on `device`; progress(done, total)
-    a tensor; `convert` may change the stream of (name, tensor) on its way.
+    """Fill the meta model from the checkpoint, cast to `dtype`, on `device`.
+
+    progress(done, total) is called after each tensor. `convert` may change the stream of (name,
+    tensor) on its way.
     """
     config = model.config
     wanted = pieces(model, config)
@@ -135,7 +140,7 @@ def tied_head(own: str, config: LlavaConfig) -> bool:
 
 
 def check_tied(model, config: LlavaConfig, checkpoint: Checkpoint) -> None:
-    """A head stored beside a tied embedding must be that embedding."""
+    """CheckpointError unless a head stored next to a tied embedding is that embedding."""
     for name in checkpoint.names:
         if tied_head(names.ours(name)[0], config):
             embedding = model.decoder.embedding.weight

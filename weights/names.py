@@ -1,10 +1,13 @@
 """The names of tensors: every layout's name -> the name in our modules, tables as data.
 
+in:  a tensor's name in any layout
+out: its name in our modules, and the slice that it fills or None
+
 A checkpoint name is a prefix (where the tensor belongs) and a rest (which tensor it is). PREFIXES
 turns the prefix of any layout into our module's; first match wins. PARTS renames the rest. Where
 our module fuses several tensors (qkv, gate_up), a row names the slice that the tensor fills.
-Read next: load.py. Agrees with: the published safetensors indexes; transformers' conversion
-scripts.
+Read weights/checkpoint.py first. Read next: weights/load.py.
+Agrees with: the published safetensors indexes; transformers' conversion scripts.
 """
 
 import itertools

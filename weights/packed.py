@@ -1,12 +1,16 @@
 """Linear layers whose weights are packed: four or eight bits each, or laid out for the processor.
 
-`swap` puts Packed layers into a model on the meta device, before it is filled; `ready`, after
-filling, lays the weights of every layer out for the device that they are on, one layer at a time;
-`order` does so once more, on a CPU, before several rows are decoded together.
+in:  a model on the meta device, or a filled one
+out: the same model with Packed layers, or with weights laid out for its device
+
     packed   uint8 [N K/2] with two codes of four bits in each byte, the even input's in the low
              half, or uint8 [N K] with one code of eight bits
     scale    16 bits [N K/g]: a weight is (code - 8) * scale, or (code - 136) * scale
-Read before: load.py. Read next: quantize.py.
+
+`swap` puts Packed layers into a model on the meta device, before it is filled. `ready`, after
+filling, lays the weights of every layer out for the device that they are on, one layer at a time.
+`order` does so once more, on a CPU, before several rows are decoded together.
+Read weights/load.py first. Read next: weights/quantize.py.
 
 N outputs, K inputs, g group size.
 """
@@ -37,8 +41,9 @@ def singles(packed: Tensor) -> Tensor:
 
 
 class Packed(nn.Module):
-    """A linear layer of codes and scales; eight bits are two planes of four, side by side, and meet
-    every input twice.
+    """A linear layer of codes and scales.
+
+    Eight bits are two planes of four, next to each other; every input is multiplied with both.
     """
 
     def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
@@ -84,7 +89,7 @@ class CpuLinear(nn.Module):
         self.weight, self.bias = weight.data, bias
 
     def order(self) -> None:
-        """Put the weights into oneDNN's order for good: best for several rows."""
+        """Put the weights into oneDNN's order, which cannot be undone: best for several rows."""
         if not self.weight.is_mkldnn:
             self.weight = onednn.reorder(self.weight)
 

@@ -1,12 +1,16 @@
 """Quantise a checkpoint: tensors in, the same tensors out with the decoder's linears as codes.
 
+in:  (name, tensor) of a checkpoint in 16 bits
+out: the same, with codes uint8 and scales in place of the decoder's matrices
+
     python -m llava_min.weights quantize IN OUT [--group 128] [--method mse] [--head 8]
 
-Vision tower, projector, norms, biases and embeddings keep 16 bits. `converted` is the whole of it:
-loading with --int4 reads through it, and `quantize` writes what it yields, shard by shard, into a
+Vision tower, projector, norms, biases and embeddings keep 16 bits. `converted` does all of it:
+loading with --int4 reads through it. `quantize` writes what it yields, shard by shard, into a
 folder that appears only when it is complete. The largest magnitude of a group gets the lowest code,
 so a scale may be negative: codes reach one step further on that side.
-Read before: packed.py. Agrees with: Q4_0 of llama.cpp in its use of the sign.
+Read weights/packed.py first.
+Agrees with: Q4_0 of llama.cpp in its use of the sign.
 
 N outputs, K inputs, g group size.
 """
@@ -24,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import config as configuration
 from ..config import LlavaConfig, Quantization
 from ..errors import CheckpointError, OutputError, ParameterError
+from ..families import layouts
 from . import hub, load, names, packed
 from .checkpoint import Checkpoint
 
@@ -39,8 +43,8 @@ def codes(weight: Tensor, bits: int, group: int, method: str) -> tuple[Tensor, T
     """weight [N K] -> (codes uint8 [N K], scale bfloat16 [N K/g]).
 
     "rtn" rounds to nearest, so no weight is more than half a step off. "mse" also tries smaller
-    steps, which clip the largest weights, and keeps for each group what has the least squared
-    error.
+    steps, which clip the largest weights, and keeps the one with the least squared error for each
+    group.
 
     >>> found, scale = codes(torch.tensor([[-4.0, 3.5, 0.0, 1.0]]), bits=4, group=4, method="rtn")
     >>> found.tolist(), scale.tolist()
@@ -99,7 +103,7 @@ def converted(
 
 
 def on_load(config: LlavaConfig, bits: int) -> Quantization:
-    """What --int4 and --int8 ask for: rounding to nearest, which takes seconds."""
+    """The quantisation of --int4 and --int8: rounding to nearest, which takes seconds."""
     if config.quantization is not None or bits not in (4, 8):
         found = bits if config.quantization is None else "quantised ones"
         raise ParameterError("cannot quantise", "bits", "4 or 8, and weights of 16 or 32", found)
@@ -110,10 +114,10 @@ def quantize(source: str, target: str, wanted: Quantization, progress=None) -> P
     """Write the checkpoint `source`, a folder or a hub name, quantised, as the new folder `target`.
 
     Raises CheckpointError for what cannot be read or is quantised already, OutputError for what
-    cannot be written; in every case `source` is as it was, and `target` absent or whole.
+    cannot be written. In every case `source` is as it was, and `target` absent or whole.
     """
     checkpoint, target = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
-    config = configuration.read(checkpoint.folder)
+    config = layouts.read(checkpoint.folder)
     if config.quantization is not None:
         raise CheckpointError(
             "cannot quantise", str(source), "weights of 16 or 32 bits", "quantised ones"
@@ -165,7 +169,7 @@ def write(checkpoint: Checkpoint, config: LlavaConfig, folder: Path, progress=No
 
 
 def kept(tensors, config: LlavaConfig) -> Iterator[tuple[str, Tensor]]:
-    """What is worth writing, in 16 bits: without what no loader of ours uses."""
+    """What is worth writing, in 16 bits: all but what no loader of ours uses."""
     for name, tensor in tensors:
         own, _ = names.ours(name)
         if load.tied_head(own, config) or names.dropped(own, config.vision.num_layers):

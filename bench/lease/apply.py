@@ -3,7 +3,7 @@
 in:  the folder of a lease      out: blocks.patch there; with --write the patch is applied, too
 A row of a table changes where another block is right and gains 2%; what was measured stands behind
 it. Rows of a dry run change nothing in the project.
-Read before: sweep.py.
+Read sweep.py first.
 """
 
 import difflib

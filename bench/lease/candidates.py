@@ -5,7 +5,7 @@ A Case is a row of a table of block sizes with a real shape; a Candidate is anot
 variant of the kernel. `python -m bench.lease.candidates` compiles all of them for sm_90 and drops
 those that spill, want more shared memory than there is, or load single numbers in their loop. It
 needs no GPU. The rest is ordered by `clocks`, a promise from counts alone.
-Read before: sweep_cases.py, variants.py. Read next: sweep.py.
+Read sweep_cases.py, variants.py first. Read next: sweep.py.
 """
 
 import itertools

@@ -5,7 +5,7 @@ A kernel takes a second to compile, and there are some hundreds: one process for
 after another, the most used first. No process here starts CUDA: what the cache is asked for depends
 on the compute capability alone. Triton 3.6 also builds a stub in C for each signature, and so does
 this stage. What is compiled later all the same is seen by `watch`.
-Read before: launches.py, candidates.py. Read next: ceilings.py.
+Read launches.py, candidates.py first. Read next: ceilings.py.
 """
 
 import json

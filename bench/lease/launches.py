@@ -4,7 +4,7 @@ in:  a GPU to pretend      out: Launches, one for each different machine code
 The product itself is called, on tensors without memory: towers, decoders with chunks of a prompt
 and single steps, caches of 16 and 8 bits, weights of 16, 8 and 4. Layers after the second launch
 what the second does, so there are two. In float32 attention and products of matrices go to torch.
-Read before: signatures.py. Read next: candidates.py.
+Read signatures.py first. Read next: candidates.py.
 
 B rows of a batch, T new tokens.
 """
@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import torch
 
-from llava_min import config as configuration
 from llava_min.cache import Cache
 from llava_min.config import LlavaConfig, Quantization
+from llava_min.families import layouts
 from llava_min.kernels import choose
 from llava_min.model import Llava
 from llava_min.weights import load, packed
@@ -64,12 +64,12 @@ def settings(text: str, tower: str, weights: Quantization | None = None) -> Llav
     values = {"vocab_size": words, "hidden_size": width, "intermediate_size": inner,
               "num_hidden_layers": LAYERS, "num_attention_heads": heads,
               "num_key_value_heads": kv_heads}  # fmt: skip
-    speech = configuration.text_config(configuration.Fields(values, text), "qwen2", False, ())
+    speech = layouts.text_config(layouts.Fields(values, text), "qwen2", False, ())
     kind, width, inner, heads, side = TOWERS[tower]
     values = {"model_type": kind, "hidden_size": width, "intermediate_size": inner,
               "num_hidden_layers": LAYERS, "num_attention_heads": heads,
               "image_size": side, "patch_size": 14}  # fmt: skip
-    sight = configuration.vision_config(configuration.Fields(values, tower), -1)
+    sight = layouts.vision_config(layouts.Fields(values, tower), -1)
     return LlavaConfig("llava_onevision", sight, speech, "", quantization=weights)
 
 

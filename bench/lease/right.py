@@ -5,7 +5,7 @@ In the order of worth: every kernel once by the 2x rule, with NaN, and for the s
 run; whole models; lengths around the borders of blocks; places behind 2^31 elements; the tests
 marked gpu; compute-sanitizer; random shapes until the time is up. A check that could not be made
 has "skipped" in place of "ok". A dry run goes through toy sizes in the interpreter.
-Read before: right_children.py.
+Read right_children.py first.
 """
 
 import sys

@@ -4,7 +4,7 @@ in:  a device, a dtype, sizes, a seed      out: Trial
 Attention's queries are aimed: each is near twice the key that it should find, and that is the first
 or the last key that it may see, the first that it may not, or one at the border of a block. So a
 mask that is off by one key moves a result by its own size, also among thousands of keys.
-Read before: right_rule.py. Read next: right_shapes.py.
+Read right_rule.py first. Read next: right_shapes.py.
 
 T new tokens, S tokens seen before, H query heads, K key/value heads, E head dimension.
 """

@@ -1,7 +1,7 @@
 """What runs in processes of its own: the tests marked gpu, compute-sanitizer, and early compiling.
 
 in:  seconds that each may take      out: rows as those of right_rule.py
-Read before: right_model.py. Read next: right.py.
+Read right_model.py first. Read next: right.py.
 """
 
 import os

@@ -4,7 +4,7 @@ in:  a device and a dtype      out: rows as those of right_rule.py
 The embedded checkpoint answers questions on drawn scenes in float32, on the device and on the CPU:
 the answers must be equal. In 16 bits the logits of rows that are decoded together, and of each row
 alone, obey the 2x rule: against float64 their error is at most twice that of the torch path.
-Read before: right_shapes.py. Read next: right_children.py.
+Read right_shapes.py first. Read next: right_children.py.
 """
 
 import json
@@ -19,11 +19,12 @@ from torch import Tensor
 
 import llava_min
 from llava_min.cache import Cache
+from llava_min.engine.answers import Clock
+from llava_min.engine.handle import LoadedModel
+from llava_min.engine.step import Step, decoding
 from llava_min.generate import known_ids
 from llava_min.kernels import choose
-from llava_min.loaded import Clock, LoadedModel
 from llava_min.model import Llava
-from llava_min.step import Step, decoding
 from llava_min.weights.tiny import scenes
 
 from .right_rule import largest_gap, name_of, same_bits

@@ -2,7 +2,7 @@
 
 out: Cases: a function of right_cases.py and its sizes
 In a dry run the interpreter takes milliseconds for each program, so every size has a small limit.
-Read before: right_cases.py. Read next: right_model.py.
+Read right_cases.py first. Read next: right_model.py.
 """
 
 from collections.abc import Callable, Iterator

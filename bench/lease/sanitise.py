@@ -5,7 +5,7 @@
 Sizes are ragged, so that every mask is needed. Nothing is compared: a load or store outside of what
 torch handed out is what the tool reports, if each tensor has memory of its own
 (PYTORCH_NO_CUDA_MEMORY_CACHING=1).
-Read before: right_cases.py.
+Read right_cases.py first.
 """
 
 import sys

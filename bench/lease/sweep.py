@@ -5,7 +5,7 @@ The rows of the tables in the order of their worth, each for its share of the ti
 the order of promise. Each must be right first, by the 2x rule at a ragged shape. Then it takes
 turns with the product's present row over inputs that do not fit into the L2 cache, some candidates
 at a time: `present_ms` is the present row's time in the same turns.
-Read before: candidates.py. Read next: apply.py.
+Read candidates.py first. Read next: apply.py.
 """
 
 import math

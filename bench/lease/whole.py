@@ -15,14 +15,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from llava_min import budget
-from llava_min.budget import Plan, Text
+from llava_min import segments as plans
 from llava_min.config import LlavaConfig
+from llava_min.engine.answers import Clock
+from llava_min.engine.handle import LoadedModel
 from llava_min.image import Tiles
-from llava_min.loaded import Clock, LoadedModel
 from llava_min.options import Sampling
-from llava_min.prepare import Encodable
+from llava_min.planning import memory as needs
+from llava_min.request.visuals import Encodable
 from llava_min.sampling import next_id
+from llava_min.segments import Plan, Text
 
 from .. import generate, ledger
 from .place import Place
@@ -203,7 +205,7 @@ def looking(models: Models, name: str, form: str, frames: int) -> Iterator[dict]
     frames, config = min(frames, TOY_FRAMES) if place.dry else frames, model.config
     side = config.tile
     pixels = np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), np.uint8)
-    segment = budget.clip([float(number) for number in range(frames)], config)
+    segment = plans.clip([float(number) for number in range(frames)], config)
     visual = Encodable(segment, Tiles(pixels, (side, side), None), True)
     plan = Plan((segment, Text((7,) * QUESTION)), config.text.context)
 
@@ -230,7 +232,7 @@ def planned(models: Models, name: str, form: str, plan: Plan, answer: int, peak:
     if not peak:
         return {}
     model = models.get(name, form)
-    need = budget.memory(model.config, plan, answer, model.storage)
+    need = needs.memory(model.config, plan, answer, model.storage)
     return {"planned_bytes": need.total, "peak_bytes": models.bytes[name, form] + peak}
 
 

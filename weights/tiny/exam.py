@@ -4,7 +4,7 @@ An answer counts when every token of it, the end token included, is the most lik
 the cases in which greedy decoding prints the right answer and nothing else. Beside it stand the
 same questions with a blank picture and with another sample's picture, and how often the task's most
 frequent answer would be right: what can be had without looking.
-Read before: train.py.
+Read train.py first.
 """
 
 import math

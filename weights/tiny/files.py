@@ -4,7 +4,7 @@
 They have the names and keys of a published llava_onevision checkpoint, so that transformers loads
 the folder unchanged. The tokenizer is a byte-level BPE, trained on questions and answers of
 scenes.py, with Qwen2's splitting rule and special tokens.
-Read before: scenes.py. Read next: lessons.py.
+Read scenes.py first. Read next: lessons.py.
 """
 
 import json

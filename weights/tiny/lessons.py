@@ -7,7 +7,7 @@ A question sees the prefix, the visual rows and itself; its positions go on from
 if the others were not there. So one pass over a picture gives ten independent lessons. In a quarter
 of the batches the questions are turns of one conversation instead, and see each other. A token
 weighs one over the root of its answer's length, or descriptions would drown the short answers.
-Read before: scenes.py. Read next: train.py.
+Read scenes.py first. Read next: train.py.
 
 B samples, P prefix tokens, R visual rows, T tokens of questions and answers, W decoder width.
 """

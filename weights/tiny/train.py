@@ -17,7 +17,7 @@ is better at nearly everything than any of them:
     means  of 450 and 340; A = 0.4 of 450, 0.6 of 110; B = 0.4 A, 0.6 of 420;
            C = 0.4 A, 0.2 of 420, 0.4 of 280; D = 0.4 A, 0.2 of 280, 0.4 of 220;
            the committed file is half D and half of 180
-Read before: lessons.py. Read next: exam.py.
+Read lessons.py first. Read next: exam.py.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ... import config as configuration
+from ...base.progress import Progress
+from ...engine.load import load
+from ...families import layouts
 from ...kernels import activation, rope
-from ...loaded import load
 from ...model import Llava
-from ...report import Progress
 from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
@@ -151,7 +151,7 @@ class Training:
 
     def __init__(self, worker: int, options: argparse.Namespace):
         self.worker, self.options = worker, options
-        config = configuration.read(FOLDER)
+        config = layouts.read(FOLDER)
         self.teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
         self.model = warm() if options.warm else fresh(config)
         self.reader = sight.Reader(config.vision.hidden_size)

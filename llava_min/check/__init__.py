@@ -1,0 +1,1 @@
+"""A checkpoint's stages compared with transformers, one by one."""

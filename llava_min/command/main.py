@@ -1,0 +1,152 @@
+"""The command: python -m llava_min, python -m llava_min.generate, or the script llava-min.
+
+in:  the words of a command line
+out: an answer on stdout, an exit code (errors.py)
+
+Read command/arguments.py first. Read next: command/report.py.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import logging
+import os
+import sys
+
+from ..errors import LlavaMinError, OutputError, ParameterError
+from . import arguments, batch_file
+
+TOOLS = ("check", "inspect", "quantize")  # as a first word; any other begins a question
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended (errors.py)."""
+    argv = sys.argv[1:] if argv is None else argv
+    verbose = "-v" in argv or "--verbose" in argv
+    try:
+        open_streams()
+        if argv and argv[0] in TOOLS:
+            code = tool(argv)
+        else:
+            settings = arguments.parse(argv)
+            code = (print if isinstance(settings, str) else answer)(settings) or 0
+        sys.stdout.flush()  # while it can still be said that there is no room
+        return code
+    except LlavaMinError as error:
+        if verbose:
+            raise
+        return said(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return said("interrupted", 130)
+    except BrokenPipeError:
+        return forgotten(sys.stdout, 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
+        return forgotten(sys.stdout, said(f"error: {full}", full.exit_code))
+
+
+def open_streams() -> None:
+    """Standard streams for any text: closed ones lead nowhere.
+
+    A character that the terminal lacks is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def said(line: str, code: int) -> int:
+    """The exit code, after a line on stderr, which may be full or closed too."""
+    try:
+        print(f"llava_min: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        return forgotten(sys.stderr, code)
+    return code
+
+
+def forgotten(stream, code: int) -> int:
+    """The exit code; what `stream` still holds is discarded.
+
+    Otherwise Python would complain at its end, with an exit code of its own.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def tool(argv: list[str]) -> int:
+    """Run another command with options of its own: check, inspect or quantize a checkpoint."""
+    if argv[0] == "check":
+        from ..check import compare
+
+        return compare.main(argv[1:])
+    from ..weights import __main__ as checkpoints
+
+    return checkpoints.main(argv)
+
+
+def answer(settings: arguments.Settings) -> int:
+    """Load, ask, report."""
+    level = logging.ERROR if settings.quiet else logging.INFO
+    logging.basicConfig(format="llava_min: %(message)s", level=level, stream=sys.stderr)
+    if settings.plan:
+        return show_plan(settings)
+    work = batch_file.Work.of(settings) if settings.batch else None
+    import torch
+
+    from .. import trace
+    from ..base.progress import Progress
+    from ..engine import load as loading
+    from ..families import folder as checkpoint_folder
+    from ..kernels import choose
+    from . import report
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.kernels == "triton" and not choose.language.AVAILABLE:
+        raise ParameterError("cannot run", "--kernels", "a CUDA GPU for triton", "none")
+    choose.use(settings.kernels)
+    model = loading.load(
+        settings.model, progress=Progress("loading", settings.quiet), **settings.load
+    )
+    for detail in model.details if settings.verbose else ():
+        print(f"llava_min: not read: {detail}", file=sys.stderr)
+    if work:
+        return work.answer(model, settings)
+    model.progress = Progress("reading", settings.quiet)
+    reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
+    question, images, videos = settings.prompt, settings.images, settings.videos
+    if question is None and not images and not videos and not settings.chat:
+        question, images = (
+            checkpoint_folder.EXAMPLE_QUESTION,
+            (str(checkpoint_folder.EXAMPLE_PICTURE),),
+        )
+        reporter.line(f"[{question} {os.path.relpath(images[0])}]")
+    with trace.tracing(sys.stderr) if settings.trace else contextlib.nullcontext():
+        options = settings.options | {"prompt_cache": settings.prompt_cache}
+        if settings.chat:
+            from .console import Console
+
+            return Console(model.chat(**options), reporter, images, videos).run(question)
+        asked = model.events(question, images=images, videos=videos, **options)
+        return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
+
+
+def show_plan(settings: arguments.Settings) -> int:
+    """Print what the answer would cost, without torch."""
+    from ..planning.forecast import forecast
+
+    found = forecast(settings.model, settings.prompt, images=settings.images,
+                     videos=settings.videos, memory=settings.memory, **settings.load,
+                     **settings.options)  # fmt: skip
+    print(found if settings.output == "text" else json.dumps(found.json(), ensure_ascii=False))
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

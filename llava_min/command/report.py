@@ -1,0 +1,100 @@
+"""Events -> what a person or a program reads: streamed text, a line of statistics, JSON.
+
+in:  the events of an answer
+out: lines on stdout and stderr
+
+The answer goes to stdout and nothing else does. Everything about the answer goes to stderr.
+Read command/main.py first.
+"""
+
+import contextlib
+import json
+import sys
+from dataclasses import asdict
+
+from .arguments import Settings
+
+
+class Reporter:
+    """Takes the events of one answer as they come."""
+
+    def __init__(self, settings: Settings, name: str, embedded: bool):
+        self.settings, self.name, self.embedded = settings, name, embedded
+
+    def line(self, text: str) -> None:
+        """One line on stderr, unless --quiet."""
+        if not self.settings.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def piece(self, text: str) -> None:
+        """Text of the answer, as soon as it is whole."""
+        if text and self.settings.output == "text" and self.settings.stream:
+            print(text, end="", flush=True)
+
+    def event(self, name: str, **values) -> None:
+        """One line of --jsonl."""
+        if self.settings.output == "jsonl":
+            print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
+
+    def follow(self, events):
+        """Show the events of an answer as they come, and return the Answer that ends them."""
+        from ..engine.answers import Answer
+        from ..engine.handle import Prepared
+
+        with contextlib.closing(events):
+            for event in events:
+                if isinstance(event, Prepared):
+                    if self.settings.show_prompt:
+                        print(event.text(), file=sys.stderr)
+                    self.event("prepared", tokens=event.plan.tokens, media=event.media)
+                elif isinstance(event, Answer):
+                    self.finish(event)
+                else:
+                    self.piece(event.text)
+                    self.event("text", text=event.text)
+        return event
+
+    def finish(self, answer) -> None:
+        """Print the whole answer and what it took."""
+        if self.settings.output == "text":
+            print("" if self.settings.stream else answer.text, flush=True)
+        else:
+            self.object(answer)
+        if answer.finish_reason == "length":
+            self.line(
+                f"llava_min: the answer was cut after {len(answer.token_ids)} tokens (--max-tokens)"
+            )
+        if answer.finish_reason == "interrupted":
+            self.line("llava_min: interrupted")
+        usage, timings = answer.usage, answer.timings
+        counts = (("image_tokens", "visual"), ("cached_tokens", "from the cache"))
+        of_these = ", ".join(f"{usage[key]} {what}" for key, what in counts if usage.get(key))
+        loading = 0 if self.settings.chat else timings["load_s"]
+        self.line(
+            f"[{usage['prompt_tokens']} prompt tokens{f' ({of_these})' if of_these else ''}, "
+            f"{usage['completion_tokens']} generated, first after {timings['ttft_s'] + loading:.2f}"
+            f" s{' with loading' if loading else ''}, "
+            f"{timings['tokens_per_s']:.0f} tokens/s, {answer.memory['peak_bytes'] / 2**20:.0f} "
+            "MiB]"
+        )
+        if self.embedded:
+            self.line(
+                "[the embedded checkpoint is a toy that knows drawn shapes only; for photos use "
+                "-m FOLDER]"
+            )
+            self.embedded = False  # once is enough
+
+    def object(self, answer) -> None:
+        options = {**self.settings.options, **self.settings.load}
+        entry = whole(answer, self.name, options)
+        if self.settings.output == "jsonl":
+            self.event("answer", **entry)
+        else:
+            print(json.dumps(entry, ensure_ascii=False, indent=2), flush=True)
+
+
+def whole(answer, model: str, options: dict) -> dict:
+    """Everything about an answer, as --json prints it."""
+    from .. import __version__
+
+    return {"model": model, **asdict(answer), "settings": options, "version": __version__}

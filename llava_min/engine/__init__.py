@@ -1,0 +1,1 @@
+"""A loaded model and everything that answers with it."""

@@ -1,0 +1,205 @@
+"""A video -> the frames that are looked at: chosen by their times first, decoded when asked for.
+
+in:  a path, URL, bytes, a folder of pictures, or uint8 [F H W 3]; a Choice
+out: Clip: frames [H W 3] uint8, upright, in RGB, one at a time; their times in seconds
+
+Read media/film.py first. Read next: image.py.
+Agrees with: LLaVA-NeXT's tutorials, linspace(0, N - 1, frames) cut to integers; the card of
+LLaVA-NeXT-Video-7B-hf, arange(0, N, N / frames); LLaVA-Video's load_video where `fps` divides the
+file's rate.
+"""
+
+import hashlib
+import io
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MediaError, ParameterError
+from . import limits
+from . import sources as media
+from .film import Film
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which frames of a video are taken, from `start` to `end`.
+
+    They are `frames` of them, spread evenly; or `fps` a second, `frames` at most; or those nearest
+    to the times `at`. All times are in seconds from the first frame on. ends: whether evenly spread
+    frames include the last one.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float = 0.0
+    end: float = math.inf
+    at: tuple[float, ...] = ()
+    ends: bool = True
+
+
+class Clip(Sequence):
+    """Chosen frames [H W 3], the second at which each is shown, and the whole video's seconds.
+
+    `pictures(i)` gives the frames from the i-th on. Asked for in order, each is decoded once and
+    one is held at a time. `sources` are what the frames come from: paths, bytes or an array.
+    """
+
+    def __init__(self, times: Sequence[float], seconds: float, pictures: Callable[[int], Iterator],
+                 sources: Sequence):  # fmt: skip
+        self.times, self.seconds, self.pictures = tuple(times), seconds, pictures
+        self.sources = sources
+        self.number, self.picture, self.following = -1, None, pictures(0)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if number != self.number:
+            if number != self.number + 1:
+                self.following = self.pictures(number)
+            self.number, self.picture = number, next(self.following)
+        return self.picture
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first frame."""
+        return self[0].shape[1::-1]
+
+    @cached_property
+    def hash(self) -> bytes:
+        """A hash of the sources and of which frames these are; nothing is decoded for it."""
+        seen = hashlib.blake2b(repr(self.times).encode())
+        for source in self.sources:
+            file = open(source, "rb") if isinstance(source, str | Path) else io.BytesIO(source)
+            with file:
+                while block := file.read(1 << 20):
+                    seen.update(block)
+        return seen.digest()
+
+
+def read(source, choice: Choice) -> Clip:
+    """The frames of a video that are chosen; those of an array [F H W 3] are chosen already."""
+    if isinstance(source, np.ndarray):
+        return from_array(source, choice)
+    name = media.name_of(source)
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return from_folder(Path(source), choice, name)
+    in_memory = isinstance(source, bytes | bytearray) or str(source) == "-"
+    if in_memory or str(source).startswith(("data:", "http:", "https:")):
+        source = media.read_bytes(source, limits.VIDEO_BYTES)
+        film = Film(io.BytesIO(source), name)
+    else:
+        source = str(media.local_path(source))
+        film = Film(source, name)
+    seconds = len(film) / film.rate
+    numbers = chosen(film, seconds, choice, name)
+    times = [film[number] for number in numbers]
+    return Clip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
+
+
+def from_folder(folder: Path, choice: Choice, name: str) -> Clip:
+    """A folder of pictures, in the order of the numbers in their names, taken as a second apart."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES]
+    if not files:
+        raise MediaError("cannot read the video", name, "a folder of pictures", "none in it")
+    files.sort(key=natural)
+    numbers = chosen(range(len(files)), float(len(files)), choice, name)
+    return Clip(
+        [float(number) for number in numbers],
+        float(len(files)),
+        lambda first: (np.asarray(media.open_picture(files[n])) for n in numbers[first:]),
+        [files[number] for number in numbers],
+    )
+
+
+def natural(file: Path) -> list:
+    """A key that sorts numbers in names by their value.
+
+    >>> natural(Path("frame10.png")) > natural(Path("frame9.png"))
+    True
+    """
+    parts = re.split(r"(\d+)", file.name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def from_array(array: np.ndarray, choice: Choice) -> Clip:
+    """A clip of frames already chosen, uint8 [F H W 3]; their times are their numbers."""
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
+        raise MediaError(
+            "cannot read the video",
+            "the ndarray",
+            "uint8 [frames, height, width, 3]",
+            f"{array.dtype} {list(array.shape)}",
+        )
+    if choice != Choice(choice.frames, ends=choice.ends):
+        raise ParameterError(
+            "cannot sample the video", "fps, start, end, at", "a file", "frames chosen already"
+        )
+    frames = np.ascontiguousarray(array)
+    return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames])
+
+
+# Which frames ------------------------------------------------------------------
+
+
+def sample_indices(total: int, frames: int, ends: bool = True) -> list[int]:
+    """Which of `total` frames to take: all of them if they are few, otherwise evenly spread.
+
+    ends: with the last one or without it.
+
+    >>> sample_indices(100, 4), sample_indices(100, 4, ends=False), sample_indices(3, 8)
+    ([0, 33, 66, 99], [0, 25, 50, 75], [0, 1, 2])
+    """
+    if total <= frames:
+        return list(range(total))
+    if not ends:
+        return [number * total // frames for number in range(frames)]
+    return np.linspace(0, total - 1, frames).astype(int).tolist()
+
+
+def nearest(times: Sequence[float], time: float) -> int:
+    """The frame that is nearest to `time`; of two equally near ones the earlier.
+
+    >>> nearest([0.0, 0.4, 1.0], 0.7), nearest([0.0, 0.4, 1.0], 0.71)
+    (1, 2)
+    """
+    after = bisect_left(times, time)
+    if after == len(times) or (after and time - times[after - 1] <= times[after] - time + 1e-6):
+        return after - 1
+    return after
+
+
+def chosen(times: Sequence[float], seconds: float, choice: Choice, name: str) -> list[int]:
+    """The numbers of the frames that a Choice takes of those at `times`, ascending.
+
+    >>> chosen(range(100), 100.0, Choice(4, start=10, end=19.5), "a folder")
+    [10, 13, 16, 19]
+    >>> chosen(range(100), 100.0, Choice(fps=0.25, end=10), "a folder")
+    [0, 4, 8]
+    """
+    first, stop = bisect_left(times, choice.start), bisect_right(times, choice.end)
+    last = times[len(times) - 1]
+    if first >= stop or max(choice.at, default=0) > max(seconds, last):
+        found = max(choice.at) if choice.at else f"{choice.start:g} to {choice.end:g}"
+        expected = f"times within the {last:.2f} s of {name}"
+        raise ParameterError("cannot sample the video", "start, end, at", expected, found)
+    if choice.at:
+        return [nearest(times, time) for time in sorted(choice.at)]
+    if choice.fps:
+        count = int((times[stop - 1] - times[first]) * choice.fps + 1e-6) + 1
+        wanted = (times[first] + number / choice.fps for number in range(count))
+        numbers = sorted({nearest(times, time) for time in wanted})
+        if choice.frames is None or len(numbers) <= choice.frames:
+            return numbers
+    return [first + n for n in sample_indices(stop - first, choice.frames, choice.ends)]

@@ -1,0 +1,67 @@
+"""What a URL leads to: http and https only, into memory, with limits on size, time and redirects.
+
+in:  a URL
+out: the bytes of its body, or MediaError
+
+This and the hub are the package's only network access.
+Read media/sources.py first.
+"""
+
+import http.client
+import threading
+import urllib.error
+import urllib.request
+
+from ..errors import MediaError, shown
+from . import limits
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """A few redirects, and only to http, https or ftp, of which the last has no handler here."""
+
+    max_redirections = limits.REDIRECTS
+
+
+def fetch(url: str, limit: int) -> bytes:
+    """The body of a URL.
+
+    A thread does the work, so that no slow host can hold the caller beyond the time limit.
+    """
+    done: list = []
+    thread = threading.Thread(target=lambda: done.append(outcome(url, limit)), daemon=True)
+    thread.start()
+    thread.join(limits.FETCH_SECONDS)
+    if not done:
+        expected = f"an answer within {limits.FETCH_SECONDS} seconds"
+        raise MediaError("cannot fetch", shown(url), expected, "none")
+    if isinstance(done[0], MediaError):
+        raise done[0]
+    return done[0]
+
+
+def outcome(url: str, limit: int) -> bytes | MediaError:
+    """What `fetch` returns or raises."""
+    web = urllib.request
+    opener = web.OpenerDirector()
+    for kind in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPErrorProcessor,
+                 web.HTTPDefaultErrorHandler, Redirects):  # fmt: skip
+        opener.add_handler(kind())
+    request = web.Request(url, headers={"User-Agent": "llava_min"})
+    try:
+        with opener.open(request, timeout=limits.FETCH_SECONDS) as response:
+            body = bytearray()
+            while len(body) <= limit and (block := response.read(1 << 16)):
+                body += block
+            length = response.headers.get("Content-Length", "")
+    except urllib.error.HTTPError as error:
+        found = (
+            "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
+        )
+        return MediaError("cannot fetch", shown(url), "a file", found)
+    except (OSError, ValueError, MemoryError, http.client.HTTPException):
+        return MediaError("cannot fetch", shown(url), "an answer", "none that can be read")
+    if len(body) > limit:
+        return MediaError("cannot fetch", shown(url), f"at most {limit} bytes", "more")
+    if length.isdigit() and int(length) != len(body):
+        return MediaError("cannot fetch", shown(url), f"{length} bytes", len(body))
+    return bytes(body)

@@ -1,0 +1,1 @@
+"""What a question will cost in bytes and seconds, before anything is loaded."""

@@ -1,0 +1,260 @@
+"""What a question will cost, before a weight is read or a pixel decoded: tokens, bytes, seconds.
+
+in:  a checkpoint's config.json, its tokenizer if it has one, a question, the headers of its media
+out: Forecast: text for a terminal, or JSON; MemoryBudgetError where it cannot fit
+
+No torch here, unless a GPU must be asked for its memory. One GB is 10^9 bytes.
+Read segments.py, planning/memory.py, request/prepare.py first. Read next: engine/handle.py.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from .. import segments as plans
+from ..config import LlavaConfig
+from ..errors import MemoryBudgetError, ParameterError
+from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, settings_of
+from ..options import Options
+from ..prompt import Visual
+from ..request.prepare import prepare
+from ..segments import Plan
+from ..tokenizer import VISUAL
+from ..tokenizer import read as read_tokenizer
+from ..weights import hub
+from . import memory as needs
+from .memory import Memory, Storage
+
+GB = 10**9
+BAR = 60  # characters
+KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 4))
+STORAGES = [Storage(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
+
+
+class Guess:
+    """Takes the place of a missing tokenizer: a token for every three bytes of text."""
+
+    special: dict = {}
+
+    def encode(self, pieces) -> list[int]:
+        ids = []
+        for piece in pieces:
+            count = -(-len(piece.encode()) // 3) if isinstance(piece, str) else 1
+            ids += [VISUAL if isinstance(piece, Visual) else 0] * count
+        return ids
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of a prompt and an answer of up to `answer` tokens, kept as `storage` says.
+
+    room: bytes that weights, cache and activations may take together, None where it is not known.
+    guessed: whether the tokens of the text are a guess. seconds: {"looking", "reading", "a token"},
+    where they were estimated.
+    """
+
+    name: str
+    config: LlavaConfig
+    plan: Plan
+    media: list[dict]
+    answer: int
+    storage: Storage
+    room: int | None
+    guessed: bool = False
+    seconds: dict[str, float] | None = None
+
+    def memory(self, storage: Storage | None = None, saved: int = 0) -> Memory:
+        """What is needed, or would be with other storage, or `saved` tokens less in the cache."""
+        storage = storage or self.storage
+        need = needs.memory(self.config, self.plan, self.answer, storage)
+        return replace(
+            need, cache=need.cache - saved * needs.token_bytes(self.config.text, storage)
+        )
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.room is None else self.memory().total <= self.room
+
+    def remedies(self) -> list[str]:
+        """Options each of which would make it fit; two together where it takes both."""
+        eight, four = dict(kv_dtype="int8"), dict(bits=4)
+        changes = {"--dtype bfloat16": dict(dtype="bfloat16"), "--kv-dtype int8": eight,
+                   "--int4": four, "--int4 --kv-dtype int8": eight | four}  # fmt: skip
+        others = {option: replace(self.storage, **change) for option, change in changes.items()}
+        found = [
+            option
+            for option, other in others.items()
+            if other.size <= self.storage.size and self.memory(other).total <= self.room
+        ]
+        found = found[:-1] if len(found) > 1 else found
+        for option, unit in (("--frames", "frames"), ("--max-tiles", "tiles")):
+            many = [entry for entry in self.media if entry.get(unit, 1) > 1]
+            for count in range(max((entry[unit] for entry in many), default=1) - 1, 0, -1):
+                saved = sum(max(0, e["tokens"] - self.tokens_of(e, unit, count)) for e in many)
+                if saved and self.memory(saved=saved).total <= self.room:
+                    found.append(f"{option} {count}")
+                    break
+        return found or ["less of everything"]
+
+    def tokens_of(self, entry: dict, unit: str, count: int) -> int:
+        """Tokens of a medium if it had so many frames, or grids of so many tiles at most."""
+        if unit == "frames":
+            return entry["tokens"] * count // entry["frames"]
+        grids = tuple(g for g in self.config.grids if g[0] * g[1] <= count)
+        config = replace(self.config, grids=grids or self.config.grids[:1])
+        return plans.picture(tuple(entry["size"]), "anyres", config).tokens
+
+    def check_room(self) -> None:
+        """MemoryBudgetError, with the arithmetic and what would fit, where it does not fit."""
+        if self.fits is False:
+            sizes = asdict(need := self.memory())
+            sum_of = " + ".join(f"{size / GB:.2f} {name}" for name, size in sizes.items())
+            raise MemoryBudgetError(
+                "cannot answer", "memory", f"at most {self.room / GB:.2f} GB",
+                f"{sum_of} = {need.total / GB:.2f} GB",
+                f"What would fit: {', or '.join(self.remedies())}.",
+            )  # fmt: skip
+
+    def json(self) -> dict:
+        """Everything, for programs."""
+        visual = sum(entry["tokens"] for entry in self.media)
+        tokens = {"text": self.plan.tokens - visual, "visual": visual, "answer": self.answer}
+        return {
+            "model": self.name, "family": self.config.family, "media": self.media,
+            "tokens": tokens | {"all": sum(tokens.values()), "context": self.plan.context},
+            "text_is_a_guess": self.guessed,
+            "cache_bytes_a_token": needs.token_bytes(self.config.text, self.storage),
+            "memory": [asdict(storage) | asdict(need := self.memory(storage))
+                       | {"total": need.total, "chosen": storage == self.storage}
+                       for storage in dict.fromkeys([*STORAGES, self.storage])],
+            "room_bytes": self.room, "fits": self.fits, "seconds": self.seconds,
+            "what_would_fit": self.remedies() if self.fits is False else [],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join([*self.token_lines(), *self.memory_lines()])
+
+    def token_lines(self) -> list[str]:
+        """Tokens of each medium, and a bar of the context."""
+        count = self.json()["tokens"]
+        rows = [(entry["source"], becomes(entry), entry["tokens"]) for entry in self.media]
+        rows.append(("text", "a guess without tokenizer" * self.guessed, count["text"]))
+        rows.append(("answer", "at most", self.answer))
+        total, context = count["all"], count["context"]
+        ends = [count["text"], self.plan.tokens, total, max(total, context)]
+        ends = [round(BAR * end / ends[-1]) for end in ends]
+        bar = "".join(sign * (end - start) for sign, start, end in zip("=#+.", [0, *ends], ends))
+        left = f"{context - total:,} free" if total <= context else f"{total - context:,} TOO MANY"
+        return [f"{self.name} ({self.config.family})",
+                *(f"  {name[-40:]:40} {kind:28} {tokens:>9,}" for name, kind, tokens in rows),
+                f"[{bar}] = text # visual + answer",
+                f"{total:,} of {context:,} tokens, {left}"]  # fmt: skip
+
+    def memory_lines(self) -> list[str]:
+        """The arithmetic of the cache, a table over ways of storing, the verdict, the seconds."""
+        text, chosen, whole = self.config.text, self.storage, self.json()
+        vector, columns = f"{text.head_dim} x {chosen.size}", [*Memory.__annotations__, "total"]
+        if chosen.kv_dtype != "auto":
+            vector = f"({text.head_dim} and a scale of 4)"
+        lines = [f"cache: 2 x {text.num_layers} layers x {text.num_kv_heads} heads x {vector} bytes"
+                 f" = {whole['cache_bytes_a_token']:,} bytes a token",
+                 f"  {'GB':32}" + "".join(f"{name:>12}" for name in columns)]  # fmt: skip
+        for row in whole["memory"]:
+            name = (f"int{row['bits']}, else " if row["bits"] else "") + row["dtype"]
+            name += f", {row['kv_dtype']} cache" * (row["kv_dtype"] != "auto")
+            sizes = "".join(f"{row[column] / GB:12.3f}" for column in columns)
+            lines.append(f"{'>' if row['chosen'] else ' '} {name:32}{sizes}")
+        others = ", or ".join(whole["what_would_fit"])
+        verdict = {None: "whether it fits is not known: see --memory", True: "it fits",
+                   False: f"it does not fit; {others} would"}  # fmt: skip
+        room = "" if self.room is None else f"{self.room / GB:.2f} GB at hand: "
+        seconds = ", ".join(f"{s:.2g} s {name}" for name, s in (self.seconds or {}).items())
+        return [*lines, room + verdict[self.fits], *([f"at best: {seconds}"] if seconds else [])]
+
+
+def becomes(entry: dict) -> str:
+    """What a medium becomes, in a few words."""
+    unit = "frames" if "frames" in entry else "tiles"
+    return f"{' x '.join(map(str, entry['size']))}, {unit}: {entry[unit]}"
+
+
+def forecast(folder=None, question=None, *, images=(), videos=(), device="auto", dtype="auto",
+             bits=None, kv_dtype="auto", config=None, context=None, memory=None,
+             **options) -> Forecast:  # fmt: skip
+    """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
+
+    memory: GB to fit in, instead of what is free.
+    """
+    path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
+    chosen, settings = Options.of(**options), settings_of(path, config, context)
+    if question is None and not images and not videos:
+        question, images = EXAMPLE_QUESTION, (EXAMPLE_PICTURE,)
+    tokenizer = read_tokenizer(path)
+    prepared = prepare(
+        question, images, videos, chosen, settings, tokenizer or Guess(), headers=True
+    )
+    if device == "auto":
+        device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device != "cpu" or halved(settings) else "float32"
+    if dtype not in needs.BYTES:
+        raise ParameterError("cannot plan", "dtype", f"auto, {', '.join(needs.BYTES)}", repr(dtype))
+    if settings.quantization is not None:
+        bits = settings.quantization.bits
+    room = round(memory * GB) if memory else free_bytes(device)
+    found = Forecast("embedded toy" if folder is None else str(folder), settings, prepared.plan,
+                     prepared.media, chosen.max_tokens, Storage(dtype, bits, kv_dtype), room,
+                     guessed=tokenizer is None)  # fmt: skip
+    return replace(found, seconds=estimate(found)) if device == "cpu" else found
+
+
+def halved(config: LlavaConfig) -> bool:
+    """Whether load() may take bfloat16 on this CPU: if the model is large and the CPU knows it."""
+    cpu = Path("/proc/cpuinfo")
+    large = needs.weight_bytes(config, Storage()) > 2**27
+    return large and cpu.exists() and "_bf16" in cpu.read_text()
+
+
+# The machine -------------------------------------------------------------------
+
+
+def free_bytes(device: str) -> int | None:
+    """The memory that a model could take on a device now, None where the system does not tell."""
+    if device == "cuda":
+        import torch
+
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)
+
+
+def estimate(found: Forecast) -> dict[str, float]:
+    """Seconds at the speed at which this machine multiplies matrices and copies memory just now.
+
+    A token of the answer reads weights and cache once.
+    """
+    import numpy as np
+
+    square, block = np.ones((384, 384), np.float32), np.ones(2**22, np.float32)
+    target = np.empty_like(block)
+    product = fastest(lambda: square @ square) / (2 * 384**3)
+    copy = fastest(lambda: np.copyto(target, block)) / (2 * block.nbytes)
+    looking, reading = needs.operations(found.config, found.plan)
+    need = found.memory()
+    return {"looking": looking * product, "reading": reading * product,
+            "a token": (need.weights + need.cache) * copy}  # fmt: skip
+
+
+def fastest(call, rounds: int = 3) -> float:
+    """Seconds of the fastest of a few calls."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,175 @@
+"""Bytes and operations of a prompt, from sizes alone.
+
+in:  a configuration, a Plan, how numbers are stored
+out: Memory(weights, cache, activations), operations
+
+Read segments.py first. Read next: planning/forecast.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ..config import LlavaConfig, TextConfig, VisionConfig
+from ..segments import CHUNK, TILES, Image, Plan, Text, Video
+
+# Memory and work ---------------------------------------------------------------
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How numbers are stored: all as `dtype`, unless `bits` or `kv_dtype` says otherwise.
+
+    With `bits`, 4 or 8, the matrices of the decoder's blocks have that many bits and the head 8.
+    With kv_dtype int8 or fp8 the cache has 8.
+    """
+
+    dtype: str = "float32"
+    bits: int | None = None
+    kv_dtype: str = "auto"
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number."""
+        return BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a prompt and its answer at the worst moment."""
+
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations
+
+
+def matrices(text: TextConfig) -> int:
+    """Weights in the matrices of the decoder's blocks, which quantising packs."""
+    heads = 2 * text.num_heads + 2 * text.num_kv_heads
+    block = text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size)
+    return text.num_layers * block
+
+
+def tower_matrices(vision: VisionConfig) -> int:
+    """Weights in the matrices of the tower's blocks."""
+    width = vision.hidden_size
+    return vision.num_layers * width * (4 * width + 2 * vision.intermediate_size)
+
+
+def other_parameters(config: LlavaConfig) -> int:
+    """All others: embedding and head, tower, projector, biases, norms."""
+    text, vision = config.text, config.vision
+    width, seen = text.hidden_size, vision.hidden_size
+    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    decoder = text.num_layers * (2 * width + text.qkv_bias * qkv) + width
+    embeddings = (1 if text.tied else 2) * text.vocab_size * width
+    patches = (3 * vision.patch_size**2 + vision.patch_bias) * seen
+    rows = vision.num_positions + vision.class_token + 2 * vision.pre_norm
+    biases = vision.num_layers * (9 * seen + vision.intermediate_size)
+    projector = (seen + 1 + width + 1) * width + config.newline * width
+    tower = tower_matrices(vision) + patches + rows * seen + biases
+    return decoder + embeddings + tower + projector
+
+
+def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
+    """Bytes of all weights.
+
+    Quantised weights have, for each four bits of 128, a scale and a zero. The head has a packed
+    form of its own, next to the embedding where the two are tied.
+    """
+    text, others = config.text, other_parameters(config)
+    if storage.bits is None:
+        return (matrices(text) + others) * storage.size
+    head = text.vocab_size * text.hidden_size
+    nibbles = matrices(text) * storage.bits // 4 + 2 * head
+    packed = nibbles // 2 + nibbles // 128 * 2 * storage.size
+    return packed + (others - (not text.tied) * head) * storage.size
+
+
+def token_bytes(text: TextConfig, storage: Storage) -> int:
+    """Bytes of one token in the cache: 2 x layers x heads x numbers.
+
+    With 8 bits each key and value has a float32 scale too.
+    """
+    vector = text.head_dim * storage.size if storage.kv_dtype == "auto" else text.head_dim + 4
+    return 2 * text.num_layers * text.num_kv_heads * vector
+
+
+def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = CHUNK) -> int:
+    """The most that a chunk of a prompt of `tokens` needs besides weights and cache.
+
+    In the MLP that is twice the gate and up. Before the MLP it includes one layer's keys and values
+    where 8 bits are multiplied out.
+    """
+    new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
+    mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size + 2 * heads)
+    angles = 16 * new * text.head_dim  # float32, and what rotating keeps of them
+    read = 2 * tokens * text.num_kv_heads * text.head_dim * size
+    attention = (
+        new * size * (4 * text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
+    )
+    largest = 2 * text.intermediate_size * text.hidden_size
+    unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
+    return max(mlp, attention) + angles + unpacked
+
+
+def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TILES) -> int:
+    """The most that encoding needs: k tiles in a block of the tower, or the rows of a picture.
+
+    A picture of `tiles` is put together whole, from four copies.
+    """
+    vision, size = config.vision, storage.size
+    copies = 3 if vision.activation == "quick_gelu" else 2
+    block = vision.num_positions * (5 * vision.hidden_size + copies * vision.intermediate_size)
+    pixels = 3 * vision.image_size**2
+    together = 4 * tiles * vision.side**2 * config.text.hidden_size
+    return max(min(k, tiles) * (block * size + pixels), together * size)
+
+
+def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:
+    """(tiles, tokens) to work on at a time.
+
+    They are TILES and CHUNK, each halved until it takes at most an eighth of `free` bytes. More of
+    them are hardly faster.
+    """
+    k, chunk, most = TILES, CHUNK, math.inf if free is None else free / 8
+    while k > 1 and vision_bytes(config, k, storage, k) > most:
+        k //= 2
+    while chunk > 64 and prefill_bytes(config.text, chunk, storage, chunk) > most:
+        chunk //= 2
+    return k, chunk
+
+
+def memory(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Memory:
+    """What a prompt and an answer of up to `answer` tokens need."""
+    tokens = plan.tokens + answer
+    tiles = max((s.tiles for s in plan.segments if isinstance(s, Image)), default=0)
+    clips = [len(s.times) for s in plan.segments if isinstance(s, Video)]
+    seen = max(vision_bytes(config, n, storage) for n in (tiles, *(min(n, TILES) for n in clips)))
+    decoder = prefill_bytes(config.text, plan.tokens, storage)
+    whole = max((s.tokens for s in plan.segments if not isinstance(s, Video)), default=0)
+    waiting = (whole + 2 * min(CHUNK, plan.tokens)) * config.text.hidden_size * storage.size
+    cache = tokens * token_bytes(config.text, storage)
+    return Memory(weight_bytes(config, storage), cache, max(seen, decoder) + waiting)
+
+
+def operations(config: LlavaConfig, plan: Plan) -> tuple[int, int]:
+    """Floating-point operations of (tower and projector, prefill).
+
+    They are two for each weight that meets a row, and four E for each pair of query and key, E
+    numbers a head.
+    """
+    text, vision, rows = config.text, config.vision, config.vision.num_positions
+    tiles = sum(s.tiles if isinstance(s, Image) else len(s.times)
+                for s in plan.segments if not isinstance(s, Text))  # fmt: skip
+    width = text.hidden_size
+    weights = tower_matrices(vision) + (vision.hidden_size + width) * width
+    pairs = 4 * rows * vision.hidden_size * vision.num_layers
+    causal = 2 * plan.tokens * text.num_heads * text.head_dim * text.num_layers
+    return tiles * rows * (2 * weights + pairs), plan.tokens * (2 * matrices(text) + causal)

@@ -1,0 +1,1 @@
+"""A question with its pictures and clips becomes a plan and pixels."""
