@@ -153,7 +153,7 @@ def environment(folder: str) -> dict[str, str]:
     """The child's: no interpreter, an empty cache, and another Triton where one is asked for."""
     values = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     here = Path(__file__).parent
-    paths = [os.environ.get("LLAVA_MIN_TRITON"), str(here.parent), str(here)]
+    paths = [os.environ.get("LLAVA_MIN_TRITON"), str(here.parent), str(here / "support")]
     return values | {"TRITON_CACHE_DIR": folder, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

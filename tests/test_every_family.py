@@ -92,7 +92,7 @@ def test_counts_at_the_real_size(name, width, height):
 
 
 def test_the_committed_table_is_within_its_bounds():
-    """Written by `python tests/agreement.py`."""
+    """Written by `python tests/support/agreement.py`."""
     rows = [json.loads(line) for line in agreement.RESULTS.read_text().splitlines()]
     assert {row["family"] for row in rows} >= {title for _, title, _ in PUBLISHED.values()}
     for row in rows:

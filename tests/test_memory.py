@@ -43,9 +43,9 @@ model.prefill(plan, visuals, cache, chunk)
 print(json.dumps([status("VmHWM") - before, plan.tokens]))
 """
 
-TESTS = Path(small.__file__).parent
+SUPPORT = Path(small.__file__).parent
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+    "PYTHONPATH": os.pathsep.join([str(SUPPORT.parents[1]), str(SUPPORT)]),
     "MALLOC_MMAP_THRESHOLD_": "65536",  # what is freed goes back, so that holes do not count
 }
 

@@ -5,7 +5,7 @@ out: one row for each question: is it exact enough, does it hide NaN, does it re
 A kernel is exact enough where its error against float64 is at most twice that of plain torch in the
 same dtype. While it runs, all memory that torch hands out is filled with NaN, so that a number that
 the kernel forgets to write, or reads where nothing was written, is seen.
-Read next: right_cases.py. Agrees with: tests/kernel_checks.py.
+Read next: right_cases.py. Agrees with: tests/support/kernel_checks.py.
 """
 
 import warnings
@@ -28,7 +28,7 @@ class Trial:
     call: runs the public function; what it returns or wrote, as a list
     inputs: tensors that it must not change; NaN is put into the first, at `spoilt` or in the middle
     formula: the same list by plain torch, in float64 (True) or in the dtype of the inputs (False)
-    score: as in tests/kernel_checks.py, one float32 step of so many times the largest number
+    score: as in tests/support/kernel_checks.py, one float32 step of so many times the largest number
     changed: after a call, "" or what was written that should not have been
     """
 

@@ -1,6 +1,6 @@
 """Every family beside its transformers class: pictures, clips, counts, logits and greedy answers.
 
-    python tests/agreement.py      writes bench/results/agreement.jsonl, the README's table
+    python tests/support/agreement.py      writes bench/results/agreement.jsonl, the README's table
 
 Small random models in float32, every tensor random, tiles of 56 pixels; what is drawn for them is
 the same every time.
@@ -23,7 +23,7 @@ from llava_min import segments as plans
 from llava_min import vision
 from llava_min.families import layouts
 
-RESULTS = Path(__file__).parent.parent / "bench" / "results" / "agreement.jsonl"
+RESULTS = Path(__file__).parents[2] / "bench" / "results" / "agreement.jsonl"
 ONEVISION = small.hf_config(tied=False) | {"video_token_index": 511}
 FAMILIES["onevision"] = ONEVISION
 EXTREMES = [(1, 1), (1, 2400), (2400, 1), (56, 56), (57, 56), (2400, 48), (112, 56), (30, 1700)]

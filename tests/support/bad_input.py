@@ -29,7 +29,7 @@ SECONDS = 5  # of processor time; the clock on the wall may say more on a busy m
 WALL_SECONDS = 120
 MEMORY = 100 << 20  # bytes above what a plain answer takes
 ADDRESS_SPACE = 4 << 30  # a hard end for a child that runs away
-TABLE = Path(__file__).parent / "bad_input.md"
+TABLE = Path(__file__).parents[1] / "bad_input.md"
 CATALOGUE = """CK-MISS CK-NAN CK-DTYPE TX-SPECIAL IM-EXIF IM-TRNS VD-VFR VD-ROT NU-CHUNK NU-CACHE
     NU-BATCH CK-PICKLE CK-TRAV VD-PLAYLIST VD-URL CK-AUTOMAP CK-HDRLEN CK-TRUNC CK-OVERLAP CK-DUPKEY
     CK-JSON CK-SHAPE CK-CONFIG CK-SHRINK CK-FIFO IM-BOMB1 IM-BOMB2 VD-BOMB IM-TINY TX-COUNT TX-LONG
