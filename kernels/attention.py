@@ -186,8 +186,8 @@ def attention_kernel(query, key, value, mixed, lengths, new,
     """One program: BLOCK_QUERY queries of one head over all keys that they see.
 
     It is causal where there are `lengths`. The heads of a group are neighbours in the grid, so that
-    their keys are still in the L2 cache. The last queries, which have most keys to see, start first.
-    Strides count heads.
+    their keys are still in the L2 cache. The last queries, which have most keys to see, start
+    first. Strides count heads.
     """
     group, groups = tl.program_id(0), tl.num_programs(0)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_QUERY
@@ -300,9 +300,9 @@ def attention_merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same without a mask, in two calls of torch's flash attention.
 
     A CPU uses it, and on a GPU our kernel is measured against it. A mask [T S] would be the largest
-    tensor of a long prompt. So the S - T keys before are seen whole, their heads' queries folded into
-    rows, and the T new ones causally. The two results add up as the two tiles of OnlineSoftmax do,
-    each with its share of the sum of exponentials.
+    tensor of a long prompt. So the S - T keys before are seen whole, their heads' queries folded
+    into rows, and the T new ones causally. The two results add up as the two tiles of OnlineSoftmax
+    do, each with its share of the sum of exponentials.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention
     if query.device.type == "cpu":

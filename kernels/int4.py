@@ -5,9 +5,9 @@ out: [... N]
 
     weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
 
-weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. CPU and GPU
-layouts part in `repack`: a CPU with the instructions for it gets the words of torch's operator,
-uint8, and every other device the int16 words above. `linear` tells the two by their dtype.
+weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. The layouts
+of CPU and GPU part in `repack`: a CPU with the instructions for it gets the uint8 words of torch's
+operator, everything else the int16 words above. `linear` tells the two apart by their dtype.
 Reading 4.25 bits in place of 16 is what makes one token fast. The small-M kernel reads each weight
 once, multiplies the integers as they are, and applies the scale to the float32 sums of a group.
 That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
@@ -30,7 +30,7 @@ from .norm import wide
 BLOCK = 128  # inputs whose weights are packed together: 32 words of four
 GROUPS = (128, 64, 32)
 
-# Up to so many rows the small-M kernel, above it dequantise and call the library. Not measured
+# Up to this many rows the small-M kernel, above it dequantise and the library. Not measured
 # here: published kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100. On a
 # CPU: of one Zen 4 core's time for 9728 x 896 weights, the operator takes 0.2 ms a row, writing the
 # weights out 11 ms, and the product with them 0.09 ms a row.
@@ -136,7 +136,7 @@ def linear_tiled(
     rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
     """rows [M K] times the weights, plane by plane, as the small-M kernel computes it."""
-    total = rows.new_zeros(words.shape[1], len(rows))  # N M: weights stand on the left
+    total = rows.new_zeros(words.shape[1], len(rows))  # N M: weights on the left
     group = len(words) * BLOCK // len(scales)
     for k in range(0, len(words) * BLOCK, group):
         partial, sums = torch.zeros_like(total), rows[:, k : k + group].sum(-1)
@@ -266,7 +266,8 @@ def dequantise_kernel(
 def shares(tiles: int, slots: int, most: int) -> int:
     """The fewest shares of the inputs that keep the GPU busy to the end, at most `most`.
 
-    Busy is nine tenths of `slots` programs, where `tiles` blocks of outputs have one for each share.
+    Each of `tiles` blocks of outputs is one program for each share. Busy means that these fill nine
+    tenths of `slots`, the programs that run at once, up to the last.
 
     >>> shares(296, 528, 28)  # a 7B's gate_up on an H200: one share would leave half of it waiting
     5

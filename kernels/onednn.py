@@ -34,7 +34,9 @@ def pays(numbers: Tensor) -> bool:
 
 @functools.cache
 def faster(rounds: int = 3) -> bool:
-    """Whether this CPU multiplies faster in bfloat16 than in float32, tried for some milliseconds.
+    """Whether this CPU multiplies faster in bfloat16 than in float32.
+
+    It tries both for some milliseconds.
     """
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False

@@ -125,7 +125,8 @@ def write_kernel(
         TOKENS: tl.constexpr):  # fmt: skip
     """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
 
-    The two halves of a vector are loaded apart, so that the partners of a pair meet in one register.
+    The two halves of a vector are loaded apart, so that the partners of a pair meet in one
+    register.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)

@@ -21,7 +21,7 @@ from .kernels import activation, attention, norm, onednn, rope
 from .kernels.decode_attention import decode_attention
 from .trace import see
 
-DECODE_QUERIES = 8  # up to so many new tokens a row, attention reads the cache as decoding does
+DECODE_QUERIES = 8  # up to this many new tokens a row go to decode_attention
 
 
 class RMSNorm(nn.Module):

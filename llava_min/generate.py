@@ -28,7 +28,7 @@ from .sampling import next_id
 from .tokenizer import CharacterStream, Tokenizer
 
 # (the newest id of each row) -> logits [B V] and, where they are known, the most likely ids; made
-# from (model, cache, how many ids stand for something)
+# from (model, cache, how many ids have a meaning)
 Step = Callable[[list[int]], tuple[Tensor, list[int] | None]]
 Stepping = Callable[[Llava, Cache, int], Step]
 

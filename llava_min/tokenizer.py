@@ -22,7 +22,7 @@ from .base.files import read_json
 from .errors import CheckpointError, PromptError, shown
 from .prompt import Special, Visual
 
-VISUAL = -200  # stands for one picture or clip in a list of ids, as in the original code
+VISUAL = -200  # the place of one picture or clip in a list of ids, as in the original code
 REPLACEMENT = "\ufffd"  # how the library shows bytes that are not yet a character
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "

@@ -1,5 +1,8 @@
 """see(): states a tensor's axes where it is made.
 
+in:  a name, a tensor, its axes such as "B N D"
+out: the same tensor
+
     patches = see("patches", patches, "B N D")
 
 It reads as a comment, checks the number of axes, and prints under --trace. Without an observer it

@@ -1,6 +1,6 @@
 """Quantise a checkpoint: tensors in, the same tensors out with the decoder's linears as codes.
 
-in:  (name, tensor) of a checkpoint in 16 bits
+in:  (name, tensor) of a checkpoint
 out: the same, with codes uint8 and scales in place of the decoder's matrices
 
     python -m llava_min.weights quantize IN OUT [--group 128] [--method mse] [--head 8]
@@ -9,7 +9,7 @@ Vision tower, projector, norms, biases and embeddings keep 16 bits. `converted` 
 loading with --int4 reads through it. `quantize` writes what it yields, shard by shard, into a
 folder that appears only when it is complete. The largest magnitude of a group gets the lowest code,
 so a scale may be negative: codes reach one step further on that side.
-Read weights/packed.py first.
+Read weights/packed.py first. Read next: weights/tiny/scenes.py.
 Agrees with: Q4_0 of llama.cpp in its use of the sign.
 
 N outputs, K inputs, g group size.

@@ -1,4 +1,4 @@
-"""python -m llava_min.check -m MODEL: where does this code first differ from transformers?"""
+"""python -m llava_min.check -m MODEL: show where this code first differs from transformers."""
 
 import sys
 

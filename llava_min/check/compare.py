@@ -23,7 +23,7 @@ from ..errors import LlavaMinError, OutputError, ParameterError, shown
 from ..families.layouts import NAMED_TOWERS
 
 STAGES = {
-    # stage: its module in ours, in theirs, and whether what enters it is meant or what leaves it
+    # stage: its module in ours, in theirs, and whether its input is compared or its output
     "pixels": (r"vision\.patch_embedding", r".*vision_tower\..*patch_embedding", True),
     "tower": (r"vision\.blocks\.(\d+)", r".*vision_tower\..*layers\.(\d+)", False),
     "projector": (r"projector", r".*multi_modal_projector", False),

@@ -99,7 +99,7 @@ def answers(model, ready: list[tuple[Prepared, Options]]) -> list[Answer]:
     cache = model.empty_cache(capacity, len(ready))
     rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
     step = decoding(network, cache, known_ids(network, model.tokenizer))
-    while any(not row.said.reason for row in rows):  # one that has ended goes along, unheeded
+    while any(not row.said.reason for row in rows):  # ended ones go along and are ignored
         logits, likely = step([row.said.new[-1] for row in rows])
         for index, row in enumerate(rows):
             row.take(logits[index], int(cache.seen[index]), likely and likely[index])

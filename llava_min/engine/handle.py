@@ -51,7 +51,7 @@ class LoadedModel(Asking):
     load_seconds: float = 0.0
     details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
-    progress: Callable[[int, int], None] | None = None  # told (tokens read, tokens of the prompt)
+    progress: Callable[[int, int], None] | None = None  # gets (tokens read, tokens of the prompt)
 
     def chat(self, *, prompt_cache=None, **options):
         """A Chat, which keeps its cache between questions; options apply to every answer."""

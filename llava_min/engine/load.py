@@ -51,7 +51,7 @@ def load(
     start = time.perf_counter()
     device, path = pick_device(device), EMBEDDED
     kept = pick_kv_dtype(kv_dtype, device)
-    if folder is not None:  # embedding and tower keep 16 bits: a byte for each weight in all
+    if folder is not None:  # with bits: some keep 16, in all about a byte a weight
         itemsize = pick_dtype(dtype, device, large=True).itemsize if bits is None else 1
         path = hub.find(folder, itemsize, free_bytes(device))
     if restriction := hub.restriction(path):

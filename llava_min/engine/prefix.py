@@ -33,7 +33,7 @@ log = logging.getLogger("llava_min")
 KIND = "llava_min prompt cache"  # the key of the metadata, by which a file of ours is known
 UNWRITTEN = "cannot write the prompt cache"
 INDIFFERENT = {"template", "frames", "ignored", "text.context", "text.eos_ids"}  # to the cache
-SAMPLE = 1024  # numbers of each tensor that a checkpoint is known by
+SAMPLE = 1024  # numbers of each tensor in a checkpoint's fingerprint
 
 
 class Prefix:
@@ -149,8 +149,7 @@ def common(held: np.ndarray, wanted: np.ndarray) -> int:
 
 
 def rest(prepared: Prepared, count: int) -> tuple[Plan, list[Encodable]]:
-    """What follows the first `count` tokens of a prompt, beginning with a whole visual if one is cut.
-    """
+    """What follows the first `count` tokens of a prompt; a visual cut in two comes whole."""
     segments = prepared.plan.segments
     ends = np.cumsum([segment.tokens for segment in segments])
     index = int(np.searchsorted(ends, count, side="right"))
@@ -171,7 +170,7 @@ def heads(cache: Cache, count: int):
                 yield from ((f"{name}.{layer}.{h}", head[:count]) for h, head in enumerate(parts))
 
 
-# What a cache depends on beside the prompt ---------------------------------------
+# What a cache depends on besides the prompt --------------------------------------
 
 
 def description(network: nn.Module) -> dict[str, object]:

@@ -354,7 +354,7 @@ def from_original(fields: Fields) -> LlavaConfig:
     fields.get("mm_vision_select_feature", str, "patch", choices=("patch",))
     fields.integer(
         "mm_vision_select_layer", -2, choices=(-2, -1)
-    )  # SigLIP's last block all the same
+    )  # either way SigLIP's last stored block
     fields.get("mm_resampler_type", str, None, choices=(None,))
     for key in (
         "mm_use_im_patch_token",

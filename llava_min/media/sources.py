@@ -26,7 +26,7 @@ from ..base.files import regular
 from ..errors import MediaError, shown
 from . import limits
 
-# what Pillow's parsers raise over damaged files
+# what Pillow's parsers raise for damaged files
 DAMAGED = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError,
            struct.error, NotImplementedError)  # fmt: skip
 ORIENTATION, Turn = 0x0112, Image.Transpose  # the EXIF tag, and what each of its values asks for
@@ -194,7 +194,7 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 
     Pillow says the size of a turned TIFF itself.
     """
-    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it, to look behind it
+    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it to look after it
     turned = picture.format != "TIFF" and exif.get(ORIENTATION) in (5, 6, 7, 8)
     return picture.size[::-1] if turned else picture.size
 

@@ -104,8 +104,8 @@ def token_bytes(text: TextConfig, storage: Storage) -> int:
 def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = CHUNK) -> int:
     """The most that a chunk of a prompt of `tokens` needs besides weights and cache.
 
-    In the MLP that is twice the gate and up. Before the MLP it includes one layer's keys and values
-    where 8 bits are multiplied out.
+    It is the larger of two moments. The MLP needs twice the gate and up. Attention before it needs
+    one layer's keys and values where 8 bits are multiplied out.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
     mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size + 2 * heads)
