@@ -75,10 +75,10 @@ class Theirs:
     """transformers' model of the same folder, with scaled_dot_product_attention and last logits."""
 
     def __init__(self, folder: Path, form: str):
-        from transformers import LlavaOnevisionForConditionalGeneration as Llava
+        from transformers import LlavaOnevisionForConditionalGeneration as Network
 
         dtype = getattr(torch, FORMATS[form]["dtype"])
-        self.model = Llava.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+        self.model = Network.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
 
     def vision(self, context: int):
         model, side = self.model.model, self.model.config.vision_config.image_size

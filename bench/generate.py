@@ -20,7 +20,7 @@ from llava_min.config import LlavaConfig, TextConfig, VisionConfig
 from llava_min.decoder import Decoder
 from llava_min.engine.step import decoding
 from llava_min.families import layouts
-from llava_min.model import Llava
+from llava_min.model import Network
 from llava_min.options import Sampling
 from llava_min.sampling import next_id
 from llava_min.segments import CHUNK
@@ -114,7 +114,7 @@ def filled(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def model_of(config: LlavaConfig, bits: int | None, device: str, dtype: torch.dtype) -> Llava:
+def model_of(config: LlavaConfig, bits: int | None, device: str, dtype: torch.dtype) -> Network:
     """A model of random weights as load() makes it: in `dtype`, or its decoder in 4 or 8 bits."""
     if bits is not None:
         config = replace(config, quantization=quantize.on_load(config, bits))
@@ -128,7 +128,7 @@ def decoder_of(config: TextConfig, quantised: bool, device: str, dtype: torch.dt
     return model_of(settings_of(config), 4 if quantised else None, device, dtype).decoder
 
 
-def network_of(decoder: Decoder) -> Llava:
+def network_of(decoder: Decoder) -> Network:
     """A model around a decoder; its tower has no memory."""
     network = weights.on_meta(settings_of(decoder.config))
     network.decoder = decoder
@@ -219,7 +219,7 @@ def full_cache(
     return cache
 
 
-def token_after_token(network: Llava, cache: Cache) -> Callable[[], None]:
+def token_after_token(network: Network, cache: Cache) -> Callable[[], None]:
     """A function that makes one more greedy token, as the product's loop does."""
     known = network.config.text.vocab_size
     make, ids = decoding(network, cache, known), [7]

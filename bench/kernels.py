@@ -338,7 +338,7 @@ def int4_cases(bench: Bench) -> Iterator[Case]:
 
 def add_rms_norm_formula(rows, update, weight):
     total = rows + update
-    return total, norm.rms_norm_reference(total, weight, 1e-6)
+    return total, norm.rms_norm_torch(total, weight, 1e-6)
 
 
 POINTWISE = {
@@ -346,11 +346,11 @@ POINTWISE = {
     "add_rms_norm": (3584, 8, lambda x, y, w: norm.add_rms_norm(x, y, w, 1e-6),
                      add_rms_norm_formula),
     "layer_norm": (1152, 4, lambda x, y, w: norm.layer_norm(x, w, w, 1e-6),
-                   lambda x, y, w: norm.layer_norm_reference(x, w, w, 1e-6)),
+                   lambda x, y, w: norm.layer_norm_torch(x, w, w, 1e-6)),
     "gelu": (4304, 4, lambda x, y, w: activation.gelu(x, "gelu_pytorch_tanh"),
-             lambda x, y, w: activation.gelu_reference(x, "gelu_pytorch_tanh")),
+             lambda x, y, w: activation.gelu_torch(x, "gelu_pytorch_tanh")),
     "swiglu": (37888, 3, lambda x, y, w: activation.swiglu(x),
-               lambda x, y, w: activation.swiglu_reference(x)),
+               lambda x, y, w: activation.swiglu_torch(x)),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 import llava_min
 from llava_min.base.progress import Progress
-from llava_min.engine.handle import KV_DTYPES, LoadedModel
+from llava_min.engine.handle import KV_DTYPES, Model
 from llava_min.families.folder import EMBEDDED
 from llava_min.planning.memory import Storage, token_bytes
 from llava_min.weights.tiny import exam, lessons, scenes
@@ -42,7 +42,7 @@ def questions(samples: int, config):
 
 
 @torch.inference_mode()
-def forced(model: LoadedModel, question: str, shown: dict, ids: list[int]) -> torch.Tensor:
+def forced(model: Model, question: str, shown: dict, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [T V] before each of the T ids of an answer."""
     logits, cache = model.prefilled(model.prepare(question, **shown), len(ids))
     return F.log_softmax(model.before(logits, cache, ids).double(), -1)

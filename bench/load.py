@@ -39,10 +39,10 @@ done(inside=model.load_seconds)
 """
 THEIRS = """
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration as Llava
+from transformers import LlavaOnevisionForConditionalGeneration as Network
 dtype = getattr(torch, json.loads(sys.argv[2])["dtype"])
 begun = time.perf_counter()
-model = Llava.from_pretrained(sys.argv[1], dtype=dtype)
+model = Network.from_pretrained(sys.argv[1], dtype=dtype)
 done(inside=time.perf_counter() - begun)
 """
 QUANTISE = """
@@ -61,13 +61,13 @@ done(timings=answer.timings)
 COLD_THEIRS = """
 import sys
 from PIL import Image
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration as Llava
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration as Network
 from transformers import LlavaOnevisionProcessor
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil as Processor)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 images = Processor.from_pretrained(sys.argv[1])
-model = Llava.from_pretrained(sys.argv[1], dtype="float32")
+model = Network.from_pretrained(sys.argv[1], dtype="float32")
 picture, tile = Image.open(sys.argv[2]).convert("RGB"), images.size["height"]
 counter = object.__new__(LlavaOnevisionProcessor)  # the whole one would need torchvision
 counter.image_processor, counter.num_image_tokens = images, (tile // 14) ** 2

@@ -18,7 +18,7 @@ import llava_min
 from llava_min import image
 from llava_min import segments as plans
 from llava_min.config import LlavaConfig
-from llava_min.engine.handle import LoadedModel
+from llava_min.engine.handle import Model
 from llava_min.image import Tiles
 from llava_min.planning import memory as needs
 from llava_min.segments import Plan, Text
@@ -48,7 +48,7 @@ def clip_of(count: int, config: LlavaConfig) -> tuple[plans.Video, Tiles]:
     return segment, Tiles(tiles, (side, side), None)
 
 
-def read(model: LoadedModel, tokens: int) -> Plan:
+def read(model: Model, tokens: int) -> Plan:
     """Prefill a prompt of so many tokens: a clip, then text that fills it up."""
     each = plans.video_tokens(2, model.config) - plans.video_tokens(1, model.config)
     clip, tiles = clip_of((tokens - 2) // each, model.config)

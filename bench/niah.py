@@ -19,7 +19,7 @@ from torch import Tensor
 
 import llava_min
 from llava_min import image, projector
-from llava_min.engine.handle import LoadedModel
+from llava_min.engine.handle import Model
 from llava_min.media import sources as media
 from llava_min.media import video
 from llava_min.segments import Plan, Text, Video
@@ -45,7 +45,7 @@ def drawn(longest: int, needles: int) -> tuple[list[np.ndarray], list[dict]]:
 
 
 @torch.inference_mode()
-def encoded(model: LoadedModel, frames: list[np.ndarray]) -> list[Tensor]:
+def encoded(model: Model, frames: list[np.ndarray]) -> list[Tensor]:
     """The rows [tokens W] of each frame, what ends a clip left out."""
     network, config = model.network, model.config
     rows = []
@@ -59,7 +59,7 @@ def encoded(model: LoadedModel, frames: list[np.ndarray]) -> list[Tensor]:
 class Haystack:
     """Frames behind the prompt's beginning in a cache, as far as the cases have needed them."""
 
-    def __init__(self, model: LoadedModel, frames: list[Tensor], room: int):
+    def __init__(self, model: Model, frames: list[Tensor], room: int):
         self.model, self.frames, self.held = model, frames, 0
         prepared = model.prepare("?", videos=[np.zeros((1, 8, 8, 3), np.uint8)])
         self.before = len(prepared.plan.segments[0].ids)
@@ -124,7 +124,7 @@ def run(settings) -> list[Path]:
     return [path, drawing]
 
 
-def search(model: LoadedModel, film: list, needles: list[dict], cases: list, path: Path) -> None:
+def search(model: Model, film: list, needles: list[dict], cases: list, path: Path) -> None:
     """Run the cases, (place, length, depth, needle) from the deepest place on; append each row."""
     frames = encoded(model, film)
     hidden = encoded(model, [np.asarray(needle["image"].convert("RGB")) for needle in needles])

@@ -24,13 +24,13 @@ GELUS = ("quick_gelu", "gelu_pytorch_tanh", "gelu")
 TILE = 1024  # numbers per program
 
 
-def swiglu_reference(gate_up: Tensor) -> Tensor:
+def swiglu_torch(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where gate is the first half of the last axis and up the second."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def gelu_reference(rows: Tensor, kind: str) -> Tensor:
+def gelu_torch(rows: Tensor, kind: str) -> Tensor:
     """x sigmoid(1.702 x) for quick_gelu, the tanh form for gelu_pytorch_tanh, x Phi(x) for gelu."""
     if kind == "quick_gelu":
         return rows * torch.sigmoid(1.702 * rows)
@@ -90,7 +90,7 @@ def gelu_triton(rows: Tensor, kind: str, bias: Tensor | None = None, tile: int =
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up: [... 2I] -> [... I]."""
-    return swiglu_triton(gate_up) if triton_for(gate_up) else swiglu_reference(gate_up)
+    return swiglu_triton(gate_up) if triton_for(gate_up) else swiglu_torch(gate_up)
 
 
 def gelu(rows: Tensor, kind: str, bias: Tensor | None = None) -> Tensor:
@@ -98,4 +98,4 @@ def gelu(rows: Tensor, kind: str, bias: Tensor | None = None) -> Tensor:
     assert kind in GELUS, kind
     if triton_for(rows):
         return gelu_triton(rows, kind, bias)
-    return gelu_reference(rows if bias is None else rows + bias, kind)
+    return gelu_torch(rows if bias is None else rows + bias, kind)

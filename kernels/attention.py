@@ -49,7 +49,7 @@ LOG2_E = 1.4426950408889634
 LOWEST = -1e30  # finite: 2^(-inf - (-1e30)) is 0 for a masked score, where 2^(-inf + inf) is NaN
 
 
-def attention_reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attention_formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """The formula on query [B T H E], key and value [B K S E] and a mask [T S] of bools.
 
     A row that is wholly masked is zero.
@@ -245,8 +245,13 @@ def block_of(query: Tensor, causal: bool) -> tuple[int, int, int, int]:
     return BLOCKS[min(rows, key=lambda row: (row[2] != causal, row[1]))]
 
 
-def attention_triton(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None = None,
-                     block: tuple[int, int, int, int] | None = None) -> Tensor:  # fmt: skip
+def attention_triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None = None,
+    block: tuple[int, int, int, int] | None = None,
+) -> Tensor:
     """Attention of query [B T H E] over key and value [B K S E], as one kernel.
 
     It is causal after `lengths` [B] tokens; without lengths every query sees every key.

@@ -39,7 +39,7 @@ BLOCKS = {
 INTERPRETED_BLOCK = (16, 4, 1, 6)
 
 
-def decode_reference(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+def decode_formula(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
     """The formula: query t of row b sees the row's first lengths[b] + t + 1 keys.
 
     query [B T H E], key and value [B K S E].
@@ -215,7 +215,7 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     return mix
 
 
-def decode_cpu(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
+def decode_torch(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
     """One newest query of each row, [B 1 H E], over its first starts[b] + 1 keys of [B K S E].
 
     It needs no mask and no wider copy of the keys; the formula takes six times as long in bfloat16.
@@ -237,5 +237,5 @@ def decode_attention(query: Tensor, layer) -> Tensor:
         return decode_triton(query, layer)
     key, value = layer.read(query.shape[1], query.dtype)
     if query.shape[1] == 1 and query.device.type == "cpu" and layer.starts is not None:
-        return decode_cpu(query, key, value, layer.starts)
-    return decode_reference(query, key, value, layer.lengths)
+        return decode_torch(query, key, value, layer.starts)
+    return decode_formula(query, key, value, layer.lengths)

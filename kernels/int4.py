@@ -113,7 +113,7 @@ def unpack(words: Tensor) -> Tensor:
     return torch.stack(planes, dim=2).permute(1, 0, 2, 3).flatten(1)
 
 
-def dequantise_reference(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype) -> Tensor:
+def dequantise_formula(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype) -> Tensor:
     """The weights [N K], multiplied out."""
     q = unpack(words).to(scales.dtype).unflatten(1, (len(scales), -1)) - 8  # N K/g g
     weight = q * scales.T[..., None]
@@ -122,11 +122,11 @@ def dequantise_reference(words: Tensor, scales: Tensor, offsets: Tensor | None, 
     return weight.flatten(1).to(dtype)
 
 
-def linear_reference(
+def linear_formula(
     rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
 ) -> Tensor:
     """The formula: rows [... K] times the weights, in float32 at least."""
-    weight = dequantise_reference(
+    weight = dequantise_formula(
         words, wide(scales), None if offsets is None else wide(offsets), wide(rows).dtype
     )
     return (wide(rows) @ weight.T).to(rows.dtype)
@@ -280,9 +280,15 @@ def shares(tiles: int, slots: int, most: int) -> int:
     return next((count for count in counts if busy(count) >= 0.9), max(counts, key=busy))
 
 
-def linear_small(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
-                 block: tuple[int, int, int, int] | None = None, bias: Tensor | None = None,
-                 arrived: Tensor | None = None) -> Tensor:  # fmt: skip
+def linear_small(
+    rows: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None = None,
+    block: tuple[int, int, int, int] | None = None,
+    bias: Tensor | None = None,
+    arrived: Tensor | None = None,
+) -> Tensor:
     """rows [M K], M small (+ bias [N]) -> [M N], in one launch.
 
     `arrived`, int32 zeros of at least N / 16, counts programs; without it they are made here.
@@ -315,7 +321,7 @@ def dequantise(
     """The weights [last - first, K] of outputs first .. last, multiplied out."""
     if not triton_for(scales):
         offsets = None if offsets is None else offsets[:, first:last]
-        return dequantise_reference(words[:, first:last], scales[:, first:last], offsets, dtype)
+        return dequantise_formula(words[:, first:last], scales[:, first:last], offsets, dtype)
     inputs, outputs = len(words) * BLOCK, words.shape[1]
     weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
     size = 16 if INTERPRETED else 64
@@ -326,8 +332,9 @@ def dequantise(
     return weight
 
 
-def linear_large(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
-                 chunk: int = CHUNK) -> Tensor:  # fmt: skip
+def linear_large(
+    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None, chunk: int = CHUNK
+) -> Tensor:
     """rows [M K], M large -> [M N]: some outputs' weights are written out at a time."""
     inputs, outputs = len(words) * BLOCK, words.shape[1]
     product = rows.new_empty(len(rows), outputs)
@@ -374,7 +381,7 @@ def outputs_in(chunk: int, inputs: int) -> int:
     return max(1, chunk // inputs // 64) * 64
 
 
-def dequantise_cpu(words: Tensor, pairs: Tensor) -> Tensor:
+def dequantise_torch(words: Tensor, pairs: Tensor) -> Tensor:
     """Some blocks' words uint8 [n K/2] and their pairs [K/g n 2] -> weights [K n], multiplied out.
 
     This takes four nibbles at a time and no table: q in the lowest bits of bfloat16's 128 reads
@@ -392,7 +399,7 @@ def dequantise_cpu(words: Tensor, pairs: Tensor) -> Tensor:
     return weight.view(inputs, -1)
 
 
-def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUNK) -> Tensor:
+def linear_torch(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUNK) -> Tensor:
     """rows [M K] times `repack`ed weights -> [M N].
 
     Few rows go to torch's operator. For more, some blocks' weights are written out at a time.
@@ -404,19 +411,25 @@ def linear_cpu(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUN
     product, step = rows.new_empty(count, outputs), outputs_in(chunk, inputs)
     for first in range(0, outputs, step):
         some = slice(first, first + step)
-        product[:, some] = rows @ dequantise_cpu(words[some], pairs[:, some])
+        product[:, some] = rows @ dequantise_torch(words[some], pairs[:, some])
     return product
 
 
-def linear(rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None,
-           bias: Tensor | None = None, arrived: Tensor | None = None) -> Tensor:  # fmt: skip
+def linear(
+    rows: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None = None,
+    bias: Tensor | None = None,
+    arrived: Tensor | None = None,
+) -> Tensor:
     """rows [... K] times packed weights (+ bias) -> [... N].
 
     words: what `repack` gives, or on any device int16. `arrived`: see linear_small.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:
-        product = linear_cpu(flat, words, scales)
+        product = linear_torch(flat, words, scales)
     elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:
         product, bias = linear_small(flat, words, scales, offsets, None, bias, arrived), None
     else:

@@ -28,14 +28,14 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def rms_norm_reference(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm_torch(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rows / sqrt(mean(rows^2) + eps) * weight; the weight is applied after the cast back."""
     values = wide(rows)
     values = values * torch.rsqrt((values * values).mean(-1, keepdim=True) + eps)
     return weight * values.to(rows.dtype)
 
 
-def layer_norm_reference(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm_torch(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(rows - mean) / sqrt(variance + eps) * weight + bias."""
     return F.layer_norm(rows, rows.shape[-1:], weight, bias, eps)
 
@@ -142,7 +142,7 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis."""
     if triton_for(rows):
         return rms_norm_triton(rows, None, weight, eps)[1]
-    return rms_norm_reference(rows, weight, eps)
+    return rms_norm_torch(rows, weight, eps)
 
 
 def add_rms_norm(rows: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -150,11 +150,11 @@ def add_rms_norm(rows: Tensor, update: Tensor, weight: Tensor, eps: float) -> tu
     if triton_for(rows):
         return rms_norm_triton(rows, update, weight, eps)
     rows = rows + update
-    return rows, rms_norm_reference(rows, weight, eps)
+    return rows, rms_norm_torch(rows, weight, eps)
 
 
 def layer_norm(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis."""
     if triton_for(rows):
         return layer_norm_triton(rows, weight, bias, eps)
-    return layer_norm_reference(rows, weight, bias, eps)
+    return layer_norm_torch(rows, weight, bias, eps)

@@ -85,7 +85,7 @@ def dequantise(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return steps.float().mul_(scales[..., None]).to(dtype)
 
 
-def write_reference(qkv: Tensor, angles: Tensor, layer) -> Tensor:
+def write_torch(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate, store keys and values after what the cache layer holds, and return the query."""
     _, kv_heads, _, head_dim = layer.keys.shape
     heads = qkv.unflatten(-1, (-1, head_dim))
@@ -186,4 +186,4 @@ def scales_of(layer) -> tuple[Tensor | None, Tensor | None]:
 
 def write(qkv: Tensor, angles: Tensor, layer) -> Tensor:
     """Rotate queries and keys, write keys and values into the cache; return query [B T H E]."""
-    return (write_triton if triton_for(qkv) else write_reference)(qkv, angles, layer)
+    return (write_triton if triton_for(qkv) else write_torch)(qkv, angles, layer)

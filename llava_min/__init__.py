@@ -41,10 +41,16 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without s
 
 
 def load(
-    folder=None, *, device="auto", dtype="auto", kv_dtype="auto", config=None, context=None,
-    bits=None
-):  # fmt: skip
-    """A LoadedModel from a checkpoint folder, or the embedded checkpoint.
+    folder=None,
+    *,
+    device="auto",
+    dtype="auto",
+    kv_dtype="auto",
+    config=None,
+    context=None,
+    bits=None,
+):
+    """A Model from a checkpoint folder, or the embedded checkpoint.
 
     device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. kv_dtype: of the cache,
     auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the longest

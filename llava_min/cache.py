@@ -42,7 +42,7 @@ class Layer:
         """The longest row's length."""
         return int(self.starts.max())
 
-    def behind(self, row: int, new: int) -> slice | Tensor:
+    def next_places(self, row: int, new: int) -> slice | Tensor:
         """The places of a row's next `new` tokens; as an index where only the device knows them."""
         if self.starts is None:
             return self.lengths[row] + torch.arange(new, device=self.lengths.device)
@@ -57,7 +57,7 @@ class Layer:
             stored = [(self.keys, key), (self.key_scales, key_scales),
                       (self.values, value), (self.value_scales, value_scales)]  # fmt: skip
         for row in range(len(key)):
-            places = self.behind(row, key.shape[1])
+            places = self.next_places(row, key.shape[1])
             for tensor, vectors in stored:
                 tensor[row, :, places] = vectors[row].transpose(0, 1)
 
@@ -87,8 +87,15 @@ class Cache:
     arrived: Tensor  # int32 [B K] of zeros, which all layers share: see Layer
 
     @classmethod
-    def empty(cls, config: TextConfig, batch: int = 1, capacity: int = 0, dtype=torch.float32,
-              kv_dtype=None, device="cpu") -> "Cache":  # fmt: skip
+    def empty(
+        cls,
+        config: TextConfig,
+        batch: int = 1,
+        capacity: int = 0,
+        dtype=torch.float32,
+        kv_dtype=None,
+        device="cpu",
+    ) -> "Cache":
         """A cache with room for `capacity` tokens in each of `batch` rows.
 
         It is in `dtype`, or in 8 bits: `kv_dtype` torch.int8 or torch.float8_e4m3fn.

@@ -52,8 +52,9 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
 
-    def forward(self, rows: Tensor, update: Tensor | None, angles: Tensor,
-                layer: Layer) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        self, rows: Tensor, update: Tensor | None, angles: Tensor, layer: Layer
+    ) -> tuple[Tensor, Tensor]:
         """The stream [B T D] and what is still to be added to it, before and after this block.
 
         Each sum is taken in the kernel of the norm that reads it. The new keys and values are

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .base.memory import memory
 from .cache import Cache
-from .model import Llava
+from .model import Network
 from .options import Options
 from .sampling import next_id
 from .tokenizer import CharacterStream, Tokenizer
@@ -30,7 +30,7 @@ from .tokenizer import CharacterStream, Tokenizer
 # (the newest id of each row) -> logits [B V] and, where they are known, the most likely ids; made
 # from (model, cache, how many ids have a meaning)
 Step = Callable[[list[int]], tuple[Tensor, list[int] | None]]
-Stepping = Callable[[Llava, Cache, int], Step]
+Stepping = Callable[[Network, Cache, int], Step]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class StopTexts:
         return "" if self.found else self.held
 
 
-def known_ids(model: Llava, tokenizer: Tokenizer | None) -> int:
+def known_ids(model: Network, tokenizer: Tokenizer | None) -> int:
     """How many ids have a meaning: a head may have more rows than the tokenizer has tokens."""
     vocabulary = model.config.text.vocab_size
     return min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
@@ -100,7 +100,9 @@ class Continuation:
     the answer ends.
     """
 
-    def __init__(self, model: Llava, tokenizer: Tokenizer | None, ids: list[int], options: Options):
+    def __init__(
+        self, model: Network, tokenizer: Tokenizer | None, ids: list[int], options: Options
+    ):
         self.options, self.ids, self.new, self.reason = options, list(ids), [], ""
         self.stream = CharacterStream(tokenizer) if tokenizer else None
         self.stops = StopTexts(options.stop)
@@ -129,9 +131,15 @@ class Continuation:
         return self.stops.feed(self.stream.finish()) + self.stops.finish()
 
 
-def generate(model: Llava, tokenizer: Tokenizer | None, logits: Tensor, cache: Cache,
-             ids: list[int], options: Options,
-             stepping: Stepping) -> Iterator[Token | Finished]:  # fmt: skip
+def generate(
+    model: Network,
+    tokenizer: Tokenizer | None,
+    logits: Tensor,
+    cache: Cache,
+    ids: list[int],
+    options: Options,
+    stepping: Stepping,
+) -> Iterator[Token | Finished]:
     """Tokens after a prefilled prompt of one row: logits [V] of its last token, its text's ids.
 
     stepping: how this device makes one step after another. It is called when a second token is

@@ -30,7 +30,7 @@ from .trace import see
 from .vision import VisionTower
 
 
-class Llava(nn.Module):
+class Network(nn.Module):
     """Vision tower, projector, newline, decoder."""
 
     def __init__(self, config: LlavaConfig):
@@ -99,8 +99,15 @@ class Llava(nn.Module):
                 yield from next(remaining)
 
     @torch.inference_mode()
-    def prefill(self, plan: Plan, visuals: list[Iterator[Tensor]], cache: Cache, chunk: int = CHUNK,
-                keep: str = "last", progress: Callable | None = None) -> Tensor:  # fmt: skip
+    def prefill(
+        self,
+        plan: Plan,
+        visuals: list[Iterator[Tensor]],
+        cache: Cache,
+        chunk: int = CHUNK,
+        keep: str = "last",
+        progress: Callable | None = None,
+    ) -> Tensor:
         """Run a prompt through the decoder into a cache of one row, `chunk` tokens at a time.
 
         `visuals` are what `encode` gives, one for each picture or clip of the plan, in order.

@@ -52,8 +52,13 @@ def end_rows(patch_map: Tensor, newline: Tensor) -> Tensor:
     return torch.cat([rows, ends], dim=-2).flatten(-3, -2)
 
 
-def picture_rows(projected: Tensor, size: tuple[int, int], grid: tuple[int, int], newline: Tensor,
-                 config: LlavaConfig) -> Tensor:  # fmt: skip
+def picture_rows(
+    projected: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    newline: Tensor,
+    config: LlavaConfig,
+) -> Tensor:
     """The rows of an anyres picture: the base tile, then the grid's patches.
 
     The grid's patches are unpadded and capped, with a newline after each row. projected:

@@ -31,8 +31,14 @@ def greedy(logits: Tensor, known: int) -> Tensor:
     return logits.argmax(-1).masked_fill(~torch.isfinite(logits).all(-1), -1)
 
 
-def next_id(logits: Tensor, ids: list[int], position: int, sampling: Sampling, known: int,
-            likely: int | None = None) -> int:  # fmt: skip
+def next_id(
+    logits: Tensor,
+    ids: list[int],
+    position: int,
+    sampling: Sampling,
+    known: int,
+    likely: int | None = None,
+) -> int:
     """Choose an id from logits [V] at `position`.
 
     Ids from `known` on have no meaning and are never chosen. likely: `greedy` of these logits,

@@ -1,4 +1,8 @@
-"""Write the generated parts of the README: `python tests/readme.py`."""
+"""Write the generated parts of the README and of docs/.
+
+python tests/readme.py                     every part but the trace, whose times are a machine's
+python tests/readme.py reading rooms       these parts alone
+"""
 
 import ast
 import io
@@ -7,13 +11,25 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from test_house import ROOT, chain
 
-README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 TRACED = ["python", "-m", "llava_min.generate", "Where is the star?", "--image",
           "weights/tiny/samples/shapes.png", "--trace", "--quiet"]  # fmt: skip
+CONDUCTOR = (  # in the order in which load() and then generate() come through them
+    "engine/load.py",
+    "families/layouts.py",
+    "engine/handle.py",
+    "request/messages.py",
+    "request/visuals.py",
+    "request/prepare.py",
+    "planning/forecast.py",
+    "engine/step.py",
+    "engine/answers.py",
+)
 
 
 def code_lines(path: Path) -> int:
@@ -31,14 +47,38 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-def reading() -> str:
-    """The files of the walk, their lines of code, and the first sentence of each."""
+def first_sentence(path: Path) -> str:
+    """The sentence that a file opens with."""
+    first = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\.)\s", first)[0]
+
+
+def file_table(names: Iterable[str]) -> str:
+    """Files of llava_min/, their lines of code, and the first sentence of each."""
     rows = ["| file | lines | what it is |", "|---|---:|---|"]
-    for name in chain():
-        path = ROOT / "llava_min" / f"{name}.py"
-        first = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ")
-        sentence = re.split(r"(?<=\.)\s", first)[0]
-        rows.append(f"| [`{name}.py`](llava_min/{name}.py) | {code_lines(path)} | {sentence} |")
+    for name in names:
+        path = ROOT / "llava_min" / name
+        link = f"[`{name}`](llava_min/{name})"
+        rows.append(f"| {link} | {code_lines(path)} | {first_sentence(path)} |")
+    return "\n".join(rows)
+
+
+def reading() -> str:
+    """The files of the walk."""
+    return file_table(f"{name}.py" for name in chain())
+
+
+def conductor() -> str:
+    """The files that lead a question through the walk."""
+    return file_table(CONDUCTOR)
+
+
+def rooms() -> str:
+    """The folders of the package, and the sentence of each."""
+    rows = ["| room | what it is |", "|---|---|"]
+    for path in sorted((ROOT / "llava_min").glob("*/__init__.py")):
+        name = path.parent.name
+        rows.append(f"| [`{name}/`](llava_min/{name}) | {first_sentence(path)} |")
     return "\n".join(rows)
 
 
@@ -89,18 +129,20 @@ def cache() -> str:
     rows = [[row["format"], f"{row['token_bytes']:,} of {row['token_bytes_bf16']:,}",
              f"{100 * row['same']:.2f}% of {row['n']:,}", f"{row['kl']:.1e}"]
             for row in results("quality", section="cache", name="all")]  # fmt: skip
-    heads = ["cache", "bytes a token, of bfloat16's", "same greedy answer", "KL of a token"]
+    heads = ["cache", "bytes a token, of bfloat16's", "same greedy answer", "KL per token"]
     return table(heads, rows)
 
 
 def machine(row: dict) -> str:
-    return f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, {row['date']}"
+    """Where and when a row was measured."""
+    threads = f", {row['threads']} threads" if "threads" in row else ""
+    return f"{row.get('cpu') or row['device']}{threads}, torch {row['torch']}, {row['date']}"
 
 
 def speed() -> str:
     """Rates of the 0.5B shape on a CPU, and how many times those of transformers in bfloat16."""
-    parts, what = [], {"vision": "vision, tiles/s", "prefill": "prompt of {:,}, tokens/s",
-                       "decode": "answer behind {:,}, tokens/s"}  # fmt: skip
+    parts, what = [], {"vision": "vision, tiles/s", "prefill": "prefill of {:,}, tokens/s",
+                       "decode": "decode after {:,}, tokens/s"}  # fmt: skip
     every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
     every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
     order = ["transformers float32", "transformers bf16", "llava_min float32", "llava_min bf16",
@@ -134,7 +176,8 @@ def loading() -> str:
     for row in results("load-cpu", section="load"):
         over = f"{row['peak_bytes'] / 1e9:.2f} GB", f"{row['over_file']:.2f}"
         rows.append([f"{row['name']} {row['format']}", f"{row['seconds']:.1f} s", *over])
-    heads = ["0.5B shape loaded by", "whole process", "most memory", "beyond torch's, per file"]
+    heads = ["0.5B shape loaded by", "whole process", "peak memory",
+             "memory above torch's, over the file's size"]  # fmt: skip
     ours, theirs = (results("load-cpu", section="cold", name=name)[0]
                     for name in ("llava_min", "transformers"))  # fmt: skip
     written, answer = (results("load-cpu", section="quantise", shape="7B", name=name)[0]
@@ -142,14 +185,14 @@ def loading() -> str:
     return (
         f"{table(heads, rows)}\n\nThe whole command on the embedded checkpoint to its first token: "
         f"{ours['seconds']:.2f} s; the same work with transformers: {theirs['seconds']:.2f} s, "
-        f"{ours['ratio']:.2f}x by the median of the turns.\n\n"
-        f"The 7B shape, {written['file_bytes'] / 1e9:.1f} GB of random weights: written in int4 "
-        f"(`quantize --method mse`) in {written['seconds']:.0f} s within "
-        f"{written['peak_bytes'] / 1e9:.1f} GB of memory. The {answer['file_bytes'] / 1e9:.1f} GB "
-        f"are loaded, and a question about a picture is answered, within "
-        f"{answer['peak_bytes'] / 1e9:.1f} GB: loaded in {answer['timings']['load_s']:.0f} s, "
-        f"first token after another {answer['timings']['ttft_s']:.0f} s, then "
-        f"{answer['timings']['tokens_per_s']:.1f} tokens/s."
+        f"{ours['ratio']:.2f}x by the median over the pairs.\n\n"
+        f"The 7B shape, {written['file_bytes'] / 1e9:.1f} GB of random weights: `quantize "
+        f"--method mse` writes it in int4 in {written['seconds']:.0f} s with "
+        f"{written['peak_bytes'] / 1e9:.1f} GB of memory. Loading the result, "
+        f"{answer['file_bytes'] / 1e9:.1f} GB, and answering a question about a picture takes "
+        f"{answer['peak_bytes'] / 1e9:.1f} GB: {answer['timings']['load_s']:.0f} s to load, "
+        f"another {answer['timings']['ttft_s']:.0f} s to the first token, then "
+        f"{answer['timings']['tokens_per_s']:.1f} tokens/s.\n\n{machine(ours)}."
     )
 
 
@@ -164,7 +207,7 @@ def quality() -> str:
                   for each in results("quality", section="errors", **same)]  # fmt: skip
         rows.append([row["format"], f"{row['lost_points']:.2f}", f"{max(lost):.2f}",
                      f"{row['kl']:.5f}", f"{max(errors):.2f}"])  # fmt: skip
-    heads = ["method, group", "points lost", "by the worst task", "KL of a token",
+    heads = ["method, group", "points lost", "in the worst task", "KL per token",
              "error of a weight over that of Q4_0"]  # fmt: skip
     return table(heads, rows)
 
@@ -179,38 +222,42 @@ def frames() -> str:
         rows.append([row["context"], f"{row['tokens']:,}",
                      *(f"{way['above_bytes'] / 2**20:,.0f} MiB" for way in memory),
                      *(f"{way['per_second']:.0f}" for way in speed)])  # fmt: skip
-    heads = ["frames", "tokens", "memory, chunked", "all at once", "prefill, chunked, tokens/s",
-             "all at once"]  # fmt: skip
-    return table(heads, rows)
+    heads = ["frames", "tokens", "memory, in chunks", "all at once",
+             "prefill in chunks, tokens/s", "all at once"]  # fmt: skip
+    return f"{table(heads, rows)}\n\n{machine(row)}."
 
 
 def clips() -> str:
     """Sampling an hour of video: seeking to the frames, and decoding everything."""
     rows = results("video")
     middle = lambda row: row["seconds"][len(row["seconds"]) // 2]
-    floor = {row["clip"]: middle(row) for row in rows if row["name"] == "the spans alone"}
-    lines = [[f"{row['clip']}, {row['name']}", f"{middle(row):.1f} s",
+    bound = "the spans alone"
+    floor = {row["clip"]: middle(row) for row in rows if row["name"] == bound}
+    called = {bound: "PyAV, key frames known", "PyAV, everything": "PyAV, every frame"}
+    lines = [[f"{row['clip']}, {called.get(row['name'], row['name'])}", f"{middle(row):.1f} s",
               f"{middle(row) / floor[row['clip']]:.2f}x", f"{row['decoded']:,}",
               f"{row['peak_mb']:.0f} MB"] for row in rows]  # fmt: skip
-    heads = ["64 frames of", "time", "of the spans alone", "frames decoded", "memory"]
-    return table(heads, lines)
+    heads = ["64 frames of", "time", "over key frames known", "frames decoded", "memory"]
+    return f"{table(heads, lines)}\n\n{machine(rows[0])}."
 
 
 def again() -> str:
-    """How soon second questions are answered; the first row, a first question, is no second one."""
-    rows = [[row["case"], f"{row['p50_s']:.2f} s", f"{row['times_sooner']:.1f}x"]
+    """How soon second questions are answered; the first row, a first question, is left out."""
+    rows = [[row["case"].replace("afresh", "cold run"), f"{row['p50_s']:.2f} s",
+             f"{row['times_sooner']:.1f}x"]
             for row in results("ask-0.5B")[1:]]  # fmt: skip
-    return table(["first token of the", "after", "sooner than afresh"], rows)
+    heads = ["case", "time to the first token", "speed-up over a cold run"]
+    return f"{table(heads, rows)}\n\n{machine(results('ask-0.5B')[1])}."
 
 
 def long() -> str:
-    """A prompt of hundreds of thousands of tokens, in one sentence."""
+    """A prompt of hundreds of thousands of tokens, in two sentences."""
     row = results("long-embedded")[-1]
     return (
-        f"A prompt of {row['tokens']:,} tokens on the embedded checkpoint's shape in float32, its "
-        f"context raised: {row['planned_bytes'] / 1e6:,.0f} MB were planned for cache and "
-        f"activations, {row['measured_bytes'] / 1e6:,.0f} MB were measured "
-        f"({row['measured_over_planned']:.3f} of that)."
+        f"A prompt of {row['tokens']:,} tokens in the shape of the embedded checkpoint, in float32 "
+        f"and with a larger context: the plan counts {row['planned_bytes'] / 1e6:,.0f} MB for "
+        f"cache and activations, and {row['measured_bytes'] / 1e6:,.0f} MB were measured "
+        f"({row['measured_over_planned']:.3f} of the plan). {machine(row)}."
     )
 
 
@@ -223,40 +270,81 @@ def needle() -> str:
     return (
         f"Of {needles} needles at six depths it finds {share(frames=16)} in clips of 16 frames, "
         f"the longest of its training, {share(frames=160)} in 160 frames and "
-        f"{share(frames=256)} in 256. What is lost stood at the beginning of a long clip: in front "
-        f"of 256 frames {share(frames=256, depth=0.0)} are found, behind them "
-        f"{share(frames=256, depth=1.0)}."
+        f"{share(frames=256)} in 256. The misses are at the start of long clips: a needle at the "
+        f"beginning of 256 frames is found {share(frames=256, depth=0.0)} of the time, one at the "
+        f"end {share(frames=256, depth=1.0)}."
     )
+
+
+def summary() -> str:
+    """Five numbers for the README, from the rows of docs/results.md."""
+    described = next(row["row"] for row in results("tiny_exam")[1:] if ": describe |" in row["row"])
+    decoded = {"section": "decode", "shape": "0.5B", "context": 1500, "capability": "AVX512"}
+    rate = lambda **of: results("generate-cpu", **decoded, **of)[0]["per_second"]
+    ratio = results("generate-cpu", **decoded, name="llava_min", format="bf16")[0]["ratio"]
+    int4 = rate(name="llava_min", format="int4") / rate(name="llama.cpp", format="int4")
+    above = lambda **of: results("frames-cpu", section="memory", context=64, **of)[0]["above_bytes"]
+    chat = results("ask-0.5B", case="second question of a chat")[0]["times_sooner"]
+    rows = [
+        ["unseen drawn scenes that the toy describes word for word",
+         described.split("|")[3].strip(" *"), "the-toys-exam"],
+        ["decode in bfloat16 after 1,500 tokens, over transformers",
+         f"{ratio:.2f}x", "speed-on-a-cpu"],
+        ["decode in int4 after 1,500 tokens, over llama.cpp's Q4_0", f"{int4:.2f}x",
+         "speed-on-a-cpu"],
+        ["memory of a prompt of 64 frames, over that of all frames at once",
+         f"{above(name='chunked') / above(name='naive'):.2f}x", "long-clips"],
+        ["second question about 32 frames in a chat, speed-up over a cold run",
+         f"{chat:.0f}x", "long-clips"],
+    ]  # fmt: skip
+    linked = [[f"[{what}](docs/results.md#{where})", number] for what, number, where in rows]
+    return table(["on a CPU", "measured"], linked)
 
 
 PARTS = {
-    "reading": reading,
-    "exam": exam,
-    "families": families,
-    "speed": speed,
-    "profile": profile,
-    "loading": loading,
-    "quality": quality,
-    "cache": cache,
-    "needle": needle,
-    "frames": frames,
-    "clips": clips,
-    "again": again,
-    "long": long,
-    "trace": trace,
+    "README.md": (reading, trace, conductor, rooms, summary),
+    "docs/results.md": (
+        exam,
+        quality,
+        cache,
+        needle,
+        speed,
+        profile,
+        loading,
+        frames,
+        clips,
+        again,
+        long,
+    ),
+    "docs/correctness.md": (families,),
 }
 
 
-def replaced(text: str, part: str) -> str:
-    """The README with one generated part written anew."""
-    fresh = f"<!-- {part} -->\n{PARTS[part]()}\n<!-- end -->"
-    return re.sub(
-        rf"<!-- {part} -->\n.*?<!-- end -->", lambda match: fresh, text, count=1, flags=re.S
-    )
+def marked(part: str) -> re.Pattern:
+    """A generated part, its marks included."""
+    return re.compile(rf"<!-- {part} -->\n.*?<!-- end -->", re.S)
+
+
+def replaced(text: str, part: Callable[[], str]) -> str:
+    """The text of a file with one generated part written again."""
+    fresh = f"<!-- {part.__name__} -->\n{part()}\n<!-- end -->"
+    return marked(part.__name__).sub(lambda match: fresh, text, count=1)
+
+
+def main(wanted: list[str]) -> None:
+    known = {part.__name__ for parts in PARTS.values() for part in parts}
+    if unknown := set(wanted) - known:
+        sys.exit(
+            f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+        )
+    wanted = wanted or sorted(known - {"trace"})
+    for name, parts in PARTS.items():
+        text = (ROOT / name).read_text()
+        for part in parts:
+            if part.__name__ in wanted:
+                text = replaced(text, part)
+        (ROOT / name).write_text(text)
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for part in PARTS:
-        text = replaced(text, part)
-    README.write_text(text)
+    main(sys.argv[1:])

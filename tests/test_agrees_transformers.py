@@ -247,7 +247,7 @@ def test_mutants_are_caught(tiny, monkeypatch):
     picture, end_rows = small.picture(200, 150, 5), projector.end_rows
     theirs = oracle.logits(oracle.images([picture], "What?"))
     mutants = [
-        (activation, "gelu_reference", lambda rows, kind: torch.nn.functional.gelu(rows)),
+        (activation, "gelu_torch", lambda rows, kind: torch.nn.functional.gelu(rows)),
         (
             vision,
             "normalise",

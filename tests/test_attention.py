@@ -24,7 +24,7 @@ def check_prefill(attention, starts, new, heads, kv_heads, head_dim, dtype, seed
         key, value = (x[row : row + 1, :, : start + new] for x in (layer.keys, layer.values))
         mask = attention.causal_mask(new, start)
         one = query[row : row + 1]
-        exact = attention.attention_reference(one.double(), key.double(), value.double(), mask)
+        exact = attention.attention_formula(one.double(), key.double(), value.double(), mask)
         by_torch = sdpa(one, key, value, mask)
         no_worse_than_torch(mixed[row : row + 1], by_torch, exact, score=4 * scale)
     for old, kept in zip(before, (query, layer.keys, layer.values)):
@@ -37,7 +37,7 @@ def check_bidirectional(attention, batch, patches, heads, head_dim, dtype, seed)
     query, key, value = fused.unbind(2)
     key, value = key.transpose(1, 2), value.transpose(1, 2)
     mixed = attention.attention_triton(query, key, value, None, SMALL)
-    exact = attention.attention_reference(query.double(), key.double(), value.double(), None)
+    exact = attention.attention_formula(query.double(), key.double(), value.double(), None)
     no_worse_than_torch(mixed, sdpa(query, key, value, None), exact, score=4)
 
 
@@ -93,7 +93,7 @@ def test_tiled_loop_is_the_formula(seen, new, block):
         rows_of(i, (n, 8)).double() for i, n in enumerate((new, seen + new, seen + new))
     )
     mask = attention.causal_mask(new, seen)
-    exact = attention.attention_reference(
+    exact = attention.attention_formula(
         query[None, :, None], key[None, None], value[None, None], mask
     )
     tiled = attention.attention_tiled(query, key, value, block)
@@ -182,7 +182,7 @@ def test_torch_on_a_cpu_and_with_a_mask(seen, new, heads, head_dim, scale, seed)
     query = rows_of(seed, (2, new, heads[0], head_dim), torch.float64, scale)
     key, value = (rows_of(seed + i, (2, heads[1], seen + new, head_dim), torch.float64)
                   for i in (1, 2))  # fmt: skip
-    exact = attention.attention_reference(query, key, value, attention.causal_mask(new, seen))
+    exact = attention.attention_formula(query, key, value, attention.causal_mask(new, seen))
     for by_torch in (attention.attention_merged, attention.attention_masked):
         torch.testing.assert_close(by_torch(query, key, value), exact, atol=1e-12, rtol=0)
 
@@ -193,7 +193,7 @@ def test_two_parts_lose_nothing_to_rounding(dtype):
     query, key, value = (rows_of(seed, shape, dtype) for seed, shape in
                          enumerate([(1, 20, 4, 16), (1, 2, 900, 16), (1, 2, 900, 16)]))  # fmt: skip
     mask = attention.causal_mask(20, 880)
-    exact = attention.attention_reference(*(x.double() for x in (query, key, value)), mask)
+    exact = attention.attention_formula(*(x.double() for x in (query, key, value)), mask)
     mixed = attention.attention_merged(query, key, value)
     no_worse_than_torch(mixed, sdpa(query, key, value, mask), exact)
 

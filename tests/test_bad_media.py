@@ -213,8 +213,15 @@ def brighter(count: int, size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(levels, (len(levels), size[1], size[0], 3))
 
 
-def filmed(count=8, size=(64, 48), format="mp4", codec="libx264", pix_fmt="yuv420p", pictures=None,
-           **options):  # fmt: skip
+def filmed(
+    count=8,
+    size=(64, 48),
+    format="mp4",
+    codec="libx264",
+    pix_fmt="yuv420p",
+    pictures=None,
+    **options,
+):
     """The bytes of a clip, by default one that grows brighter."""
     pictures = brighter(count, size)[:count] if pictures is None else pictures
     buffer = io.BytesIO()

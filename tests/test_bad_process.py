@@ -45,8 +45,8 @@ def interrupt_at(owner, name: str, call: int):
 
 @catalogue("CLI-INT", "while loading, preparing, encoding, prefilling, decoding")
 @pytest.mark.parametrize("owner, name, call", [
-    (loading.weights, "place", 20), (handle, "prepare", 1), (handle.Llava, "encode", 1),
-    (handle.Llava, "prefill", 1), (handle.Llava, "decode", 1), (handle.Llava, "decode", 9),
+    (loading.weights, "place", 20), (handle, "prepare", 1), (handle.Network, "encode", 1),
+    (handle.Network, "prefill", 1), (handle.Network, "decode", 1), (handle.Network, "decode", 9),
 ])  # fmt: skip
 def test_ctrl_c_ends_with_one_line_and_keeps_the_text(owner, name, call):
     ended = command(ASK, before=lambda: interrupt_at(owner, name, call))
@@ -58,7 +58,7 @@ def test_ctrl_c_ends_with_one_line_and_keeps_the_text(owner, name, call):
 
 @catalogue("CLI-INT", "with --json, what was said is still printed")
 def test_ctrl_c_with_json():
-    ended = command([*ASK, "--json"], before=lambda: interrupt_at(handle.Llava, "decode", 9))
+    ended = command([*ASK, "--json"], before=lambda: interrupt_at(handle.Network, "decode", 9))
     assert ended.code == 130 and '"finish_reason": "interrupted"' in ended.out
 
 
@@ -122,7 +122,7 @@ def test_a_full_disk():
 def test_a_terminal_without_unicode(monkeypatch):
     def speak():
         sys.stdout = open(1, "w", encoding="ascii", closefd=False)
-        handle.Llava.decode = None
+        handle.Network.decode = None
         handle.generate = lambda *_: iter(
             [handle.Token(1, "★ é"), handle.Finished("stop", "", 0, 0)]
         )
@@ -137,7 +137,7 @@ def test_a_terminal_without_unicode(monkeypatch):
 
 def refuse_memory(call: int):
     """From the call of `decode` with this number on, the system gives no more memory."""
-    original, calls = handle.Llava.decode, []
+    original, calls = handle.Network.decode, []
 
     def decode(self, ids, cache):
         calls.append(ids)
@@ -145,7 +145,7 @@ def refuse_memory(call: int):
             torch.empty(1 << 50)
         return original(self, ids, cache)
 
-    handle.Llava.decode = decode
+    handle.Network.decode = decode
 
 
 @catalogue("MEM-RUN", "an allocation fails while decoding")
@@ -236,14 +236,14 @@ def test_without_triton():
 @catalogue("NU-NANLOGIT", "named with its place; the text before it stays")
 def test_logits_that_are_no_numbers():
     def spoil():
-        original, calls = handle.Llava.decode, []
+        original, calls = handle.Network.decode, []
 
         def decode(self, ids, cache):
             logits = original(self, ids, cache)
             calls.append(ids)
             return logits * float("nan") if len(calls) == 9 else logits
 
-        handle.Llava.decode = decode
+        handle.Network.decode = decode
 
     ended = command(ASK, before=spoil)
     assert ended.code == 7 and ended.out.strip(), ended

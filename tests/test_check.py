@@ -14,7 +14,7 @@ from llava_min.kernels import activation, attention, rope
 
 pytest.importorskip("transformers")
 end_rows, angles, bidirectional = projector.end_rows, rope.angles, attention.bidirectional
-gelu_reference = activation.gelu_reference
+gelu_torch = activation.gelu_torch
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -63,8 +63,8 @@ def test_every_other_family(capsys, tmp_path, name):
 MUTANTS = {
     # a slip: (module, name, what stands there instead, the first stage that shows it)
     "quick GELU in the projector": (
-        activation, "gelu_reference",
-        lambda rows, kind: gelu_reference(rows, "quick_gelu" if kind == "gelu" else kind),
+        activation, "gelu_torch",
+        lambda rows, kind: gelu_torch(rows, "quick_gelu" if kind == "gelu" else kind),
         "picture: projector",
     ),
     "no newlines": (

@@ -221,7 +221,7 @@ def test_kernels_at_real_sizes(dtype):
             torch.tensor([200], dtype=torch.int32, device="cuda"),
             attention.causal_mask(300, 200, "cuda"),
         )
-        exact = attention.attention_reference(query.double(), key.double(), value.double(), mask)
+        exact = attention.attention_formula(query.double(), key.double(), value.double(), mask)
         wide = [x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value)]
         scores = (query.transpose(1, 2) @ wide[0].transpose(2, 3) / head_dim**0.5).masked_fill(
             ~mask, -torch.inf
@@ -231,7 +231,7 @@ def test_kernels_at_real_sizes(dtype):
     fused = torch.randn(2, 729, 3, 16, 72, device="cuda").to(dtype)
     query, key, value = fused.unbind(2)
     key, value = key.transpose(1, 2), value.transpose(1, 2)
-    exact = attention.attention_reference(query.double(), key.double(), value.double(), None)
+    exact = attention.attention_formula(query.double(), key.double(), value.double(), None)
     by_torch = (
         torch.softmax(query.transpose(1, 2) @ key.transpose(2, 3) / 72**0.5, -1) @ value
     ).transpose(1, 2)
@@ -240,6 +240,6 @@ def test_kernels_at_real_sizes(dtype):
     words = int4.pack(q)
     for count in (1, 7, 64, 200):
         rows = torch.randn(count, 1024, device="cuda").to(dtype)
-        exact = int4.linear_reference(rows.double(), words, scales.double(), offsets.double())
-        by_torch = rows @ int4.dequantise_reference(words, scales, offsets, dtype).T
+        exact = int4.linear_formula(rows.double(), words, scales.double(), offsets.double())
+        by_torch = rows @ int4.dequantise_formula(words, scales, offsets, dtype).T
         no_worse_than_torch(int4.linear(rows, words, scales, offsets), by_torch, exact)

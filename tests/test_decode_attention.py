@@ -51,7 +51,7 @@ def check_decode(
             x[row : row + 1, :, : start + new] for x in (exact_layer.keys, exact_layer.values)
         )
         mask, one = attention.causal_mask(new, start), query[row : row + 1]
-        exact = attention.attention_reference(one.double(), key, value, mask)
+        exact = attention.attention_formula(one.double(), key, value, mask)
         by_torch = plain(one, key.to(dtype), value.to(dtype), mask)
         no_worse_than_torch(mixed[row : row + 1], by_torch, exact, score=4 * scale)
     for old, kept in zip(before, inputs):
@@ -91,8 +91,8 @@ def test_decode_on_a_cpu(starts, heads, dtype, seed):
     mixed = decode.decode_attention(query, layer)
     assert mixed.is_contiguous()
     wider = layer.double().read(1, torch.float64)
-    exact = decode.decode_reference(query.double(), *wider, layer.lengths)
-    by_formula = decode.decode_reference(query, *layer.read(1, dtype), layer.lengths)
+    exact = decode.decode_formula(query.double(), *wider, layer.lengths)
+    by_formula = decode.decode_formula(query, *layer.read(1, dtype), layer.lengths)
     no_worse_than_torch(mixed, by_formula, exact, score=4)
 
 
@@ -108,9 +108,7 @@ def test_tiled_loop_is_the_formula(total, splits, seed):
     query, key, value = (
         rows_of(seed + i, (n, 8)).double() for i, n in enumerate((3, total, total))
     )
-    exact = attention.attention_reference(
-        query[None, None], key[None, None], value[None, None], None
-    )
+    exact = attention.attention_formula(query[None, None], key[None, None], value[None, None], None)
     tiled = decode.decode_tiled(query, key, value, splits)
     assert (tiled - exact[0, 0]).abs().max() < 1e-10
 

@@ -37,8 +37,8 @@ def check_linear(int4, kind, count, outputs, inputs, group, symmetric, dtype, se
         with choose.using("triton"):
             product = int4.linear_large(rows, *weights, chunk=20 * inputs)
     exact_weights = (x if x is None or x.dtype == torch.int16 else x.double() for x in weights)
-    exact = int4.linear_reference(rows.double(), *exact_weights)
-    weight = int4.dequantise_reference(*(weights if kind == "large" else widened(weights)), dtype)
+    exact = int4.linear_formula(rows.double(), *exact_weights)
+    weight = int4.dequantise_formula(*(weights if kind == "large" else widened(weights)), dtype)
     terms = (rows.abs().double() @ weight.abs().double().T).max() / exact.abs().max()
     no_worse_than_torch(product, rows @ weight.T, exact, score=float(terms))
     assert torch.equal(rows, before)
@@ -78,7 +78,7 @@ def test_partial_blocks_are_refused():
 def test_quantise_is_half_a_step_off(group, symmetric, scale, seed):
     weight = rows_of(seed, (5, 256), scale=scale)
     q, scales, offsets = int4.quantise(weight, group, symmetric)
-    again = int4.dequantise_reference(int4.pack(q), scales, offsets, torch.float32)
+    again = int4.dequantise_formula(int4.pack(q), scales, offsets, torch.float32)
     error = (again - weight).abs().unflatten(1, (-1, group)).amax(-1)
     assert torch.all(error <= 0.5001 * scales.T)
 
@@ -112,7 +112,7 @@ def test_tiled_loop_is_the_formula(count, outputs, group, symmetric, seed):
     words, scales, offsets = packed(seed, outputs, 256, group, symmetric, torch.float64)
     rows = rows_of(seed + 1, (count, 256)).double()
     tiled = int4.linear_tiled(rows, words, scales, offsets)
-    assert (tiled - int4.linear_reference(rows, words, scales, offsets)).abs().max() < 1e-10
+    assert (tiled - int4.linear_formula(rows, words, scales, offsets)).abs().max() < 1e-10
 
 
 def test_agrees_with_torch_on_cpu():
@@ -122,7 +122,7 @@ def test_agrees_with_torch_on_cpu():
     words = torch._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
     both = torch.stack([scales, torch.zeros_like(scales)], dim=-1).bfloat16()
     theirs = torch._weight_int4pack_mm_for_cpu(rows.bfloat16(), words, 128, both).float()
-    ours = int4.linear_reference(rows.bfloat16().float(), int4.pack(q), both[..., 0].float())
+    ours = int4.linear_formula(rows.bfloat16().float(), int4.pack(q), both[..., 0].float())
     assert (
         ours - theirs
     ).abs().max() < 0.01 * ours.abs().max()  # bfloat16 result: one step is 0.4%
@@ -147,9 +147,9 @@ def test_repacked_for_a_cpu(count, outputs, blocks, group, dtype, seed):
     weight = (q.double().unflatten(1, (-1, group)) - 8) * scales.double()[..., None]
     exact = rows.double() @ weight.flatten(1).T
     if packed[0].dtype == torch.uint8:
-        written = int4.dequantise_cpu(*packed)[:, :outputs].T
+        written = int4.dequantise_torch(*packed)[:, :outputs].T
         assert torch.equal(written, weight.flatten(1).to(dtype))
-        chunked = int4.linear_cpu(rows, *packed, chunk=1)[:, :outputs]
+        chunked = int4.linear_torch(rows, *packed, chunk=1)[:, :outputs]
         torch.testing.assert_close(chunked, int4.linear(rows, *packed)[:, :outputs])
         bias = F.pad(bias, (0, packed[1].shape[1] - outputs))
     product = int4.linear(rows, *packed, None, bias)[:, :outputs]
@@ -174,9 +174,9 @@ def test_scaled_sums_are_more_exact_than_scaled_weights():
     """
     weights = packed(0, 32, 512, 128, True)
     rows = rows_of(1, (4, 512), torch.float16)
-    exact = int4.linear_reference(rows.double(), weights[0], weights[1].double())
+    exact = int4.linear_formula(rows.double(), weights[0], weights[1].double())
     kernel = int4.linear_small(rows.float(), *weights, SMALL)
-    rounded = rows.float() @ int4.dequantise_reference(*weights, torch.float16).float().T
+    rounded = rows.float() @ int4.dequantise_formula(*weights, torch.float16).float().T
     assert (kernel - exact).abs().max() * 100 < (rounded - exact).abs().max()
 
 
@@ -189,7 +189,7 @@ def test_public_function():
         with choose.using("triton"):
             product, again = (int4.linear(rows, *weights, bias) for _ in range(2))
         assert torch.equal(product, again)
-        exact = int4.linear_reference(rows, *weights) + bias
+        exact = int4.linear_formula(rows, *weights) + bias
         torch.testing.assert_close(product, exact, atol=1e-3, rtol=1e-5)
         torch.testing.assert_close(int4.linear(rows, *weights, bias), exact, atol=1e-3, rtol=1e-5)
     assert language.launches - before == {"linear_kernel": 2, "dequantise_kernel": 2}
@@ -200,7 +200,7 @@ def check_shares(int4):
     weights, bias = packed(0, 20, 1024, 64, True), rows_of(1, (20,))
     rows, arrived = rows_of(2, (3, 1024)), torch.zeros(5, dtype=torch.int32)
     products = [int4.linear_small(rows, *weights, SMALL, bias, arrived) for _ in range(2)]
-    exact = int4.linear_reference(rows, *weights) + bias
+    exact = int4.linear_formula(rows, *weights) + bias
     torch.testing.assert_close(products[0], exact, atol=1e-3, rtol=1e-5)
     assert torch.equal(*products) and not arrived.any()
 

@@ -21,11 +21,11 @@ def check_rms_norm(norm, count, width, dtype, scale, seed):
     weight = rows_of(seed + 2, (width,), dtype)
     total, normed = norm.rms_norm_triton(rows, update, weight, 1e-6, tile=256)
     assert torch.equal(total, rows + update)
-    exact = norm.rms_norm_reference((rows + update).double(), weight.double(), 1e-6)
-    no_worse_than_torch(normed, norm.rms_norm_reference(rows + update, weight, 1e-6), exact)
+    exact = norm.rms_norm_torch((rows + update).double(), weight.double(), 1e-6)
+    no_worse_than_torch(normed, norm.rms_norm_torch(rows + update, weight, 1e-6), exact)
     plain = norm.rms_norm_triton(rows, None, weight, 1e-6, tile=256)[1]
-    exact = norm.rms_norm_reference(rows.double(), weight.double(), 1e-6)
-    no_worse_than_torch(plain, norm.rms_norm_reference(rows, weight, 1e-6), exact)
+    exact = norm.rms_norm_torch(rows.double(), weight.double(), 1e-6)
+    no_worse_than_torch(plain, norm.rms_norm_torch(rows, weight, 1e-6), exact)
 
 
 @settings(max_examples=12, deadline=None)
@@ -45,8 +45,8 @@ def check_layer_norm(norm, count, width, dtype, scale, offset, seed):
     rows = rows_of(seed, (count, width), dtype, scale) + offset
     weight, bias = rows_of(seed + 1, (width,), dtype), rows_of(seed + 2, (width,), dtype)
     normed = norm.layer_norm_triton(rows, weight, bias, 1e-6, tile=256)
-    exact = norm.layer_norm_reference(rows.double(), weight.double(), bias.double(), 1e-6)
-    no_worse_than_torch(normed, norm.layer_norm_reference(rows, weight, bias, 1e-6), exact)
+    exact = norm.layer_norm_torch(rows.double(), weight.double(), bias.double(), 1e-6)
+    no_worse_than_torch(normed, norm.layer_norm_torch(rows, weight, bias, 1e-6), exact)
 
 
 @settings(max_examples=8, deadline=None)

@@ -52,8 +52,8 @@ def check_write(rope, starts, new, heads, kv_heads, head_dim, dtype, seed):
     ]
     untouched = layers[0].keys.clone(), layers[0].values.clone()
     query = rope.write_triton(qkv, angles, layers[0], tokens=4)
-    reference = rope.write_reference(qkv, angles, layers[1])
-    exact = rope.write_reference(qkv.double(), angles.double(), layers[2])
+    reference = rope.write_torch(qkv, angles, layers[1])
+    exact = rope.write_torch(qkv.double(), angles.double(), layers[2])
     no_worse_than_torch(query, reference, exact)
     no_worse_than_torch(written(layers[0], new), written(layers[1], new), written(layers[2], new))
     assert torch.equal(qkv, before)

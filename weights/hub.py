@@ -31,22 +31,23 @@ RESTRICTIVE = (
 )
 
 
-def find(name: str | Path, itemsize: int = 2, room: int | None = None,
-         files: tuple = EVERYTHING) -> Path:  # fmt: skip
+def find(
+    name: str | Path, itemsize: int = 2, room: int | None = None, files: tuple = EVERYTHING
+) -> Path:
     """The folder of a checkpoint, whose files are downloaded first where they must be.
 
     itemsize: bytes of one weight in memory; room: bytes that are free for all of them, None if
     unknown. CheckpointError where there is none to be had, MemoryBudgetError where it cannot fit.
     """
     if "\0" in str(name):
-        raise neither(str(name))
+        raise not_found(str(name))
     match = NAME.fullmatch(str(name))
     if os.path.exists(name) or match is None:
         return Path(name)
     repository, revision = match.groups()
     repository = ALIASES.get(repository, (repository, 0))[0]
     if "/" not in repository:
-        raise neither(str(name))
+        raise not_found(str(name))
     from huggingface_hub import HfApi, errors, utils
 
     wanted = dict(allow_patterns=list(files), ignore_patterns=["*/*"])
@@ -59,7 +60,7 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None,
             "cannot download", repository, f"the revision {revision}", "none"
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise neither(str(name)) from None
+        raise not_found(str(name)) from None
     except (errors.HTTPError, OSError):  # no connection, or HF_HUB_OFFLINE
         return cached(repository, revision, wanted)
     found = list(utils.filter_repo_objects(info.siblings, key=lambda f: f.rfilename, **wanted))
@@ -67,7 +68,7 @@ def find(name: str | Path, itemsize: int = 2, room: int | None = None,
     return download(repository, revision, info, found, wanted)
 
 
-def neither(name: str) -> CheckpointError:
+def not_found(name: str) -> CheckpointError:
     known = f"a folder, a repository on the hub (org/name), or one of {', '.join(ALIASES)}"
     hint = "A private repository needs HF_TOKEN."
     return CheckpointError("cannot find the checkpoint", shown(name), known, "neither", hint)

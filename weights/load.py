@@ -1,7 +1,7 @@
 """A model on the meta device -> the same model filled from a checkpoint, exact both ways.
 
 in:  LlavaConfig, Checkpoint, dtype, device
-out: Llava with every parameter filled, or CheckpointError
+out: Network with every parameter filled, or CheckpointError
 
 Every tensor of the checkpoint is used once or dropped by a named rule. Every parameter of the model
 is filled once, whole, with its own shape. Anything else is an error: nothing is ever left at
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import LlavaConfig
 from ..errors import CheckpointError, NumericsError, shown
-from ..model import Llava
+from ..model import Network
 from . import names, packed
 from .checkpoint import Checkpoint
 
@@ -35,17 +35,23 @@ class Uninitialised(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def on_meta(config: LlavaConfig) -> Llava:
+def on_meta(config: LlavaConfig) -> Network:
     """The model without memory: shapes only."""
     with Uninitialised():
-        model = Llava(config)
+        model = Network(config)
         if config.quantization is not None:
             packed.swap(model, config.quantization)
         return model.eval().requires_grad_(False)
 
 
-def fill(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: str, progress=None,
-         convert=iter) -> None:  # fmt: skip
+def fill(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: str,
+    progress=None,
+    convert=iter,
+) -> None:
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`.
 
     progress(done, total) is called after each tensor. `convert` may change the stream of (name,

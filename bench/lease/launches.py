@@ -19,7 +19,7 @@ from llava_min.cache import Cache
 from llava_min.config import LlavaConfig, Quantization
 from llava_min.families import layouts
 from llava_min.kernels import choose
-from llava_min.model import Llava
+from llava_min.model import Network
 from llava_min.weights import load, packed
 
 from .signatures import GPUS, Launch, recording
@@ -73,7 +73,7 @@ def settings(text: str, tower: str, weights: Quantization | None = None) -> Llav
     return LlavaConfig("llava_onevision", sight, speech, "", quantization=weights)
 
 
-def model(config: LlavaConfig, dtype: torch.dtype) -> Llava:
+def model(config: LlavaConfig, dtype: torch.dtype) -> Network:
     """A model without memory, laid out as `load` leaves it on a GPU."""
     made = load.on_meta(config)
     for parameter in made.parameters():
@@ -96,7 +96,7 @@ def use_tower(tower: str, dtype: torch.dtype) -> None:
         made.projector(made.vision(empty(tiles, side, side, 3, dtype=torch.uint8)))
 
 
-def read_prompts(made: Llava, cache: Cache, sizes: tuple[int, ...] = NEW) -> None:
+def read_prompts(made: Network, cache: Cache, sizes: tuple[int, ...] = NEW) -> None:
     """Chunks of prompts, after an empty cache and a filled one."""
     dtype = made.decoder.norm.weight.dtype
     for seen in (0, cache.capacity - max(sizes)):
@@ -106,7 +106,7 @@ def read_prompts(made: Llava, cache: Cache, sizes: tuple[int, ...] = NEW) -> Non
             made.decoder.logits(made.decoder(rows, cache)[:, -1:])
 
 
-def write_tokens(made: Llava, cache: Cache) -> None:
+def write_tokens(made: Network, cache: Cache) -> None:
     """One step of every row of the cache, as it is recorded."""
     made.decode(empty(len(cache.seen), dtype=torch.long), cache.on_device())
 

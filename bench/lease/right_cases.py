@@ -197,7 +197,7 @@ def write(draw: Draw, starts, new: int, heads, spare: int = 3, kind: str = "") -
         fresh += [None, None] if double or not scales else scales
         other = Layer(*fresh, layer.lengths, layer.starts)
         turns = angles.to(torch.promote_types(wide, torch.float32))
-        return [rope.write_reference(qkv.to(wide), turns, other), *written(other, new)]
+        return [rope.write_torch(qkv.to(wide), turns, other), *written(other, new)]
 
     def changed() -> str:
         for old, tensor in zip(before, tensors):
@@ -246,7 +246,7 @@ def by_row(kernel: str, draw: Draw, inputs: list[Tensor], call, formula) -> Tria
 def rms_norm(draw: Draw, count: int, width: int) -> Trial:
     rows, weight = draw.normal(count, width), draw.normal(width)
     return by_row("rms_norm", draw, [rows, weight], lambda: [norm.rms_norm(rows, weight, 1e-6)],
-                  lambda x, w: [norm.rms_norm_reference(x, w, 1e-6)])  # fmt: skip
+                  lambda x, w: [norm.rms_norm_torch(x, w, 1e-6)])  # fmt: skip
 
 
 def add_rms_norm(draw: Draw, count: int, width: int) -> Trial:
@@ -255,7 +255,7 @@ def add_rms_norm(draw: Draw, count: int, width: int) -> Trial:
 
     def formula(x: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
         total = (x + y).to(draw.dtype).to(x.dtype)
-        return [total, norm.rms_norm_reference(total, w, 1e-6)]
+        return [total, norm.rms_norm_torch(total, w, 1e-6)]
 
     return by_row("add_rms_norm", draw, [rows, update, weight],
                   lambda: list(norm.add_rms_norm(rows, update, weight, 1e-6)), formula)  # fmt: skip
@@ -265,27 +265,28 @@ def layer_norm(draw: Draw, count: int, width: int) -> Trial:
     rows, weight, bias = draw.normal(count, width), draw.normal(width), draw.normal(width)
     return by_row("layer_norm", draw, [rows, weight, bias],
                   lambda: [norm.layer_norm(rows, weight, bias, 1e-6)],
-                  lambda x, w, b: [norm.layer_norm_reference(x, w, b, 1e-6)])  # fmt: skip
+                  lambda x, w, b: [norm.layer_norm_torch(x, w, b, 1e-6)])  # fmt: skip
 
 
 def swiglu(draw: Draw, count: int, width: int) -> Trial:
     gate_up = draw.normal(count, 2 * width, scale=3.0)
     return by_row("swiglu", draw, [gate_up], lambda: [activation.swiglu(gate_up)],
-                  lambda x: [activation.swiglu_reference(x)])  # fmt: skip
+                  lambda x: [activation.swiglu_torch(x)])  # fmt: skip
 
 
 def gelu(draw: Draw, count: int, width: int, which: str = "gelu") -> Trial:
     rows = draw.normal(count, width, scale=3.0)
     return by_row(which, draw, [rows],
                   lambda: [activation.gelu(rows, which)],
-                  lambda x: [activation.gelu_reference(x, which)])  # fmt: skip
+                  lambda x: [activation.gelu_torch(x, which)])  # fmt: skip
 
 
 # Packed weights ----------------------------------------------------------------
 
 
-def four_bits(draw: Draw, count: int, outputs: int, inputs: int, group: int = 128,
-              offsets: bool = False) -> Trial:  # fmt: skip
+def four_bits(
+    draw: Draw, count: int, outputs: int, inputs: int, group: int = 128, offsets: bool = False
+) -> Trial:
     """int4.linear: few rows by the kernel of few rows, many by writing the weights out."""
     rows, q = draw.normal(count, inputs), draw.integers(16, outputs, inputs).to(torch.uint8)
     scales = draw.normal(inputs // group, outputs).abs_().mul_(0.02).add_(0.001)
@@ -316,8 +317,17 @@ def layer_of_bits(draw: Draw, count: int, outputs: int, inputs: int, bits: int) 
                    layer.bias)  # fmt: skip
 
 
-def product(kernel: str, draw: Draw, rows: Tensor, call, inputs: list[Tensor], steps: Tensor,
-            scales: Tensor, offsets: Tensor | None = None, bias=None) -> Trial:  # fmt: skip
+def product(
+    kernel: str,
+    draw: Draw,
+    rows: Tensor,
+    call,
+    inputs: list[Tensor],
+    steps: Tensor,
+    scales: Tensor,
+    offsets: Tensor | None = None,
+    bias=None,
+) -> Trial:
     """A trial of rows [M K] times weights of `steps` [N K], `scales` and `offsets` [K/g N]."""
 
     def weight(dtype: torch.dtype) -> Tensor:

@@ -20,11 +20,11 @@ from torch import Tensor
 import llava_min
 from llava_min.cache import Cache
 from llava_min.engine.answers import Clock
-from llava_min.engine.handle import LoadedModel
+from llava_min.engine.handle import Model
 from llava_min.engine.step import Step, decoding
 from llava_min.generate import known_ids
 from llava_min.kernels import choose
-from llava_min.model import Llava
+from llava_min.model import Network
 from llava_min.weights.tiny import scenes
 
 from .right_rule import largest_gap, name_of, same_bits
@@ -44,7 +44,7 @@ def row(kernel: str, dtype, check: str, shape: str, ok: bool, error: float, allo
 # Recorded steps ----------------------------------------------------------------
 
 
-def filled_cache(network: Llava, lengths: list[int], room: int, dtype, kind) -> Cache:
+def filled_cache(network: Network, lengths: list[int], room: int, dtype, kind) -> Cache:
     """A cache in which each row has read a prompt of its own length."""
     cache = Cache.empty(network.config.text, len(lengths), max(lengths) + room, dtype, kind,
                         network.device)  # fmt: skip
@@ -56,8 +56,9 @@ def filled_cache(network: Llava, lengths: list[int], room: int, dtype, kind) -> 
 
 
 @torch.inference_mode()
-def recorded_steps(network: Llava, dtype: torch.dtype, kind: str, lengths: list[int],
-                   tokens: int) -> Iterator[dict]:  # fmt: skip
+def recorded_steps(
+    network: Network, dtype: torch.dtype, kind: str, lengths: list[int], tokens: int
+) -> Iterator[dict]:
     """A Step of two rows gives the bits of `model.decode`; again after the cache has grown."""
     caches = [filled_cache(network, lengths, tokens + 1, dtype, KINDS[kind]) for _ in range(2)]
     ids, known = [3, 4], network.config.text.vocab_size
@@ -88,7 +89,7 @@ def requests(first: int, count: int) -> list[dict]:
     return found
 
 
-def answers(model: LoadedModel, first: int, count: int, together: int) -> list[str]:
+def answers(model: Model, first: int, count: int, together: int) -> list[str]:
     """The model's answers, `together` of them in a batch."""
     texts, stop = [], first + count
     for start in range(first, stop, together):
@@ -122,8 +123,9 @@ class CpuAnswers:
             process.wait()
 
 
-def answers_equal(device: str, expected: list[str], dtype: torch.dtype, together: int,
-                  required: bool = True) -> Iterator[dict]:  # fmt: skip
+def answers_equal(
+    device: str, expected: list[str], dtype: torch.dtype, together: int, required: bool = True
+) -> Iterator[dict]:
     """The answers of a device beside the CPU's. Where they need not be equal, differences are only
     counted.
     """
@@ -149,7 +151,7 @@ def questions(pictures: bool) -> list[dict]:
 
 
 @torch.inference_mode()
-def forced(model: LoadedModel, prompts: list, ids: list[list[int]], together: bool) -> Tensor:
+def forced(model: Model, prompts: list, ids: list[list[int]], together: bool) -> Tensor:
     """Logits [rows steps V] after each prompt and after each of `ids`, float64."""
     groups = [list(range(len(prompts)))] if together else [[row] for row in range(len(prompts))]
     found = []

@@ -28,7 +28,8 @@ class Trial:
     call: runs the public function; what it returns or wrote, as a list
     inputs: tensors that it must not change; NaN is put into the first, at `spoilt` or in the middle
     formula: the same list by plain torch, in float64 (True) or in the dtype of the inputs (False)
-    score: as in tests/support/kernel_checks.py, one float32 step of so many times the largest number
+    score: as in tests/support/kernel_checks.py, one float32 step of so many times the largest
+        number
     changed: after a call, "" or what was written that should not have been
     """
 

@@ -18,7 +18,7 @@ import torch
 from llava_min import segments as plans
 from llava_min.config import LlavaConfig
 from llava_min.engine.answers import Clock
-from llava_min.engine.handle import LoadedModel
+from llava_min.engine.handle import Model
 from llava_min.image import Tiles
 from llava_min.options import Sampling
 from llava_min.planning import memory as needs
@@ -72,7 +72,7 @@ class Models:
     """The models of this stage, each made when it is first needed and then kept."""
 
     place: Place
-    made: dict[tuple[str, str], LoadedModel] = field(default_factory=dict)
+    made: dict[tuple[str, str], Model] = field(default_factory=dict)
     bytes: dict[tuple[str, str], int] = field(default_factory=dict)  # on a GPU
 
     def config(self, name: str) -> LlavaConfig:
@@ -81,14 +81,14 @@ class Models:
             return generate.settings_of(generate.TOY)
         return generate.settings_of(generate.MODELS[name], generate.SIGLIP)
 
-    def get(self, name: str, form: str) -> LoadedModel:
+    def get(self, name: str, form: str) -> Model:
         """The handle of a model, as load() gives it, without a tokenizer."""
         if (name, form) not in self.made:
             before, place = allocated(self.place), self.place
             network = generate.model_of(
                 self.config(name), FORMATS[form], place.device, place.dtypes[0]
             )
-            self.made[name, form] = LoadedModel(name, network.config, network, None, {})
+            self.made[name, form] = Model(name, network.config, network, None, {})
             self.bytes[name, form] = allocated(self.place) - before
         return self.made[name, form]
 

@@ -69,7 +69,7 @@ def keeping(tensors: list, entering: bool, side: int):
     return hook
 
 
-def taken(passed: dict[str, list], logits) -> dict:
+def collected(passed: dict[str, list], logits) -> dict:
     """{stage: tensor} of one run; `passed` is emptied for the next."""
     import torch
 
@@ -89,7 +89,7 @@ def ours(folder: Path):
         places = 3 if case == "clip" and model.config.pool_mode is None else 1
         prepared = model.prepare([-200] * places + TEXT, **media)
         logits = model.prefilled(prepared, 0, keep="all")[0]
-        found[case] = prepared.plan, taken(passed, logits)
+        found[case] = prepared.plan, collected(passed, logits)
     return model.config, found
 
 
@@ -114,7 +114,7 @@ def theirs(folder: Path, config, plans: dict) -> dict[str, dict]:
             ids += part.ids if text else [getattr(model.config, f"{kind}_token_id")] * part.tokens
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), **pixels).logits[0]
-        found[case] = taken(passed, logits)
+        found[case] = collected(passed, logits)
     return found
 
 

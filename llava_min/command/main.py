@@ -36,16 +36,16 @@ def main(argv: list[str] | None = None) -> int:
     except LlavaMinError as error:
         if verbose:
             raise
-        return said(f"error: {error}", error.exit_code)
+        return exit_with(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
-        return said("interrupted", 130)
+        return exit_with("interrupted", 130)
     except BrokenPipeError:
-        return forgotten(sys.stdout, 0)
+        return discard(sys.stdout, 0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
-        return forgotten(sys.stdout, said(f"error: {full}", full.exit_code))
+        return discard(sys.stdout, exit_with(f"error: {full}", full.exit_code))
 
 
 def open_streams() -> None:
@@ -60,16 +60,16 @@ def open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def said(line: str, code: int) -> int:
+def exit_with(line: str, code: int) -> int:
     """The exit code, after a line on stderr, which may be full or closed too."""
     try:
         print(f"llava_min: {line}", file=sys.stderr, flush=True)
     except OSError:
-        return forgotten(sys.stderr, code)
+        return discard(sys.stderr, code)
     return code
 
 
-def forgotten(stream, code: int) -> int:
+def discard(stream, code: int) -> int:
     """The exit code; what `stream` still holds is discarded.
 
     Otherwise Python would complain at its end, with an exit code of its own.

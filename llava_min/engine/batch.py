@@ -56,7 +56,7 @@ class Row:
         vision, start = Clock(), time.perf_counter()
         logits = model.read(self.prepared.plan, self.prepared.visuals, cache, vision)
         self.first = self.last = time.perf_counter()
-        self.said = Continuation(model.network, model.tokenizer, self.prepared.ids, options)
+        self.sequence = Continuation(model.network, model.tokenizer, self.prepared.ids, options)
         self.text, self.timings = "", {
             "load_s": model.load_seconds,
             "preprocess_s": self.prepared.seconds,
@@ -68,12 +68,12 @@ class Row:
 
     def take(self, logits, position: int, likely: int | None = None) -> None:
         """Choose one more token, unless the answer has ended; likely: see sampling.next_id."""
-        if not self.said.reason:
-            self.text += self.said.take(logits, position, likely).text
+        if not self.sequence.reason:
+            self.text += self.sequence.take(logits, position, likely).text
             self.last = time.perf_counter()
 
     def answer(self, memory: dict) -> Answer:
-        count, decode = len(self.said.new), self.last - self.first
+        count, decode = len(self.sequence.new), self.last - self.first
         usage = {
             "prompt_tokens": self.prepared.plan.tokens,
             "completion_tokens": count,
@@ -82,9 +82,15 @@ class Row:
         speed = (count - 1) / decode if count > 1 else 0.0
         timings = {**self.timings, "decode_s": decode, "tokens_per_s": speed}
         timings = {name: round(value, 4) for name, value in timings.items()}
-        text = self.text + self.said.finish()
+        text = self.text + self.sequence.finish()
         return Answer(
-            text, self.said.new, self.said.reason, usage, timings, memory, self.prepared.media
+            text,
+            self.sequence.new,
+            self.sequence.reason,
+            usage,
+            timings,
+            memory,
+            self.prepared.media,
         )
 
 
@@ -99,8 +105,8 @@ def answers(model, ready: list[tuple[Prepared, Options]]) -> list[Answer]:
     cache = model.empty_cache(capacity, len(ready))
     rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
     step = decoding(network, cache, known_ids(network, model.tokenizer))
-    while any(not row.said.reason for row in rows):  # ended ones go along and are ignored
-        logits, likely = step([row.said.new[-1] for row in rows])
+    while any(not row.sequence.reason for row in rows):  # ended ones go along and are ignored
+        logits, likely = step([row.sequence.new[-1] for row in rows])
         for index, row in enumerate(rows):
             row.take(logits[index], int(cache.seen[index]), likely and likely[index])
     memory = {"peak_bytes": peak_bytes(network.device)}

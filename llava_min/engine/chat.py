@@ -47,11 +47,11 @@ class Chat(Asking):
         self.prefix = Prefix(self.model.empty_cache(0))
 
     def events(self, question=None, *, images=(), videos=(), **options) -> Iterator:
-        """What LoadedModel.events gives, for the next question of the conversation."""
+        """What Model.events gives, for the next question of the conversation."""
         images, videos = one_or_many(images), one_or_many(videos)
         text = default_question(images, videos) if question is None else checked(question)
         turn = prompt.user_turn(text, len(images), len(videos))
-        turns = [*self.turns, behind(turn, len(self.images), len(self.videos))]
+        turns = [*self.turns, renumbered(turn, len(self.images), len(self.videos))]
         images, videos = [*self.images, *images], [*self.videos, *videos]
         options, opened = {**self.options, **options}, dict(self.prefix.opened)
         said = [options.get("prefill", "")]
@@ -69,7 +69,7 @@ class Chat(Asking):
                 self.prefix.opened = opened  # without the media of this question
 
 
-def behind(turn: prompt.Turn, images: int, videos: int) -> prompt.Turn:
+def renumbered(turn: prompt.Turn, images: int, videos: int) -> prompt.Turn:
     """A turn whose visuals are numbered after those of earlier turns."""
 
     def moved(run):

@@ -19,10 +19,10 @@ from ..cache import Cache
 from ..config import LlavaConfig
 from ..errors import ParameterError
 from ..generate import Finished, Options, Token, generate
-from ..model import Llava
+from ..model import Network
 from ..planning.forecast import Forecast, free_bytes
 from ..planning.memory import Storage, portions
-from ..request.prepare import Prepared, needed, prepare
+from ..request.prepare import Prepared, prepare, require_tokenizer
 from ..request.visuals import Encodable
 from ..segments import Plan, Text
 from ..tokenizer import Tokenizer
@@ -36,7 +36,7 @@ KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass
-class LoadedModel(Asking):
+class Model(Asking):
     """A checkpoint in memory.
 
     `generate` answers, `stream` answers piece by piece, `chat` keeps a conversation, `logits` and
@@ -45,7 +45,7 @@ class LoadedModel(Asking):
 
     name: str
     config: LlavaConfig
-    network: Llava
+    network: Network
     tokenizer: Tokenizer | None
     description: dict[str, object]  # what a prompt cache says it was made with
     load_seconds: float = 0.0
@@ -90,7 +90,7 @@ class LoadedModel(Asking):
             else:
                 finished = event
         if prefix is not None:
-            prefix.said(ids)
+            prefix.append(ids)
         if prompt_cache is not None and not stored:
             prefix.write(prompt_cache, self.description, prepared)
         decode = finished.last - finished.first if ids else 0.0
@@ -151,8 +151,14 @@ class LoadedModel(Asking):
         )
 
     @memory_errors.memory("read the prompt")
-    def prefilled(self, prepared: Prepared, more: int, vision: Clock | None = None,
-                  keep: str = "last", prefix: Prefix | None = None):  # fmt: skip
+    def prefilled(
+        self,
+        prepared: Prepared,
+        more: int,
+        vision: Clock | None = None,
+        keep: str = "last",
+        prefix: Prefix | None = None,
+    ):
         """(logits, the cache after the prompt with room for `more` tokens)."""
         vision, capacity = vision or Clock(), prepared.plan.tokens + more
         if prefix is None:
@@ -161,8 +167,9 @@ class LoadedModel(Asking):
             cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
         return self.read(plan, visuals, cache, vision, keep), cache
 
-    def read(self, plan: Plan, visuals: list[Encodable], cache: Cache, vision: Clock,
-             keep: str = "last") -> Tensor:  # fmt: skip
+    def read(
+        self, plan: Plan, visuals: list[Encodable], cache: Cache, vision: Clock, keep: str = "last"
+    ) -> Tensor:
         """Run a prompt into a cache, as many tiles and tokens at a time as memory allows.
 
         Returns its logits.
@@ -179,7 +186,7 @@ class LoadedModel(Asking):
         """
         ids = list(answer)
         if isinstance(answer, str):
-            ids = needed(self.tokenizer).encode_text(answer)
+            ids = require_tokenizer(self.tokenizer).encode_text(answer)
         if not ids:
             raise ParameterError("cannot score", "answer", "at least one token", "none")
         prepared = self.prepare(question, images, videos, **options)

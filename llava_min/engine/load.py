@@ -1,7 +1,7 @@
 """A checkpoint folder, a hub name or the embedded checkpoint becomes a loaded model.
 
 in:  a folder or name, device, dtypes, keys that replace those of config.json
-out: LoadedModel
+out: Model
 
 Read families/folder.py, weights/load.py first. Read next: engine/handle.py.
 """
@@ -22,7 +22,7 @@ from ..tokenizer import read as read_tokenizer
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.checkpoint import Checkpoint
-from .handle import KV_DTYPES, LoadedModel
+from .handle import KV_DTYPES, Model
 from .prefix import description
 from .recording import RecordedTower
 
@@ -41,9 +41,16 @@ DTYPES = {
 
 @memory_errors.memory("load the model")
 def load(
-    folder=None, *, device="auto", dtype="auto", kv_dtype="auto", config=None, context=None,
-    bits=None, progress=None
-) -> LoadedModel:  # fmt: skip
+    folder=None,
+    *,
+    device="auto",
+    dtype="auto",
+    kv_dtype="auto",
+    config=None,
+    context=None,
+    bits=None,
+    progress=None,
+) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
     With `bits`, 4 or 8, it is quantised while loading. Raises LlavaMinError.
@@ -75,7 +82,7 @@ def load(
         network.vision = RecordedTower(network.vision)
     name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
-    return LoadedModel(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
+    return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
 
 
 def pick_device(device: str) -> str:

@@ -61,7 +61,7 @@ class Prefix:
         if capacity > self.cache.capacity:
             self.cache.grow(max(capacity, min(capacity + capacity // 8, context)))
 
-    def said(self, ids: list[int]) -> None:
+    def append(self, ids: list[int]) -> None:
         """Append the answer's ids to the prompt's."""
         self.numbers = np.append(self.numbers, np.array(ids, np.int64))
 

@@ -24,8 +24,13 @@ TILES = (8, 4, 2, 1)  # tiles of a recording of the tower: any number is a sum o
 class Recording:
     """`work`, which takes and returns nothing, done again by each call."""
 
-    def __init__(self, work: Callable[[], None], device: torch.device,
-                 undo: Callable[[], None] | None = None, pool=None):  # fmt: skip
+    def __init__(
+        self,
+        work: Callable[[], None],
+        device: torch.device,
+        undo: Callable[[], None] | None = None,
+        pool=None,
+    ):
         """On CUDA: do the work once on a stream of its own, `undo` it, and record it.
 
         The first time compiles its kernels; recording runs nothing. `pool`: memory that is shared

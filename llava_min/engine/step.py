@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Cache
-from ..model import Llava
+from ..model import Network
 from ..sampling import greedy
 from .recording import Recording
 
@@ -31,7 +31,7 @@ class Step:
     Ids from `known` on have no meaning.
     """
 
-    def __init__(self, model: Llava, cache: Cache, known: int):
+    def __init__(self, model: Network, cache: Cache, known: int):
         self.model, self.cache, self.known = model, cache, known
         self.on_device = cache.on_device()
         self.ids = torch.zeros(len(cache.seen), dtype=torch.long, device=model.device)
@@ -62,7 +62,7 @@ class Step:
         return self.logits, self.expected
 
 
-def decoding(model: Llava, cache: Cache, known: int) -> Callable[[list[int]], Chosen]:
+def decoding(model: Network, cache: Cache, known: int) -> Callable[[list[int]], Chosen]:
     """How this device makes one step after another: recorded on CUDA, elsewhere `model.decode`.
 
     `model.decode` as it is reads no more of the cache than was seen.

@@ -243,8 +243,9 @@ def check_tiles(fields: Fields, key: str, tiles: int) -> None:
 ANYRES = re.compile(r"anyres(?:_max_([1-9]\d{0,2}))?")
 
 
-def max_tiles(fields: Fields, key: str, default=MISSING,
-              choices: tuple[str, ...] = ()) -> int | None:  # fmt: skip
+def max_tiles(
+    fields: Fields, key: str, default=MISSING, choices: tuple[str, ...] = ()
+) -> int | None:
     """9 for "anyres_max_9", None for plain "anyres" and for any of `choices`."""
     aspect = fields.get(key, str, default)
     if aspect in choices:

@@ -53,8 +53,13 @@ class Clip(Sequence):
     one is held at a time. `sources` are what the frames come from: paths, bytes or an array.
     """
 
-    def __init__(self, times: Sequence[float], seconds: float, pictures: Callable[[int], Iterator],
-                 sources: Sequence):  # fmt: skip
+    def __init__(
+        self,
+        times: Sequence[float],
+        seconds: float,
+        pictures: Callable[[int], Iterator],
+        sources: Sequence,
+    ):
         self.times, self.seconds, self.pictures = tuple(times), seconds, pictures
         self.sources = sources
         self.number, self.picture, self.following = -1, None, pictures(0)

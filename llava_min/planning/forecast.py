@@ -179,9 +179,21 @@ def becomes(entry: dict) -> str:
     return f"{' x '.join(map(str, entry['size']))}, {unit}: {entry[unit]}"
 
 
-def forecast(folder=None, question=None, *, images=(), videos=(), device="auto", dtype="auto",
-             bits=None, kv_dtype="auto", config=None, context=None, memory=None,
-             **options) -> Forecast:  # fmt: skip
+def forecast(
+    folder=None,
+    question=None,
+    *,
+    images=(),
+    videos=(),
+    device="auto",
+    dtype="auto",
+    bits=None,
+    kv_dtype="auto",
+    config=None,
+    context=None,
+    memory=None,
+    **options,
+) -> Forecast:
     """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
 
     memory: GB to fit in, instead of what is free.

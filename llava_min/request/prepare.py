@@ -67,9 +67,16 @@ class Prepared:
 
 
 @memory_errors.memory("prepare the prompt")
-def prepare(question, images, videos, options: Options, config: LlavaConfig,
-            tokenizer: Tokenizer | None, kept: dict | None = None,
-            headers: bool = False) -> Prepared:  # fmt: skip
+def prepare(
+    question,
+    images,
+    videos,
+    options: Options,
+    config: LlavaConfig,
+    tokenizer: Tokenizer | None,
+    kept: dict | None = None,
+    headers: bool = False,
+) -> Prepared:
     """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError.
 
     kept: media that an earlier question of the same conversation opened; new ones are added.
@@ -105,12 +112,12 @@ def prepare(question, images, videos, options: Options, config: LlavaConfig,
             text = default_question(images, videos) if question is None else checked(question)
             turns = [prompt.user_turn(text, len(images), len(videos), frames)]
         if options.raw:
-            written = raw_pieces(checked(question), needed(tokenizer))
+            written = raw_pieces(checked(question), require_tokenizer(tokenizer))
             prompt.check_counts(written, len(images), len(videos), frames)
         else:
             written = rendered(turns, opened, options, config)
         pieces = [(p.kind, p.index, p.frame or 0) for p in written if isinstance(p, Visual)]
-        ids = needed(tokenizer).encode(written)
+        ids = require_tokenizer(tokenizer).encode(written)
     visuals = [opened[kind, index].places[frame] for kind, index, frame in pieces]
     plan = plans.Plan(tuple(segments(ids, visuals, config)), config.text.context)
     entries = [
@@ -201,7 +208,7 @@ def checked(question) -> str:
     return question
 
 
-def needed(tokenizer: Tokenizer | None) -> Tokenizer:
+def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     """The tokenizer; CheckpointError where there is none."""
     if tokenizer is None:
         raise CheckpointError(

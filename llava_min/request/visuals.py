@@ -62,8 +62,9 @@ class Medium:
 # Media -------------------------------------------------------------------------
 
 
-def open_media(images: list, videos: list, options: Options, config: LlavaConfig, kept: dict,
-               headers: bool) -> dict:  # fmt: skip
+def open_media(
+    images: list, videos: list, options: Options, config: LlavaConfig, kept: dict, headers: bool
+) -> dict:
     """{(kind, index): Medium} of every picture and clip; those in `kept` are not opened again."""
     mode, opened, new = image_mode(len(images), options, config), {}, len(kept)
     if options.max_tiles is not None:

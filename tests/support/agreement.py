@@ -1,6 +1,8 @@
 """Every family beside its transformers class: pictures, clips, counts, logits and greedy answers.
 
-    python tests/support/agreement.py      writes bench/results/agreement.jsonl, the README's table
+    python tests/support/agreement.py      writes bench/results/agreement.jsonl
+
+docs/correctness.md shows them.
 
 Small random models in float32, every tensor random, tiles of 56 pixels; what is drawn for them is
 the same every time.
@@ -116,7 +118,7 @@ def greedy(name: str, family: Family, count: int = 16) -> tuple[list[int], list[
     return answer, theirs
 
 
-# The README's table --------------------------------------------------------------
+# The table of docs/correctness.md ------------------------------------------------
 
 PUBLISHED = {
     # family here: (its name in test_real_sizes, what the table calls it, its layouts)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from llava_min import config as configuration
 from llava_min.families import layouts
-from llava_min.model import Llava
+from llava_min.model import Network
 from llava_min.weights import names
 
 TINY = Path(configuration.__file__).parent / "weights" / "tiny"
@@ -76,9 +76,9 @@ def original_config(hf: dict) -> dict:
     }
 
 
-def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Llava:
+def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Network:
     """A model in which every parameter is random and no activation explodes."""
-    model = Llava(layouts.from_values(config)).to(dtype)
+    model = Network(layouts.from_values(config)).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,7 +88,7 @@ def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Llava:
     return model.eval().requires_grad_(False)
 
 
-def tensors_of(model: Llava, layout: str) -> dict[str, torch.Tensor]:
+def tensors_of(model: Network, layout: str) -> dict[str, torch.Tensor]:
     """What a file of the layout holds, the unused final norm of the tower included."""
     prefix = {
         "hf": "vision_tower.vision_model",

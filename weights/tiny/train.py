@@ -42,7 +42,7 @@ from ...base.progress import Progress
 from ...engine.load import load
 from ...families import layouts
 from ...kernels import activation, rope
-from ...model import Llava
+from ...model import Network
 from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
@@ -52,10 +52,10 @@ PLAN = {"picture": 10, "pair": 15, "clip": 5, "large": 3, "change": 3, "telling"
 SAVE_EVERY, EXAMINE_EVERY = 200, 400
 
 
-def fresh(config) -> Llava:
+def fresh(config) -> Network:
     """A model with random weights."""
     torch.manual_seed(0)
-    model = Llava(config)
+    model = Network(config)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)
@@ -66,7 +66,7 @@ def fresh(config) -> Llava:
     return model
 
 
-def warm() -> Llava:
+def warm() -> Network:
     """The committed checkpoint, in float32, ready to be trained further."""
     return load(FOLDER, dtype="float32").network.requires_grad_(True).train()
 
@@ -89,7 +89,7 @@ def lesson_block(
 
 
 def answer_logits(
-    model: Llava, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
+    model: Network, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
     lesson's mask, behind the visuals' rows where they are known already.
@@ -246,7 +246,7 @@ def work(worker: int, options: argparse.Namespace, rendezvous: str) -> None:
     training.stage("answers", options.steps)
 
 
-def export(model: Llava, folder: Path) -> None:
+def export(model: Network, folder: Path) -> None:
     """model.safetensors in the HF layout and bfloat16, with SigLIP's final norm, which published
     files hold unused.
     """
