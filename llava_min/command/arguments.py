@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ..base.files import regular
 from ..errors import ParameterError, PromptError, shown
-from ..families.templates import TEMPLATES
 from ..media.limits import PROMPT_BYTES
 
 
@@ -131,7 +130,7 @@ DETAILS = (
      dict(action=argparse.BooleanOptionalAction)),
     ("--system", "a system turn", dict(metavar="TEXT")),
     ("--template",
-     f"how turns are written: auto, {', '.join(TEMPLATES)}",
+     "how turns are written: auto, TEMPLATES",
      dict(default="auto", metavar="NAME")),
     ("--raw", "the prompt is complete: its special tokens are parsed, no template is applied",
      dict(action="store_true")),
@@ -202,6 +201,10 @@ def parser(everything: bool) -> argparse.ArgumentParser:
         root.add_argument(*flags.split(" "), help=text, **settings)
     for flags, text, settings in DETAILS:
         shown = text if everything else argparse.SUPPRESS
+        if everything and "TEMPLATES" in text:  # not for --help, which is to be quick
+            from ..families.templates import TEMPLATES
+
+            shown = text.replace("TEMPLATES", ", ".join(TEMPLATES))
         root.add_argument(*flags.split(" "), help=shown, **settings)
     return root
 
