@@ -82,7 +82,7 @@ class Bench:
     def prompt_layer(self, kv_heads: int, new: int, head_dim: int, seen: int = 0) -> Layer:
         """A layer that has seen `seen` tokens, with room for `new` ones that stand there."""
         layer = self.layer(kv_heads, seen + new - 1, head_dim)
-        layer.starts, layer.lengths = np.array([seen]), torch.full_like(layer.lengths, seen)
+        layer.host_lengths, layer.lengths = np.array([seen]), torch.full_like(layer.lengths, seen)
         return layer
 
 

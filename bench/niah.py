@@ -78,7 +78,7 @@ class Haystack:
             self.read([Video((), 0)], new)
         self.held = max(self.held, count)
         kept = self.before + sum(len(rows) for rows in self.frames[:count])
-        self.cache.rewind(int(self.cache.seen[0]) - kept)
+        self.cache.rewind(int(self.cache.host_lengths[0]) - kept)
         self.held = count
 
     def score(self, place: int, length: int, needle: Tensor, asked: Text, answer: list[int]):
@@ -88,7 +88,7 @@ class Haystack:
         end = projector.clip_end(network.newline, config.newline_position)
         rows = [needle, *self.frames[place:length], *([] if end is None else [end])]
         logits = self.read([Video((), 0), asked], rows)
-        tokens = int(self.cache.seen[0])
+        tokens = int(self.cache.host_lengths[0])
         found = self.model.forced(logits, self.cache, answer)
         self.rewind(place)
         return found, tokens

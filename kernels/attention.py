@@ -281,11 +281,11 @@ def attention_triton(
 
 def prefill(query: Tensor, layer) -> Tensor:
     """Causal attention of new queries [B T H E] over a cache layer that holds their keys."""
-    new, seen = query.shape[1], layer.seen
+    new, seen = query.shape[1], layer.longest
     key, value = layer.read(new, query.dtype)
     if triton_multiplies(query):
         return attention_triton(query, key, value, layer.lengths)
-    assert min(layer.starts) == seen, "rows of different lengths are prefilled one by one"
+    assert min(layer.host_lengths) == seen, "rows of different lengths are prefilled one by one"
     return (attention_merged if query.device.type == "cpu" else attention_masked)(query, key, value)
 
 

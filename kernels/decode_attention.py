@@ -236,6 +236,6 @@ def decode_attention(query: Tensor, layer) -> Tensor:
     if triton_multiplies(query):
         return decode_triton(query, layer)
     key, value = layer.read(query.shape[1], query.dtype)
-    if query.shape[1] == 1 and query.device.type == "cpu" and layer.starts is not None:
-        return decode_torch(query, key, value, layer.starts)
+    if query.shape[1] == 1 and query.device.type == "cpu" and layer.host_lengths is not None:
+        return decode_torch(query, key, value, layer.host_lengths)
     return decode_formula(query, key, value, layer.lengths)

@@ -163,7 +163,8 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
     _, kv_heads, capacity, head_dim = layer.keys.shape
     heads = width // head_dim - 2 * kv_heads
     assert head_dim == power_of_two(head_dim), head_dim
-    assert layer.starts is None or layer.seen + new <= capacity, (layer.seen, new, capacity)
+    room = layer.host_lengths is None or layer.longest + new <= capacity
+    assert room, (layer.longest, new, capacity)
     assert layer.keys.stride() == layer.values.stride() and layer.keys.stride()[2:] == (head_dim, 1)
     cosine, sine = angles.float().contiguous()
     query = qkv.new_empty(batch, new, heads, head_dim)

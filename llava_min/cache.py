@@ -34,19 +34,21 @@ class Layer:
     key_scales: Tensor | None  # [B K S] float32 where keys and values have 8 bits
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
-    starts: np.ndarray | None  # the same numbers on the host, or None where only the device counts
+    host_lengths: (
+        np.ndarray | None
+    )  # the same numbers on the host, or None where only the device counts
     arrived: Tensor | None = None  # int32 [B K]: kernels/decode_attention.py counts programs here
 
     @property
-    def seen(self) -> int:
+    def longest(self) -> int:
         """The longest row's length."""
-        return int(self.starts.max())
+        return int(self.host_lengths.max())
 
     def next_places(self, row: int, new: int) -> slice | Tensor:
         """The places of a row's next `new` tokens; as an index where only the device knows them."""
-        if self.starts is None:
+        if self.host_lengths is None:
             return self.lengths[row] + torch.arange(new, device=self.lengths.device)
-        return slice(int(self.starts[row]), int(self.starts[row]) + new)
+        return slice(int(self.host_lengths[row]), int(self.host_lengths[row]) + new)
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Write keys, already rotated, and values [B T K E] after what each row has seen."""
@@ -66,7 +68,7 @@ class Layer:
 
         8 bits are multiplied out to `dtype`. Where only the device counts, S is the capacity.
         """
-        stop = self.keys.shape[2] if self.starts is None else self.seen + new
+        stop = self.keys.shape[2] if self.host_lengths is None else self.longest + new
         keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
         if self.key_scales is None:
             return keys, values
@@ -83,7 +85,7 @@ class Cache:
     key_scales: Tensor | None
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
-    seen: np.ndarray | None  # the same numbers on the host
+    host_lengths: np.ndarray | None  # the same numbers on the host
     arrived: Tensor  # int32 [B K] of zeros, which all layers share: see Layer
 
     @classmethod
@@ -125,7 +127,7 @@ class Cache:
     def layers(self) -> list[Layer]:
         """A view for each layer, in order."""
         views = [view or [None] * len(self.keys) for view in self.stored(torch.unbind)]
-        counted = self.lengths, self.seen, self.arrived
+        counted = self.lengths, self.host_lengths, self.arrived
         return [Layer(*view, *counted) for view in zip(*views)]
 
     def row(self, index: int) -> "Cache":
@@ -135,7 +137,7 @@ class Cache:
         """
         one = slice(index, index + 1)
         stored = self.stored(lambda tensor: tensor[:, one])
-        return Cache(*stored, self.lengths[one], self.seen[one], self.arrived[one])
+        return Cache(*stored, self.lengths[one], self.host_lengths[one], self.arrived[one])
 
     def on_device(self) -> "Cache":
         """The same memory and lengths, counted on the device alone."""
@@ -144,15 +146,19 @@ class Cache:
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""
         self.lengths += count
-        if self.seen is not None:
-            assert self.capacity >= self.seen.max() + count, (self.capacity, self.seen, count)
-            self.seen += count
+        if self.host_lengths is not None:
+            assert self.capacity >= self.host_lengths.max() + count, (
+                self.capacity,
+                self.host_lengths,
+                count,
+            )
+            self.host_lengths += count
 
     def rewind(self, count: int) -> None:
         """Forget the newest `count` tokens of every row."""
-        assert 0 <= count <= self.seen.min(), (count, self.seen)
+        assert 0 <= count <= self.host_lengths.min(), (count, self.host_lengths)
         self.lengths -= count
-        self.seen -= count
+        self.host_lengths -= count
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` tokens a row, keeping what is there."""
@@ -170,7 +176,7 @@ class Cache:
 
         Keys and values are [L B K seen E], with 8 bits their scales [L B K seen], and lengths.
         """
-        count = int(self.seen.max())
+        count = int(self.host_lengths.max())
         seen = self.stored(lambda tensor: tensor[:, :, :, :count])
         names = ("keys", "values", "key_scales", "value_scales")
         return {n: t for n, t in zip(names, seen) if t is not None} | {"lengths": self.lengths}

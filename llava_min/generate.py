@@ -151,7 +151,7 @@ def generate(
     likely = None
     try:
         while True:
-            token = row.take(logits, int(cache.seen[0]), likely and likely[0])
+            token = row.take(logits, int(cache.host_lengths[0]), likely and likely[0])
             first = first or time.perf_counter()
             yield token
             if row.reason:

@@ -122,7 +122,7 @@ def test_growing_and_rewinding_keep_what_was_seen(llava, kind):
     cache.advance(3)
     cache.rewind(3)
     cache.grow(40)
-    assert cache.capacity == 40 and cache.seen.tolist() == cache.lengths.tolist() == [5, 2]
+    assert cache.capacity == 40 and cache.host_lengths.tolist() == cache.lengths.tolist() == [5, 2]
     assert len(cache.tensors()) == (3 if kind is None else 5)
     for kept, old in zip(seen_of(cache), before, strict=True):
         assert torch.equal(kept, old)

@@ -149,7 +149,7 @@ def test_ctrl_c_while_the_prompt_is_read_takes_the_question_back(model, monkeypa
     chat.prefix.cache.lengths += 1  # as between the two statements of Cache.advance
     answer = chat.ask("And then?", images=[small.picture(61, 90)])
     assert answer.token_ids == fresh(model, chat, max_tokens=4).token_ids
-    assert chat.prefix.cache.lengths.tolist() == chat.prefix.cache.seen.tolist()
+    assert chat.prefix.cache.lengths.tolist() == chat.prefix.cache.host_lengths.tolist()
 
 
 def test_too_long_a_conversation_is_refused_before_any_vision(model, monkeypatch):
@@ -272,4 +272,6 @@ def test_growing_leaves_room(model):
     assert chat.prefix.reused == 0 and capacity <= 1.125 * (len(chat.prefix.numbers) + 4)
     chat.ask("And?")
     assert chat.prefix.cache.capacity == capacity
-    assert torch.equal(chat.prefix.cache.lengths, torch.tensor(chat.prefix.cache.seen).int())
+    assert torch.equal(
+        chat.prefix.cache.lengths, torch.tensor(chat.prefix.cache.host_lengths).int()
+    )

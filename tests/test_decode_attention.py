@@ -27,12 +27,12 @@ def eight_bit(layer: Layer, kind=torch.int8) -> Layer:
     (keys, key_scales), (values, value_scales) = (
         rope.quantise(x.nan_to_num(0.0), kind) for x in (layer.keys, layer.values)
     )
-    for row in range(len(layer.starts)):
+    for row in range(len(layer.host_lengths)):
         unused = layer.keys[row, 0, :, 0].isnan()
         for steps in (keys, values):  # 127 is the largest int8, and NaN as fp8
             steps.view(torch.uint8)[row, :, unused] = 127
         key_scales[row, :, unused], value_scales[row, :, unused] = torch.nan, torch.nan
-    return Layer(keys, values, key_scales, value_scales, layer.lengths, layer.starts)
+    return Layer(keys, values, key_scales, value_scales, layer.lengths, layer.host_lengths)
 
 
 def check_decode(
@@ -160,8 +160,8 @@ def test_steps_without_the_host():
         torch.testing.assert_close(mixed, exact, atol=2e-6, rtol=0)
         static.lengths += 1
         moving.lengths += 1
-        moving.starts[0] += 1
-    assert static.starts.tolist() == [0]
+        moving.host_lengths[0] += 1
+    assert static.host_lengths.tolist() == [0]
 
 
 def check_not_finite(decode, where, wrong):

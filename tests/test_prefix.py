@@ -91,7 +91,7 @@ def test_the_file_holds_the_cache_bit_for_bit(folder, tmp_path, kv_dtype):
     kept, read = (prefix.Prefix(model.empty_cache(0)) for _ in range(2))
     options = {"images": [FIRST], "videos": [CLIP], "max_tokens": 3}
     answer = model.generate("What?", **options, prefix=kept, prompt_cache=path)
-    kept.cache.rewind(int(kept.cache.seen[0]) - answer.usage["prompt_tokens"] + 1)
+    kept.cache.rewind(int(kept.cache.host_lengths[0]) - answer.usage["prompt_tokens"] + 1)
     assert read.read(path, model.description, model.prepare("What?", [FIRST], [CLIP]), 3)
     assert read.cache.tensors().keys() == kept.cache.tensors().keys()
     for name, tensor in kept.cache.tensors().items():

@@ -63,7 +63,7 @@ def test_chunked_prefill_is_whole_prefill(llava, seed, pictures, frames, chunk, 
     assert (whole - parts).abs().max() < EXACT
     last, _ = run(llava, plan, tiles, chunk=chunk, keep="last")
     assert (whole[-1:] - last).abs().max() < EXACT
-    assert cache.seen.tolist() == [plan.tokens] == cache.lengths.tolist()
+    assert cache.host_lengths.tolist() == [plan.tokens] == cache.lengths.tolist()
 
 
 @pytest.mark.catalogue("NU-CACHE", "every step with a cache as without one")
@@ -94,7 +94,7 @@ def test_a_batch_decodes_as_its_rows_alone(llava):
         visuals = [llava.encode(t, video=False) for t in tiles]
         llava.prefill(plan, visuals, cache.row(index), chunk=7)
         singles.append(run(llava, plan, tiles)[1])
-    assert cache.seen.tolist() == [plan.tokens for plan, _ in prompts]
+    assert cache.host_lengths.tolist() == [plan.tokens for plan, _ in prompts]
     for ids in ([5, 6, 7], [8, 9, 10], [100, 200, 300]):
         together = llava.decode(torch.tensor(ids), cache)
         alone = [llava.decode(torch.tensor([i]), single)[0] for i, single in zip(ids, singles)]

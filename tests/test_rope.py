@@ -39,7 +39,7 @@ def written(layer: Layer, new: int) -> torch.Tensor:
     """What `write` put into the cache: [2 B K T E]."""
     rows = [
         torch.stack([cache[row, :, start : start + new] for cache in (layer.keys, layer.values)])
-        for row, start in enumerate(layer.starts)
+        for row, start in enumerate(layer.host_lengths)
     ]
     return torch.stack(rows, dim=1)
 
@@ -86,7 +86,7 @@ def check_write_8bit(rope, kind=torch.int8):
     rope.write_triton(qkv, angles, plain, tokens=4)
     shape = plain.keys.shape
     layer = Layer(*torch.zeros(2, *shape, dtype=kind), *torch.zeros(2, *shape[:3]), plain.lengths,
-                  plain.starts)  # fmt: skip
+                  plain.host_lengths)  # fmt: skip
     rope.write_triton(qkv, angles, layer, tokens=4)
     steps, scales = rope.quantise(written(plain, new), kind)
     found, right = written(layer, new).float(), steps.float()
@@ -97,7 +97,7 @@ def check_write_8bit(rope, kind=torch.int8):
         found, right = (x.masked_fill(rounded_up, 0.0) for x in (found, right))
     assert torch.equal(found, right)
     kept = Layer(layer.key_scales[..., None], layer.value_scales[..., None], None, None,
-                 layer.lengths, layer.starts)  # fmt: skip
+                 layer.lengths, layer.host_lengths)  # fmt: skip
     assert torch.equal(scales, written(kept, new)[..., 0])
 
 

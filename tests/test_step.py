@@ -65,7 +65,7 @@ def both_ways(model, lengths, dtype, kind, kernels="auto"):
             assert likely == logits.argmax(-1).tolist()
         ids = ordinary[-1].argmax(-1).tolist()
     for cache in caches:
-        assert cache.seen.tolist() == cache.lengths.tolist() == [n + 3 for n in lengths]
+        assert cache.host_lengths.tolist() == cache.lengths.tolist() == [n + 3 for n in lengths]
     return torch.stack(ordinary), torch.stack(repeated)
 
 
@@ -252,7 +252,7 @@ def test_a_recorded_step_on_a_gpu(kind, monkeypatch):
         assert torch.equal(logits, ordinary)
         ids = [next_id(row, [], 0, Sampling(), config.vocab_size) for row in logits]
         assert ids == likely
-    assert caches[1].lengths.tolist() == caches[1].seen.tolist() == [19, 30]
+    assert caches[1].lengths.tolist() == caches[1].host_lengths.tolist() == [19, 30]
 
 
 def without_waiting(recording):

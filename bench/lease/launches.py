@@ -100,7 +100,7 @@ def read_prompts(made: Network, cache: Cache, sizes: tuple[int, ...] = NEW) -> N
     """Chunks of prompts, after an empty cache and a filled one."""
     dtype = made.decoder.norm.weight.dtype
     for seen in (0, cache.capacity - max(sizes)):
-        cache.seen[:] = seen
+        cache.host_lengths[:] = seen
         for new in sizes:
             rows = empty(1, new, made.config.text.hidden_size, dtype=dtype)
             made.decoder.logits(made.decoder(rows, cache)[:, -1:])
@@ -108,7 +108,7 @@ def read_prompts(made: Network, cache: Cache, sizes: tuple[int, ...] = NEW) -> N
 
 def write_tokens(made: Network, cache: Cache) -> None:
     """One step of every row of the cache, as it is recorded."""
-    made.decode(empty(len(cache.seen), dtype=torch.long), cache.on_device())
+    made.decode(empty(len(cache.host_lengths), dtype=torch.long), cache.on_device())
 
 
 def use_decoder(text: str, dtype: torch.dtype, weights: str, cache: str) -> None:

@@ -102,7 +102,7 @@ def multiplied(layer: Layer, row: int, stop: int, dtype: torch.dtype) -> tuple[T
 def over_the_cache(query: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
     """Attention of query [B T H E] over a layer, by plain torch."""
     rows = []
-    for row, start in enumerate(layer.starts.tolist()):
+    for row, start in enumerate(layer.host_lengths.tolist()):
         key, value = multiplied(layer, row, start + query.shape[1], dtype)
         rows.append(mix(query[row].to(dtype), key, value, start))
     return torch.stack(rows)
@@ -110,9 +110,9 @@ def over_the_cache(query: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
 
 def aimed(draw: Draw, layer: Layer, new: int, heads: int) -> Tensor:
     """Queries [B T H E], each near twice the key that it should find."""
-    query = draw.normal(len(layer.starts), new, heads, layer.keys.shape[3], scale=0.2)
+    query = draw.normal(len(layer.host_lengths), new, heads, layer.keys.shape[3], scale=0.2)
     groups = heads // layer.keys.shape[1]
-    for row, start in enumerate(layer.starts.tolist()):
+    for row, start in enumerate(layer.host_lengths.tolist()):
         keys = multiplied(layer, row, start + new, draw.dtype)[0]
         own = start + torch.arange(new, device=draw.device)
         borders = own // 64 * 64  # of blocks of 16, 32 and 64 keys
@@ -127,7 +127,7 @@ def attending(kernel: str, attend, draw: Draw, layer: Layer, new: int, heads: in
     """A trial of `attend`, a public function of attention over a cache."""
     query, head_dim = aimed(draw, layer, new, heads), layer.keys.shape[3]
     tensors = [x for x in vars(layer).values() if isinstance(x, Tensor)]
-    starts, capacity = layer.starts.tolist(), layer.keys.shape[2]
+    starts, capacity = layer.host_lengths.tolist(), layer.keys.shape[2]
     shape = f"{new} after {starts} of {capacity}, {heads}/{layer.keys.shape[1]}x{head_dim}"
 
     def call() -> list[Tensor]:
@@ -195,7 +195,7 @@ def write(draw: Draw, starts, new: int, heads, spare: int = 3, kind: str = "") -
         fresh = [torch.empty(size, dtype=stored, device=draw.device) for size in room[:2]]
         scales = [torch.empty(size, device=draw.device) for size in room[2:]]
         fresh += [None, None] if double or not scales else scales
-        other = Layer(*fresh, layer.lengths, layer.starts)
+        other = Layer(*fresh, layer.lengths, layer.host_lengths)
         turns = angles.to(torch.promote_types(wide, torch.float32))
         return [rope.write_torch(qkv.to(wide), turns, other), *written(other, new)]
 
@@ -217,7 +217,7 @@ def write(draw: Draw, starts, new: int, heads, spare: int = 3, kind: str = "") -
 def written(layer: Layer, new: int) -> list[Tensor]:
     """The keys and the values [B*K T E] of the newest tokens of each row, in float64."""
     rows = [multiplied(layer, row, start + new, torch.float64)
-            for row, start in enumerate(layer.starts.tolist())]  # fmt: skip
+            for row, start in enumerate(layer.host_lengths.tolist())]  # fmt: skip
     return [torch.cat([part[:, -new:] for part in parts]) for parts in zip(*rows)]
 
 

@@ -87,7 +87,7 @@ def prompts(heads: int, kv_heads: int, head_dim: int, new: int, seen: int = 0):
         few, shared, width = where.heads(heads, kv_heads, head_dim)
         query = where.normal(1, fresh, few, width)
         at = layer(where, shared, before + fresh - 1, width, "16")
-        at.lengths, at.starts = torch.full_like(at.lengths, before), np.array([before])
+        at.lengths, at.host_lengths = torch.full_like(at.lengths, before), np.array([before])
         return [lambda: attention.prefill(query, at)] * copies
 
     return make

@@ -64,7 +64,7 @@ class Row:
             "prefill_s": self.first - start - vision.seconds,
             "ttft_s": self.first - began,
         }  # fmt: skip
-        self.take(logits[-1], int(cache.seen[0]))
+        self.take(logits[-1], int(cache.host_lengths[0]))
 
     def take(self, logits, position: int, likely: int | None = None) -> None:
         """Choose one more token, unless the answer has ended; likely: see sampling.next_id."""
@@ -108,6 +108,6 @@ def answers(model, ready: list[tuple[Prepared, Options]]) -> list[Answer]:
     while any(not row.sequence.reason for row in rows):  # ended ones go along and are ignored
         logits, likely = step([row.sequence.new[-1] for row in rows])
         for index, row in enumerate(rows):
-            row.take(logits[index], int(cache.seen[index]), likely and likely[index])
+            row.take(logits[index], int(cache.host_lengths[index]), likely and likely[index])
     memory = {"peak_bytes": peak_bytes(network.device)}
     return [row.answer(memory) for row in rows]

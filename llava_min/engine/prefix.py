@@ -48,7 +48,7 @@ class Prefix:
 
     def turn_to(self, prepared: Prepared, capacity: int) -> tuple[Plan, list[Encodable]]:
         """Forget what differs from a prompt and make room: (the plan of the rest, its visuals)."""
-        numbers, seen = numbers_of(prepared), int(self.cache.seen[0])
+        numbers, seen = numbers_of(prepared), int(self.cache.host_lengths[0])
         plan, visuals = rest(prepared, common(self.numbers[:seen], numbers))
         self.reused, self.numbers = prepared.plan.tokens - plan.tokens, numbers
         self.cache.rewind(seen - self.reused)
@@ -78,7 +78,7 @@ class Prefix:
                 raise OutputError(UNWRITTEN, shown(str(path)), "a folder to write it to", "none")
             return False
         self.numbers = np.empty(0, np.int64)
-        self.cache.rewind(int(self.cache.seen[0]))
+        self.cache.rewind(int(self.cache.host_lengths[0]))
         try:
             with safe_open(path, framework="pt", backend="pread") as file:
                 made = json.loads((file.metadata() or {})[KIND])

@@ -34,7 +34,7 @@ class Step:
     def __init__(self, model: Network, cache: Cache, known: int):
         self.model, self.cache, self.known = model, cache, known
         self.on_device = cache.on_device()
-        self.ids = torch.zeros(len(cache.seen), dtype=torch.long, device=model.device)
+        self.ids = torch.zeros(len(cache.host_lengths), dtype=torch.long, device=model.device)
         self.expected: list[int] = []  # the ids that the step before left on the device
         self.recording = Recording(self.run, model.device, self.undo)
 
@@ -53,11 +53,14 @@ class Step:
 
         The cache has then seen one token more. Waits for the device once.
         """
-        assert self.cache.seen.max() < self.cache.capacity, (self.cache.seen, self.cache.capacity)
+        assert self.cache.host_lengths.max() < self.cache.capacity, (
+            self.cache.host_lengths,
+            self.cache.capacity,
+        )
         if ids != self.expected:
             self.ids.copy_(torch.tensor(ids), non_blocking=True)
         self.recording()
-        self.cache.seen += 1
+        self.cache.host_lengths += 1
         self.expected = self.greedy.tolist()
         return self.logits, self.expected
 

@@ -46,7 +46,7 @@ class Layer(cache.Layer):
         keys, values = self.keys.double(), self.values.double()
         if self.key_scales is not None:
             keys, values = keys * self.key_scales[..., None], values * self.value_scales[..., None]
-        return Layer(keys, values, None, None, self.lengths, self.starts)
+        return Layer(keys, values, None, None, self.lengths, self.host_lengths)
 
 
 def layer_of(
