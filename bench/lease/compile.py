@@ -97,11 +97,21 @@ def one(index: int) -> dict:
 
 
 def stub(code) -> None:
-    """Build what Triton 3.6 builds in C to launch a signature; later versions need none."""
-    if hasattr(nvidia, "make_launcher"):
+    """Build what Triton 3.6 builds in C to launch a signature; later versions need none, and
+    without the driver's library there is nothing to link it with.
+    """
+    if hasattr(nvidia, "make_launcher") and has_driver():
         if not hasattr(nvidia.CudaUtils, "instance"):
             nvidia.CudaUtils()
         nvidia.CudaLauncher(code.src, code.metadata)
+
+
+def has_driver() -> bool:
+    """Whether Triton finds libcuda."""
+    try:
+        return bool(nvidia.libcuda_dirs())
+    except AssertionError:
+        return False
 
 
 def watch(report: Callable[[dict], None]) -> None:
