@@ -307,6 +307,16 @@ def options_of(remedy: str) -> dict:
     return {"bits" if name == "int4" else name: value for name, value in found.items()}
 
 
+def test_a_prompt_may_fill_the_context_and_no_more():
+    """The message has the arithmetic: what each kind takes, and the answer."""
+    segments = (plans.Text((1,) * 6), plans.Image((9, 9), None, 50), plans.Video((0.0,), 30))
+    plan = plans.Plan(segments, 100)
+    plan.check_fits(14)
+    with pytest.raises(llava_min.PromptError, match=r"at most 100 tokens, found 6 text \+ 50 "
+                       r"pictures \+ 30 video \+ 15 for the answer = 101"):  # fmt: skip
+        plan.check_fits(15)
+
+
 @settings(max_examples=15, deadline=None)
 @given(share=st.floats(0.2, 0.99), frames=st.integers(1, 60), pictures=st.integers(0, 2))
 def test_what_would_fit_fits(share, frames, pictures):

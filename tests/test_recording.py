@@ -35,6 +35,11 @@ def test_any_number_of_tiles(count):
     assert set(recorded.recordings) == set(sums(count)) and sum(sums(count)) == count
 
 
+def test_counts_are_sums_of_powers_of_two():
+    """So that any number of tiles takes as few replays as its bits say."""
+    assert sums(15) == list(TILES) == [8, 4, 2, 1] and sums(17) == [8, 8, 1] and not sums(0)
+
+
 def test_features_outlive_the_next_pass():
     """What was returned does not change when the recording runs again."""
     tower, tiles = tower_and_tiles(4)

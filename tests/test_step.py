@@ -207,6 +207,15 @@ def test_ids_are_left_on_the_device(models):
     assert copied == [False, True, True]
 
 
+def test_what_is_left_is_an_id(models, monkeypatch):
+    """The first id is one like any other; a row that is not finite leaves the harmless 0."""
+    model = models[torch.float64]
+    step = Step(model, prefilled(model, [5, 11, 2], torch.float64), 2)
+    logits = torch.tensor([[3.0, 1.0, 9.0], [1.0, 3.0, 9.0], [torch.nan, 1.0, 9.0]])
+    monkeypatch.setattr(model, "decode", lambda ids, cache: logits)
+    assert step([7, 7, 7])[1] == [0, 1, -1] and step.ids.tolist() == [0, 1, 0]
+
+
 def test_a_greedy_token_waits_once():
     """One number comes back from the device; a second wait for NaN would cost as much again."""
     logits = torch.tensor([0.0, 3.0, 2.0, 9.0])
