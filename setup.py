@@ -40,7 +40,7 @@ setup(
         "llava_min.weights.tiny.samples": ["*"],
     },
     install_requires=[
-        "torch>=2.10",
+        "torch>=2.10,<2.14",  # operators of torch that are not public are used: 2.13 is tested
         "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "safetensors>=0.8",
         "tokenizers>=0.21",

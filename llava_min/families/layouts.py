@@ -8,6 +8,7 @@ refused by name. An unknown key is listed in `ignored`. The layout is recognised
 alone, never from a folder's name (and not from model_type, which says "llava" in files of three
 families).
 Read config.py first. Read next: families/templates.py.
+It is long, because everything that is read from a config.json is read here.
 Agrees with: the configuration classes of transformers; LlavaQwenConfig of LLaVA-NeXT.
 """
 
