@@ -60,7 +60,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
         command.add_argument("--pairs", type=int, default=pairs,
                              help="turns on a CPU (default %(default)s)")  # fmt: skip
     again = commands.add_parser(
-        "ask", help="the first token of a second question: in a chat, with a prompt cache, afresh"
+        "ask",
+        help="the first token of a second question: in a chat, with a prompt cache, from scratch",
     )
     again.add_argument("-m", "--model", help="a folder, or 0.5B: that shape, random weights")
     again.add_argument("--frames", type=int, default=1024, help="of the clip (default 1024)")

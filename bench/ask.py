@@ -41,7 +41,7 @@ def write_clip(path: Path, frames: int) -> Path:
 
 def conversation(folder: Path, clip: Path, frames: int, rounds: int):
     """Seconds to the first token: (of the first question, of the second in a chat, of the second
-    afresh), the tokens of its prompt, and whether both gave the same ids.
+    from scratch), the tokens of its prompt, and whether both gave the same ids.
     """
     model, options = llava_min.load(folder), dict(frames=frames, max_tokens=ANSWER)
     times, same = [[], [], []], True
@@ -70,7 +70,7 @@ def process(folder: Path, clip: Path, question: str, frames: int, *more: str):
 
 
 def processes(folder: Path, clip: Path, frames: int, rounds: int, cache: Path):
-    """Seconds of new processes: (with a prompt cache, afresh), and whether the ids are the same."""
+    """Seconds of new processes: (with a prompt cache, from scratch), and whether ids are equal."""
     process(folder, clip, FIRST, frames, "--prompt-cache", cache)
     times, same = [[], []], True
     for _ in range(rounds):
@@ -94,16 +94,16 @@ def run(model: str | None, frames: int, rounds: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as there:
         folder = checkpoints.folder_of(model) if model == "0.5B" else model or EMBEDDED
         clip, cache = write_clip(Path(there) / "clip.mp4", frames), Path(there) / "cache"
-        (first, second, afresh), tokens, same = conversation(folder, clip, frames, rounds)
+        (first, second, cold), tokens, same = conversation(folder, clip, frames, rounds)
         (kept, alone), same_kept = processes(folder, clip, frames, rounds, cache)
         common = {"model": model or "embedded", "frames": frames, "prompt_tokens": tokens,
                   "rounds": rounds, "cache_bytes": cache.stat().st_size}  # fmt: skip
     here = common | measure.machine()
     return [
         row("first question of a chat", first, first, **here),
-        row("second question, afresh", afresh, afresh, **here),
-        row("second question of a chat", second, afresh, same_ids=same, **here),
-        row("new process, afresh", alone, alone, **here),
+        row("second question, cold run", cold, cold, **here),
+        row("second question of a chat", second, cold, same_ids=same, **here),
+        row("new process, cold run", alone, alone, **here),
         row("new process, prompt cache", kept, alone, same_ids=same_kept, **here),
     ]
 

@@ -185,7 +185,8 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
     in_torch = dict(candidates)
-    decodes = {"prefill", "decode"} & set(sections)  # ATEN_CPU_CAPABILITY it does not heed
+    decodes = {"prefill", "decode"} & set(sections)
+    # llama.cpp ignores ATEN_CPU_CAPABILITY
     if decodes and llamacpp.INSTALLED and "ATEN_CPU_CAPABILITY" not in os.environ:
         for form in filter(llamacpp.FORMATS.__contains__, formats):
             peer = llamacpp.LlamaCpp(folder, form, max(contexts), STEPS)

@@ -23,7 +23,6 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 9  # turns of each candidate
 SAMPLE_MS = 4.0  # a sample lasts about so long
-ROTATE = 240e6  # bytes of inputs to rotate through: four times the L2 cache of an H200
 
 
 @dataclass

@@ -10,6 +10,7 @@ catching an exception.
 Read kernels/language.py first. Read next: kernels/norm.py.
 """
 
+import functools
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,14 +65,20 @@ class Gpu:
         return "163 KB" if self.capability == (8, 0) else "99 KB"
 
 
+@functools.cache
+def gpu_at(index: int) -> Gpu:
+    """The GPU of a number, asked once: each launch wants to know it."""
+    found = torch.cuda.get_device_properties(index)
+    return Gpu((found.major, found.minor), found.multi_processor_count)
+
+
 def gpu_of(tensor: torch.Tensor) -> Gpu | None:
     """The GPU of a tensor; None on a CPU, where only the interpreter runs kernels."""
     if _pretended is not None:
         return _pretended
     if not tensor.is_cuda:
         return None
-    found = torch.cuda.get_device_properties(tensor.device)
-    return Gpu((found.major, found.minor), found.multi_processor_count)
+    return gpu_at(tensor.device.index)
 
 
 @contextmanager

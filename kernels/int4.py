@@ -150,8 +150,8 @@ def linear_tiled(
 
 
 # An and with an or in one instruction, as 0xEA is the table of (a & b) | c: compilers make two.
-ASM = "{ .reg .b32 t; lop3.b32 t, $2, 0x000F000F, %s, 0xEA; mov.b32 {$0, $1}, t; }"
-ASM_HALF, ASM_BFLOAT = tl.constexpr(ASM % "0x64006400"), tl.constexpr(ASM % "0x43004300")
+LOP3 = "{ .reg .b32 t; lop3.b32 t, $2, 0x000F000F, %s, 0xEA; mov.b32 {$0, $1}, t; }"
+ASM_HALF, ASM_BFLOAT = tl.constexpr(LOP3 % "0x64006400"), tl.constexpr(LOP3 % "0x43004300")
 
 
 @triton.jit

@@ -27,10 +27,9 @@ from .options import Options
 from .sampling import next_id
 from .tokenizer import CharacterStream, Tokenizer
 
-# (the newest id of each row) -> logits [B V] and, where they are known, the most likely ids; made
-# from (model, cache, how many ids have a meaning)
-Step = Callable[[list[int]], tuple[Tensor, list[int] | None]]
-Stepping = Callable[[Network, Cache, int], Step]
+Chosen = tuple[Tensor, list[int] | None]  # logits [B V] and, where it is known, `greedy` of them
+# from (model, cache, how many ids have a meaning): the newest id of each row -> Chosen
+Stepping = Callable[[Network, Cache, int], Callable[[list[int]], Chosen]]
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def clips() -> str:
 
 def again() -> str:
     """How soon second questions are answered; the first row, a first question, is left out."""
-    rows = [[row["case"].replace("afresh", "cold run"), f"{row['p50_s']:.2f} s",
+    rows = [[row["case"], f"{row['p50_s']:.2f} s",
              f"{row['times_sooner']:.1f}x"]
             for row in results("ask-0.5B")[1:]]  # fmt: skip
     heads = ["case", "time to the first token", "speed-up over a cold run"]

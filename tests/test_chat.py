@@ -63,7 +63,7 @@ ASKED = st.tuples(
     st.integers(0, 2),  # new pictures
     st.booleans(),  # a new clip
     st.sampled_from(["", "", "closed", "ctrl-c", "failed"]),  # what becomes of an answer before it
-    st.booleans(),  # whether the conversation begins anew
+    st.booleans(),  # whether the conversation begins from scratch
 )
 
 
@@ -78,8 +78,8 @@ def test_answers_are_those_of_a_fresh_run(model, conversation, template, system)
     chat, prefill, logits = model.chat(**options), model.network.prefill, []
     model.network.prefill = lambda *a, **k: logits.append(prefill(*a, **k)) or logits[-1]
     try:
-        for number, (question, pictures, clip, before, anew) in enumerate(conversation):
-            if anew:
+        for number, (question, pictures, clip, before, cleared) in enumerate(conversation):
+            if cleared:
                 chat.clear()
             disturb(model, chat, before)
             images = [small.picture(50 + 40 * i, 60, seed=number) for i in range(pictures)]

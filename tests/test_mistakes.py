@@ -30,7 +30,7 @@ pytest.importorskip("transformers")
 def make(monkeypatch, module, right: str, wrong: str) -> None:
     """Put `wrong` in the place of `right` in a module's source, for all that import from it.
 
-    The module is executed anew; whatever it defines replaces the old thing wherever that is bound.
+    The module is executed again; whatever it defines replaces the old thing wherever that is bound.
     """
     source = inspect.getsource(module)
     assert source.count(right) == 1, right
@@ -138,7 +138,7 @@ def defaults(_) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """(theirs, a function that loads ours anew) of a family, made when it is first asked for."""
+    """(theirs, a function that loads ours again) of a family, made when it is first asked for."""
     made, folder = {}, tmp_path_factory.mktemp("families")
 
     def get(name: str):

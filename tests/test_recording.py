@@ -32,7 +32,8 @@ def test_any_number_of_tiles(count):
     recorded = RecordedTower(tower)
     for some in tiles.split(count):
         check(tower, recorded, some)
-    assert set(recorded.recordings) == set(sums(count)) and sum(sums(count)) == count
+    assert set(recorded.passes) == set(sums(count)) and None not in recorded.passes.values()
+    assert sum(sums(count)) == count
 
 
 def test_counts_are_sums_of_powers_of_two():
@@ -53,7 +54,7 @@ def test_a_single_picture_is_not_recorded_and_a_trace_sees_every_pass():
     tower, tiles = tower_and_tiles(1)
     recorded, stream = RecordedTower(tower), io.StringIO()
     recorded(tiles)
-    assert not recorded.recordings
+    assert recorded.passes == {1: None}
     for _ in range(2):
         recorded(tiles)
     with trace.tracing(stream):
@@ -80,4 +81,4 @@ def test_recorded_tiles_on_a_gpu():
         for _ in range(3):
             tiles = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device="cuda")
             check(tower, recorded, tiles)
-    assert all(one.graph is not None for one in recorded.recordings.values())
+    assert all(one.recording.graph is not None for one in recorded.passes.values())

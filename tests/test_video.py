@@ -131,7 +131,7 @@ def test_frames_that_none_refers_to_are_left_out(clips):
 
 
 @pytest.mark.parametrize("kind", ["clip.mp4", "vfr.mkv", "clip.flv"])
-def test_without_seeking_it_begins_anew(clips, kind):
+def test_without_seeking_it_begins_again(clips, kind):
     class NoSeeking:
         def __init__(self, container):
             self.container = container

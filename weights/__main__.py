@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
     command.add_argument("folder", metavar="FOLDER")
     command = commands.add_parser(
-        "quantize", help="write a checkpoint anew, its decoder in codes of four bits"
+        "quantize", help="write a copy of a checkpoint with its decoder in codes of four bits"
     )
     command.add_argument("folder", metavar="IN")
     command.add_argument("target", metavar="OUT", help="a folder that does not exist yet")

@@ -5,7 +5,7 @@ out: one row for each question: is it exact enough, does it hide NaN, does it re
 A kernel is exact enough where its error against float64 is at most twice that of plain torch in the
 same dtype. While it runs, all memory that torch hands out is filled with NaN, so that a number that
 the kernel forgets to write, or reads where nothing was written, is seen.
-Read next: right_cases.py. Agrees with: tests/support/kernel_checks.py.
+Read next: right_cases.py. The tests of the kernels use the same rule.
 """
 
 import warnings

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from bench import measure
+from bench import kernels, measure
 from llava_min.kernels import attention, choose
 
 from . import candidates, right_cases, right_rule, sweep_cases
@@ -107,8 +107,9 @@ def toys(some: list[Candidate]) -> list[Candidate]:
 
 def copies(place: Place, case: Case) -> list[Callable[[], object]]:
     """Calls on inputs that do not fit into the L2 cache together."""
-    number = min(COPIES, round(measure.ROTATE / case.unit) + 1) if case.unit else 1
     where = Where(place.device, place.dtypes[0], place.dry)
+    bench = kernels.Bench(place.device, place.dtypes[0], place.dry)
+    number = min(COPIES, bench.copies(case.unit)) if case.unit else 1
     return case.make(where, 1 if place.dry else number)
 
 
@@ -187,20 +188,21 @@ def chunks(place: Place) -> Iterator[dict]:
             times = measure.interleaved({"llava_min": lambda _, c=calls: [one() for one in c]}, 3)
             yield {"kernel": "attention", "case": "chunks", "ms": times["llava_min"][1],
                    "shape": f"7B 28/4x128, {prompt} tokens in chunks of {chunk}"}  # fmt: skip
-        if merged := getattr(attention, "attention_merged", None):
-            yield from library(where, merged, prompt)
+        yield from library(where, prompt)
 
 
-def library(where: Where, merged: Callable, prompt: int) -> Iterator[dict]:
+def library(where: Where, prompt: int) -> Iterator[dict]:
     """The last chunk of a prompt, here and by two calls of a library."""
     new = where.scaled(CHUNKS[-1], 24)
     heads, kv_heads, head_dim = where.heads(28, 4, 128)
     query = where.normal(1, new, heads, head_dim)
     at = sweep_cases.layer(where, kv_heads, prompt - 1, head_dim, "16")
     at.lengths = torch.full_like(at.lengths, prompt - new)
+    keys, values = at.keys, at.values
     times = measure.interleaved({
-        "llava_min": lambda _: attention.attention_triton(query, at.keys, at.values, at.lengths),
-        "attention_merged": lambda _: merged(query, at.keys, at.values)})  # fmt: skip
+        "llava_min": lambda _: attention.attention_triton(query, keys, values, at.lengths),
+        "attention_merged": lambda _: attention.attention_merged(query, keys, values),
+    })  # fmt: skip
     for name, values in times.items():
         yield {"kernel": "attention", "case": "merged", "variant": name,
                "shape": f"7B 28/4x128, {new} after {prompt - new}",

@@ -54,6 +54,23 @@ class Recording:
         self.work() if self.graph is None else self.graph.replay()
 
 
+class Pass:
+    """A pass of a tower over a fixed number of tiles, recorded over tensors of its own."""
+
+    def __init__(self, tower: VisionTower, tiles: Tensor, pool=None):
+        self.tower, self.tiles = tower, tiles.clone()
+        self.recording = Recording(self.run, tiles.device, pool=pool)
+
+    def run(self) -> None:
+        self.features = self.tower(self.tiles)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """[B S S 3] uint8 -> features [B N D]."""
+        self.tiles.copy_(tiles)
+        self.recording()
+        return self.features.clone()  # the next replay overwrites it
+
+
 class RecordedTower(nn.Module):
     """A vision tower whose passes over 8, 4, 2 and 1 tiles are recorded, each when it comes again.
 
@@ -64,38 +81,26 @@ class RecordedTower(nn.Module):
     def __init__(self, tower: VisionTower):
         super().__init__()
         self.tower, self.config = tower, tower.config
-        self.seen: set[int] = set()
-        self.recordings: dict[int, Recording] = {}
-        self.inputs: dict[int, Tensor] = {}
-        self.outputs: dict[int, Tensor] = {}
+        self.passes: dict[int, Pass | None] = {}  # by tiles; None: seen once
 
     def forward(self, tiles: Tensor) -> Tensor:
         """[B S S 3] uint8 -> features [B N D]."""
-        parts = list(torch.split(tiles, sums(len(tiles))))
-        features = [self.part(part) for part in parts]
-        return features[0] if len(parts) == 1 else torch.cat(features)
+        features = [self.part(part) for part in torch.split(tiles, sums(len(tiles)))]
+        return features[0] if len(features) == 1 else torch.cat(features)
 
     def part(self, tiles: Tensor) -> Tensor:
         count = len(tiles)
-        if trace.observed() or count not in self.seen:
-            self.seen.add(count)
+        if trace.observed() or count not in self.passes:
+            self.passes.setdefault(count)
             return self.tower(tiles)
-        if count not in self.recordings:
-            self.record(tiles)
-        self.inputs[count].copy_(tiles)
-        self.recordings[count]()
-        return self.outputs[count].clone()  # the next replay overwrites it
+        if self.passes[count] is None:
+            self.passes[count] = Pass(self.tower, tiles, self.pool())
+        return self.passes[count](tiles)
 
-    def record(self, tiles: Tensor) -> None:
-        count = len(tiles)
-        self.inputs[count] = tiles.clone()
-
-        def work() -> None:
-            self.outputs[count] = self.tower(self.inputs[count])
-
-        graphs = [other.graph for other in self.recordings.values() if other.graph is not None]
-        pool = graphs[0].pool() if graphs else None
-        self.recordings[count] = Recording(work, tiles.device, pool=pool)
+    def pool(self):
+        """The memory of the graphs that are there: only one of them runs at a time."""
+        graphs = (one.recording.graph for one in self.passes.values() if one is not None)
+        return next((graph.pool() for graph in graphs if graph is not None), None)
 
 
 def sums(count: int) -> list[int]:

@@ -15,14 +15,12 @@ B rows of a batch, V vocabulary.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..cache import Cache
+from ..generate import Chosen
 from ..model import Network
 from ..sampling import greedy
 from .recording import Recording
-
-Chosen = tuple[Tensor, list[int] | None]  # logits [B V] and, where it is there, `greedy` of them
 
 
 class Step:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.lease import right_rule
 from llava_min import cache
 
 
@@ -31,10 +32,8 @@ def no_worse_than_torch(
     assert found.shape == exact.shape and found.dtype == torch_found.dtype
     if not exact.numel():
         return
-    error = (found.double() - exact).abs().max().item()
-    allowed = 2 * (torch_found.double() - exact).abs().max().item()
-    step = torch.finfo(found.dtype).eps + torch.finfo(torch.float32).eps * score
-    allowed += step * exact.abs().max().item()
+    error = right_rule.largest_gap(found, exact)
+    allowed = right_rule.allowed_error(torch_found, exact, found.dtype, score)
     assert error <= allowed, (error, allowed)  # also false for NaN
 
 

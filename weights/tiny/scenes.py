@@ -2,7 +2,7 @@
 
 A picture holds 1 to 5 shapes, each kind at most once, in different places, and sometimes a number.
 A clip shows one shape that moves or stays, may change its colour, and a number that may flash up in
-a frame. Everything is drawn afresh from a numpy Generator; nothing is stored.
+a frame. Everything is drawn from a numpy Generator; nothing is stored.
 
 Borders between places: the nine places are the thirds of each side, and a centre keeps at least
 MARGIN of that side from a border between two thirds, so that every answer is certain.
@@ -287,7 +287,7 @@ def picture_questions(rng, scene: Scene) -> list[tuple[str, str, str]]:
     """About a dozen questions on one picture, some of them on what is not there.
 
     Color and place are asked of every shape: the same picture then has a different answer for each
-    kind, and only who heeds the kind can learn them all.
+    kind, and only who looks at the kind can learn them all.
     """
     present = [shape.kind for shape in scene.shapes]
     absent = [str(kind) for kind in rng.permutation(KINDS) if kind not in present]
