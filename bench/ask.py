@@ -85,8 +85,15 @@ def processes(folder: Path, clip: Path, frames: int, rounds: int, cache: Path):
 def row(case: str, seconds: list[float], fresh: list[float], **more) -> dict:
     p20, p50, p80 = np.quantile(seconds, (0.2, 0.5, 0.8))
     sooner = float(np.median(fresh) / p50)
-    return {"section": "ask", "case": case, "p20_s": p20, "p50_s": p50, "p80_s": p80,
-            "times_sooner": sooner, **more}  # fmt: skip
+    return {
+        "section": "ask",
+        "case": case,
+        "p20_s": p20,
+        "p50_s": p50,
+        "p80_s": p80,
+        "times_sooner": sooner,
+        **more,
+    }
 
 
 def run(model: str | None, frames: int, rounds: int) -> list[dict]:
@@ -96,8 +103,13 @@ def run(model: str | None, frames: int, rounds: int) -> list[dict]:
         clip, cache = write_clip(Path(there) / "clip.mp4", frames), Path(there) / "cache"
         (first, second, cold), tokens, same = conversation(folder, clip, frames, rounds)
         (kept, alone), same_kept = processes(folder, clip, frames, rounds, cache)
-        common = {"model": model or "embedded", "frames": frames, "prompt_tokens": tokens,
-                  "rounds": rounds, "cache_bytes": cache.stat().st_size}  # fmt: skip
+        common = {
+            "model": model or "embedded",
+            "frames": frames,
+            "prompt_tokens": tokens,
+            "rounds": rounds,
+            "cache_bytes": cache.stat().st_size,
+        }
     here = common | measure.machine()
     return [
         row("first question of a chat", first, first, **here),

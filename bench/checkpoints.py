@@ -17,39 +17,38 @@ from llava_min.families import layouts
 from llava_min.families.folder import EMBEDDED
 from llava_min.weights import load, names
 
+from . import shapes
+
 CACHE = Path(os.environ.get("LLAVA_MIN_BENCH_CACHE", "~/.cache/llava_min/bench")).expanduser()
 SHARD = 2**30  # weights of one file
-COMMON = {"vocab_size": 152_000, "max_position_embeddings": 32_768}
-TEXT = {
-    # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
-    "0.5B": (896, 4864, 24, 14, 2),
-    "7B": (3584, 18944, 28, 28, 4),
-    "toy": (256, 512, 4, 4, 2),
-}
-VISION = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 16,
-    "image_size": 384,
-}
 
 
 def config_of(shape: str) -> dict:
-    """config.json of LLaVA-OneVision in a shape, a key of TEXT."""
+    """config.json of LLaVA-OneVision in a shape, a key of shapes.TEXTS."""
     config = json.loads((EMBEDDED / "config.json").read_text())
-    if shape == "toy":
+    if shape == "embedded":
         return config
-    tile = VISION["image_size"]
-    config["image_grid_pinpoints"] = [
-        [tile * r, tile * c] for r in range(1, 7) for c in range(1, 7)
-    ]
-    config["vision_config"] |= VISION
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads")  # fmt: skip
-    config["text_config"] |= COMMON | dict(zip(keys, TEXT[shape]))
-    tied = shape != "7B"
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
+    text, tower = shapes.TEXTS[shape], shapes.TOWERS["SigLIP"]
+    tile, grid = tower.image_size, range(1, 7)
+    config["image_grid_pinpoints"] = [[tile * r, tile * c] for r in grid for c in grid]
+    config["tie_word_embeddings"] = text.tied
+    config["vision_config"] |= {
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.intermediate_size,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": tower.num_heads,
+        "image_size": tile,
+    }
+    config["text_config"] |= {
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.context,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_layers,
+        "num_attention_heads": text.num_heads,
+        "num_key_value_heads": text.num_kv_heads,
+        "tie_word_embeddings": text.tied,
+    }
     return config
 
 
@@ -64,7 +63,7 @@ def folder_of(shape: str) -> Path:
     for path in EMBEDDED.glob("*.json"):
         shutil.copyfile(path, part / path.name)
     config = config_of(shape)
-    write(layouts.from_values(config), part)
+    write(layouts.parse_config(config), part)
     (part / "config.json").write_text(json.dumps(config, indent=1))
     os.rename(part, folder)
     return folder

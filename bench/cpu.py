@@ -107,8 +107,11 @@ class Theirs:
 @torch.inference_mode()
 def measured(section: str, context: int, candidates: dict, pairs: int) -> dict[str, list[float]]:
     """Seconds of each turn of each candidate, taken in turns."""
-    calls = {name: getattr(model, section)(context) for name, model in candidates.items()
-             if hasattr(model, section)}  # fmt: skip
+    calls = {
+        name: getattr(model, section)(context)
+        for name, model in candidates.items()
+        if hasattr(model, section)
+    }
     times = {name: [] for name in calls}
     for turn in range(pairs + 1):
         for name, call in calls.items():
@@ -142,9 +145,17 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
         calls = STEPS if section == "decode" else 1
         parts["rest"] = whole - sum(parts.values())
         parts = {group: seconds / calls for group, seconds in parts.items()}
-        found.append({"section": f"profile {section}", "shape": shape, "name": name.split()[0],
-                      "context": None if section == "vision" else context,
-                      "format": name.split()[1], "seconds": whole / calls, **parts})  # fmt: skip
+        found.append(
+            {
+                "section": f"profile {section}",
+                "shape": shape,
+                "name": name.split()[0],
+                "context": None if section == "vision" else context,
+                "format": name.split()[1],
+                "seconds": whole / calls,
+                **parts,
+            }
+        )
     return found
 
 
@@ -241,8 +252,11 @@ def draw(path: Path) -> list[Path]:
             axes = plots.Axes(title, "context", "tokens/s", contexts, rates)
             names = sorted({(row["name"], row["format"]) for row in some})
             for index, name in enumerate(names):
-                points = sorted((row["context"], row["per_second"]) for row in some
-                                if (row["name"], row["format"]) == name)  # fmt: skip
+                points = sorted(
+                    (row["context"], row["per_second"])
+                    for row in some
+                    if (row["name"], row["format"]) == name
+                )
                 colour = plots.COLOURS[index % len(plots.COLOURS)]
                 axes.line(points, colour, dashed=name[0] == "transformers")
                 for point in points:

@@ -2,6 +2,9 @@
 
     python -m bench frames [--frames 8 32 64] [--only prefill memory]
 
+in:  the name of a shape, counts of frames
+out: a row of frames-cpu.jsonl for each count, chunked and naive
+
 chunked   as this project reads: a few frames through the tower and into the cache, then the next
 naive     all frames through the tower at once, then the whole prompt in one forward
 Peak memory is the most resident while reading, above the loaded model after a short clip, less the
@@ -17,10 +20,11 @@ from pathlib import Path
 import torch
 
 import llava_min
-from llava_min import segments as plans
-from llava_min.base import heap
+from llava_min.image import FrameTiles
+from llava_min.model import finished
 from llava_min.planning import memory as needs
-from llava_min.segments import Plan, Text
+from llava_min.request.visuals import Encodable
+from llava_min.segments import CHUNK, Clip, Plan, Text
 
 from . import checkpoints, ledger, load, long, measure
 
@@ -30,9 +34,10 @@ QUESTION = 40  # tokens of text behind the clip
 CHILD = "from bench import frames; done(**frames.memory(sys.argv[1], *json.loads(sys.argv[2])))"
 
 
-def prompt(count: int, config) -> tuple[Plan, object]:
+def prompt(count: int, config) -> tuple[Plan, Clip, FrameTiles]:
+    """The plan of a clip of `count` frames and a question, the clip's segment and its tiles."""
     clip, tiles = long.clip_of(count, config)
-    return Plan((clip, Text((1,) * QUESTION)), config.text.context), tiles
+    return Plan((clip, Text((1,) * QUESTION)), config.text.context), clip, tiles
 
 
 def memory(folder: str, count: int, chunked: bool) -> dict:
@@ -40,34 +45,40 @@ def memory(folder: str, count: int, chunked: bool) -> dict:
     model = llava_min.load(folder, device="cpu")
 
     def read(count: int) -> Plan:
-        plan, tiles = prompt(count, model.config)
-        k, chunk = (plans.TILES, plans.CHUNK) if chunked else (count, plan.tokens)
-        visual, cache = model.network.encode(tiles, True, k), model.empty_cache(plan.tokens)
+        plan, clip, tiles = prompt(count, model.config)
+        cache = model.empty_cache(plan.tokens)
         for part in (cache.keys, cache.values):
             part.zero_()  # resident from the start: the peak may come before it is full
-        model.network.prefill(plan, [visual], cache, chunk)
+        if chunked:
+            finished(model.reading(plan, [Encodable(clip, tiles)], cache))
+        else:
+            visual = model.network.encode(clip, tiles, count)
+            model.network.prefill(plan, [visual], cache, plan.tokens)
         return plan
 
     read(1)
-    heap.give_back()
     before = measure.resident("VmRSS")
     measure.forget_peak()
     plan = read(count)
-    need = needs.memory(model.config, plan, 0, model.storage)
-    return {"tokens": plan.tokens, "cache_bytes": need.cache, "planned_bytes": need.activations,
-            "above_bytes": measure.resident("VmHWM") - before - need.cache}  # fmt: skip
+    need = needs.alone(model.config, plan, 0, model.storage)
+    return {
+        "tokens": plan.tokens,
+        "cache_bytes": need.cache,
+        "planned_bytes": need.activations,
+        "above_bytes": measure.resident("VmHWM") - before - need.cache,
+    }
 
 
 @torch.inference_mode()
 def speeds(model, count: int, pairs: int) -> dict[bool, list[float]]:
     """Seconds of prefilling a clip's rows, {chunked: each turn}."""
-    plan, _ = prompt(count, model.config)
+    plan = prompt(count, model.config)[0]
     weight = model.network.decoder.embedding.weight
     rows = torch.randn(plan.segments[0].tokens, weight.shape[1], dtype=weight.dtype)
     times = {True: [], False: []}
     for turn in range(pairs + 1):
         for chunked, seconds in times.items():
-            chunk = plans.CHUNK if chunked else plan.tokens
+            chunk = CHUNK if chunked else plan.tokens
             start = time.perf_counter()
             cache = model.empty_cache(plan.tokens)
             model.network.prefill(plan, [iter(rows.split(196))], cache, chunk)

@@ -1,138 +1,24 @@
 """Whole decoders and the vision tower with random weights: a decode step, a prefill, and frames.
 
-Speed does not need trained weights. Decoding is the product's own (llava_min/step.py): on CUDA one
-graph over a static cache, and the choice of the token. transformers runs in the same process with
-its static cache, compiled. Shapes are Qwen2-7B and Qwen2-0.5B, in bfloat16 and as `--int4` makes
-them (the embedding stays bfloat16, the head has 8 bits), with a cache of bfloat16 and of int8.
-Read next: plots.py.
+in:  names of shapes
+out: measure.Rows: ours in bfloat16 and as `--int4` makes it, with a cache of 16 and 8 bits; a peer
+
+What runs is the product itself: on CUDA one graph over a static cache, and the choice of the token.
+transformers runs in the same process with its static cache, compiled.
+Read models.py first. Read next: plots.py.
 """
 
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
-from torch import nn
 
 from llava_min.cache import Cache
-from llava_min.config import LlavaConfig, TextConfig, VisionConfig
-from llava_min.decoder import Decoder
-from llava_min.engine.step import decoding
-from llava_min.families import layouts
-from llava_min.model import Network
-from llava_min.options import Sampling
-from llava_min.sampling import next_id
-from llava_min.segments import CHUNK
+from llava_min.config import TextConfig
+from llava_min.segments import CHUNK, Plan, Text
 from llava_min.vision import VisionTower
-from llava_min.weights import load as weights
-from llava_min.weights import packed, quantize
 
-from . import checkpoints, measure
-
-COMMON = dict(
-    vocab_size=152_064,
-    norm_eps=1e-6,
-    rope_theta=1e6,
-    rope_factor=1.0,
-    context=262_144,
-    qkv_bias=True,
-    eos_ids=(),
-)
-MODELS = {
-    "7B": TextConfig(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        tied=False,
-        **COMMON,
-    ),
-    "0.5B": TextConfig(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        tied=True,
-        **COMMON,
-    ),
-}
-TOY = TextConfig(
-    hidden_size=128,
-    intermediate_size=256,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    tied=False,
-    **COMMON | dict(vocab_size=64),
-)
-SIGLIP = VisionConfig(
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_layers=26,
-    num_heads=16,
-    image_size=384,
-    patch_size=14,
-    activation="gelu_pytorch_tanh",
-    norm_eps=1e-6,
-)
-TOY_TOWER = VisionConfig(
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=2,
-    image_size=28,
-    patch_size=14,
-    activation="gelu_pytorch_tanh",
-    norm_eps=1e-6,
-)
-
-
-def settings_of(text: TextConfig, vision: VisionConfig = TOY_TOWER) -> LlavaConfig:
-    """LLaVA-OneVision with a decoder and a tower of these shapes."""
-    found = layouts.from_values(checkpoints.config_of("toy"))
-    return replace(found, text=text, vision=vision)
-
-
-def filled(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """A module from `meta`, with small random weights; codes are any bytes, buffers zero."""
-    module = module.to(dtype).to_empty(device=device)
-    for name, parameter in module.named_parameters():
-        if parameter.dtype == torch.uint8:
-            parameter.data.random_(0, 256)
-        elif name.endswith("scale"):  # codes of four bits have a deviation of 4.6
-            parameter.data.fill_(0.02 / 4.6)
-        else:
-            parameter.data.normal_(std=0.02)
-    for buffer in module.buffers():
-        buffer.zero_()
-    return module.eval().requires_grad_(False)
-
-
-def model_of(config: LlavaConfig, bits: int | None, device: str, dtype: torch.dtype) -> Network:
-    """A model of random weights as load() makes it: in `dtype`, or its decoder in 4 or 8 bits."""
-    if bits is not None:
-        config = replace(config, quantization=quantize.on_load(config, bits))
-    model = filled(weights.on_meta(config), device, dtype)
-    packed.ready(model)
-    return model
-
-
-def decoder_of(config: TextConfig, quantised: bool, device: str, dtype: torch.dtype) -> Decoder:
-    """A decoder of random weights, in int4 if `quantised`."""
-    return model_of(settings_of(config), 4 if quantised else None, device, dtype).decoder
-
-
-def network_of(decoder: Decoder) -> Network:
-    """A model around a decoder; its tower has no memory."""
-    network = weights.on_meta(settings_of(decoder.config))
-    network.decoder = decoder
-    return network
+from . import measure, models, shapes
 
 
 def timed(call: Callable[[], object], calls: int = 10, rounds: int = 7) -> list[float]:
@@ -179,67 +65,15 @@ def row(
     )
 
 
-def size_of(decoder: nn.Module) -> float:
-    """Bytes that one decode step reads: everything but an embedding that is not also the head."""
-    tensors = [t for m in decoder.modules() for t in (*m._parameters.values(), *vars(m).values())
-               if isinstance(t, torch.Tensor)]  # fmt: skip
-    total = sum(t.numel() * t.element_size() for t in tensors)
-    embedding = decoder.embedding.weight
-    return total - (0 if decoder.head is None else embedding.numel() * embedding.element_size())
-
-
-def cost(config: TextConfig, new: int, seen: int) -> tuple[float, float]:
-    """Bytes of the cache that are read, and FLOPs of all linears and scores, for `new` tokens
-    behind `seen`.
-    """
-    width, heads, head_dim = config.hidden_size, config.num_heads, config.head_dim
-    linears = (
-        width * head_dim * (2 * heads + 2 * config.num_kv_heads)
-        + 3 * width * config.intermediate_size
-    )
-    scores = new * seen + new * (new + 1) / 2
-    cache = 2 * 2 * config.num_kv_heads * head_dim * (seen + new)
-    flops = 2 * linears * new + 4 * head_dim * heads * scores
-    return config.num_layers * cache, config.num_layers * flops + 2 * width * config.vocab_size
-
-
-def full_cache(
-    config: TextConfig, seen: int, more: int, dtype, kv_dtype=None, device: str = "cpu"
-) -> Cache:
-    """A cache of one row that has seen so many tokens, with room for `more`: any numbers, of 8 bits
-    1, scales below 1.
-    """
-    cache = Cache.empty(config, 1, seen + more, dtype, kv_dtype, device)
-    for tensor in cache.stored(lambda tensor: tensor):
-        if tensor is not None and tensor.element_size() == 1:
-            tensor.fill_(1)
-        elif tensor is not None:
-            tensor.uniform_()
-    cache.advance(seen)
-    return cache
-
-
-def token_after_token(network: Network, cache: Cache) -> Callable[[], None]:
-    """A function that makes one more greedy token, as the product's loop does."""
-    known = network.config.text.vocab_size
-    make, ids = decoding(network, cache, known), [7]
-
-    def step() -> None:
-        (logits,), likely = make(ids)
-        ids[0] = next_id(logits, [], 0, Sampling(), known, likely and likely[0])
-
-    return step
-
-
 def decode_row(
     decoder, name: str, model: str, seen: int, limits, device: str, dtype, kv_dtype=None
 ) -> measure.Row:
     """One greedy token after another, as the product makes them, the choice included."""
     config = decoder.config
-    cache = full_cache(config, seen, 128, dtype, kv_dtype, device)
-    step = token_after_token(network_of(decoder), cache)
+    cache = models.full_cache(config, [seen], 128, dtype, kv_dtype, device)
+    step = models.token_after_token(models.network_of(decoder), cache)
     step()
-    moved, flops = cost(config, 1, seen)
+    moved, flops = models.cost(config, 1, seen)
     if kv_dtype is not None:
         moved *= (config.head_dim + 4) / (2 * config.head_dim)
     return row(
@@ -248,7 +82,7 @@ def decode_row(
         seen,
         f"llava_min {name}",
         timed(step),
-        moved + size_of(decoder),
+        moved + models.size_of(decoder),
         flops,
         limits,
     )
@@ -257,21 +91,27 @@ def decode_row(
 def prefill_row(
     decoder, name: str, model: str, tokens: int, limits, device: str, dtype
 ) -> measure.Row:
-    config = decoder.config
+    """A prompt of text in the product's chunks, up to the logits of its last token."""
+    config, network = decoder.config, models.network_of(decoder)
     cache = Cache.empty(config, 1, tokens, dtype, device=device)
-    rows = torch.randn(1, min(CHUNK, tokens), config.hidden_size, dtype=dtype, device=device)
+    plan = Plan((Text((7,) * tokens),), config.context)
 
-    def prefill():
-        for start in range(0, tokens, CHUNK):
-            hidden = decoder(rows[:, : tokens - start], cache)
-            cache.advance(hidden.shape[1])
-        decoder.logits(hidden[:, -1:])
+    def prefill() -> None:
+        network.prefill(plan, [], cache)
         cache.rewind(tokens)
 
     prefill()
-    _, flops = cost(config, tokens, 0)
-    return row(f"prefill {model}", f"{model} {name}, {tokens} tokens", tokens, f"llava_min {name}",
-               timed(prefill, 1, 3), size_of(decoder), flops, limits)  # fmt: skip
+    _, flops = models.cost(config, tokens, 0)
+    return row(
+        f"prefill {model}",
+        f"{model} {name}, {tokens} tokens",
+        tokens,
+        f"llava_min {name}",
+        timed(prefill, 1, 3),
+        models.size_of(decoder),
+        flops,
+        limits,
+    )
 
 
 def transformers_of(config: TextConfig, device: str, dtype: torch.dtype):
@@ -290,7 +130,7 @@ def transformers_of(config: TextConfig, device: str, dtype: torch.dtype):
     )
     with torch.device("meta"):
         peer = Qwen2ForCausalLM(theirs)
-    return filled(peer, device, dtype)
+    return models.filled(peer, device, dtype)
 
 
 def transformers_step(peer, call: Callable, seen: int) -> Callable[[], object]:
@@ -318,7 +158,7 @@ def transformers_rows(
         step = transformers_step(peer, call, seen)
         for _ in range(3):
             step()
-        moved, flops = cost(config, 1, seen)
+        moved, flops = models.cost(config, 1, seen)
         found.append(
             row(
                 f"decode {model}",
@@ -334,79 +174,77 @@ def transformers_rows(
     return found
 
 
-def vision_rows(limits, device: str, dtype, toy: bool) -> list[measure.Row]:
-    config, found = TOY_TOWER if toy else SIGLIP, []
-    with torch.device("meta"):
-        tower = VisionTower(config)
-    tower = filled(tower, device, dtype)
-    weights = sum(p.numel() for p in tower.parameters())
-    for frames in (1,) if toy else (1, 64, 256):
-        tiles = torch.randint(
-            0,
-            256,
-            (min(frames, 32), config.image_size, config.image_size, 3),
-            dtype=torch.uint8,
-            device=device,
-        )
+def vision_row(tower: VisionTower, frames: int, limits, device: str) -> measure.Row:
+    """The tower over some frames, 32 at a time."""
+    config = tower.config
+    size = min(frames, 32), config.image_size, config.image_size, 3
+    tiles = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
 
-        def encode(frames=frames, tiles=tiles):
-            for _ in range(0, frames, 32):
-                tower(tiles)
+    def encode() -> None:
+        for _ in range(0, frames, 32):
+            tower(tiles)
 
-        encode()
-        scores = 4 * config.hidden_size * config.num_positions**2 * config.num_layers
-        flops = frames * (2 * weights * config.num_positions + scores)
-        found.append(
-            row(
-                "vision tower",
-                f"SigLIP, {frames} frames",
-                frames,
-                "llava_min bf16",
-                timed(encode, 2, 5),
-                2 * weights,
-                flops,
-                limits,
-            )
-        )
-    return found
+    encode()
+    weights = sum(parameter.numel() for parameter in tower.parameters())
+    scores = 4 * config.hidden_size * config.num_positions**2 * config.num_layers
+    flops = frames * (2 * weights * config.num_positions + scores)
+    return row(
+        "vision tower",
+        f"SigLIP, {frames} frames",
+        frames,
+        "llava_min bf16",
+        timed(encode, 2, 5),
+        2 * weights,
+        flops,
+        limits,
+    )
+
+
+def model_rows(model: str, limits, device: str, dtype, dry: bool) -> list[measure.Row]:
+    """Decode steps and prefills of one shape, ours and the peer's, printing as it goes."""
+    config = shapes.TOY if dry else shapes.TEXTS[model]
+    lengths, prompts = ((16,), (24,)) if dry else ((1024, 32768, 131072), (8192, 32768, 131072))
+    rows = []
+    for name in ("bf16", "int4"):
+        decoder = models.decoder_of(config, name == "int4", device, dtype)
+        about = limits, device, dtype
+        found = [decode_row(decoder, name, model, seen, *about) for seen in lengths]
+        eight = f"{name} int8 cache"
+        found += [decode_row(decoder, eight, model, seen, *about, torch.int8) for seen in lengths]
+        found += [prefill_row(decoder, name, model, tokens, *about) for tokens in prompts]
+        del decoder
+        print(measure.table(found), flush=True)
+        rows += found
+    found = transformers_rows(config, model, lengths, limits, device, dtype)
+    print(measure.table(found), flush=True)
+    return rows + found
 
 
 @torch.inference_mode()
-def run(models: list[str], dry: bool) -> tuple[list[measure.Row], dict[str, float]]:
+def run(names: list[str], dry: bool) -> tuple[list[measure.Row], dict[str, float]]:
     """Everything for each model, printing as it goes; a dry run takes toy sizes on a CPU."""
     device, dtype = ("cpu", torch.float32) if dry else ("cuda", torch.bfloat16)
     limits, rows = measure.ceilings(), []
-    lengths, prompts = ((16,), (24,)) if dry else ((1024, 32768, 131072), (8192, 32768, 131072))
-    for model in models:
-        config = TOY if dry else MODELS[model]
-        for name, quantised in (("bf16", False), ("int4", True)):
-            decoder = decoder_of(config, quantised, device, dtype)
-            rows += [
-                decode_row(decoder, name, model, seen, limits, device, dtype) for seen in lengths
-            ]
-            rows += [
-                decode_row(
-                    decoder, f"{name} int8 cache", model, seen, limits, device, dtype, torch.int8
-                )
-                for seen in lengths
-            ]
-            rows += [
-                prefill_row(decoder, name, model, tokens, limits, device, dtype)
-                for tokens in prompts
-            ]
-            del decoder
-            print(
-                measure.table(rows[-2 * len(lengths) - len(prompts) :]), file=sys.stdout, flush=True
-            )
-        rows += transformers_rows(config, model, lengths, limits, device, dtype)
-        print(measure.table(rows[-len(lengths) :]), flush=True)
-    rows += vision_rows(limits, device, dtype, dry)
+    for model in names:
+        rows += model_rows(model, limits, device, dtype, dry)
+    with torch.device("meta"):
+        tower = VisionTower(shapes.TOY_TOWER if dry else shapes.TOWERS["SigLIP"])
+    tower = models.filled(tower, device, dtype)
+    found = [
+        vision_row(tower, frames, limits, device) for frames in ((1,) if dry else (1, 64, 256))
+    ]
+    print(measure.table(found), flush=True)
+    rows += found
     for one in rows:
-        peers = [
-            other.p50_ms
-            for other in rows
-            if not other.ours and (other.section, other.size) == (one.section, one.size)
-        ]
-        one.of_best_peer = min(peers, default=float("nan")) / one.p50_ms
-    print(measure.table(rows[-3:]), flush=True)
+        one.of_best_peer = best_peer(one, rows) / one.p50_ms
     return rows, limits
+
+
+def best_peer(one: measure.Row, rows: list[measure.Row]) -> float:
+    """Milliseconds of the fastest peer at the same shape, NaN where there is none."""
+    peers = [
+        other.p50_ms
+        for other in rows
+        if not other.ours and (other.section, other.size) == (one.section, one.size)
+    ]
+    return min(peers, default=float("nan"))

@@ -70,8 +70,18 @@ def rows(samples: int) -> list[dict]:
     made = []
     for (name, task), marks in sorted(found.items()):
         each = [one for _, kl in marks for one in kl]
-        made.append({"section": "cache", "shape": "embedded", "name": task, "format": name,
-                     "same": np.mean([same for same, _ in marks]), "n": len(marks),
-                     "kl": np.mean(each), "kl_most": max(each), "token_bytes": bytes_of[name],
-                     "token_bytes_bf16": bytes_of["bf16"]})  # fmt: skip
+        made.append(
+            {
+                "section": "cache",
+                "shape": "embedded",
+                "name": task,
+                "format": name,
+                "same": np.mean([same for same, _ in marks]),
+                "n": len(marks),
+                "kl": np.mean(each),
+                "kl_most": max(each),
+                "token_bytes": bytes_of[name],
+                "token_bytes_bf16": bytes_of["bf16"],
+            }
+        )
     return made

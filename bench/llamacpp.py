@@ -27,7 +27,7 @@ def write(folder: Path, form: str, path: Path) -> None:
     """The decoder of a checkpoint (HF layout, Qwen2, tied head) as a GGUF file."""
     import gguf
 
-    text = layouts.read(folder).text
+    text = layouts.read_config(folder).text
     matrix, head = (gguf.GGMLQuantizationType[name] for name in FORMATS[form])
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, text.num_layers)
     writer = gguf.GGUFWriter(path, "qwen2")
@@ -66,8 +66,13 @@ class LlamaCpp:
         with tempfile.TemporaryDirectory() as there:  # mapped files outlive their names
             path = Path(there) / "decoder.gguf"
             write(folder, form, path)
-            self.model = llama_cpp.Llama(str(path), n_ctx=context + steps, n_threads=threads,
-                                         n_threads_batch=threads, verbose=False)  # fmt: skip
+            self.model = llama_cpp.Llama(
+                str(path),
+                n_ctx=context + steps,
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
 
     def logits(self) -> np.ndarray:
         """Of the last position: [vocab]."""

@@ -83,8 +83,9 @@ print(tokenizer.decode(ids[0, -1]))
 
 def child(code: str, *arguments) -> dict:
     """What a process that ends with done(...) says of itself."""
-    run = subprocess.run([sys.executable, "-c", PEAK + code, *map(str, arguments)],
-                         capture_output=True, text=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK + code, *map(str, arguments)], capture_output=True, text=True
+    )
     if run.returncode:
         raise SystemExit(f"bench: a child failed:\n{run.stderr}")
     return json.loads(run.stdout.splitlines()[-1])
@@ -109,8 +110,8 @@ def load(shape: str, pairs: int) -> list[dict]:
         for key in ("seconds", "inside", "peak_bytes"):
             row[key] = ledger.spread([result[key] for result in results])[1]
         over = (row["peak_bytes"] - imported) / stored
-        rows.append(row | {"file_bytes": stored, "import_bytes": imported, "over_file": over,
-                           "pairs": pairs})  # fmt: skip
+        row |= {"file_bytes": stored, "import_bytes": imported, "over_file": over, "pairs": pairs}
+        rows.append(row)
     return rows
 
 
@@ -135,9 +136,17 @@ def cold(shape: str, pairs: int) -> list[dict]:
     rows = []
     for name, seconds in times.items():
         ratios = [b / a for a, b in zip(seconds, times["transformers"])]
-        rows.append({"section": "cold", "shape": "embedded", "name": name, "format": "float32",
-                     "seconds": ledger.spread(seconds)[1], "ratio": ledger.spread(ratios)[1],
-                     "pairs": pairs})  # fmt: skip
+        rows.append(
+            {
+                "section": "cold",
+                "shape": "embedded",
+                "name": name,
+                "format": "float32",
+                "seconds": ledger.spread(seconds)[1],
+                "ratio": ledger.spread(ratios)[1],
+                "pairs": pairs,
+            }
+        )
     return rows
 
 
@@ -147,10 +156,10 @@ def quantise(shape: str, pairs: int) -> list[dict]:
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         target = Path(folder) / "int4"
         row = {"section": "quantise", "shape": shape, "format": "int4"}
-        rows.append(row | {"name": "quantise", **child(QUANTISE, source, target),
-                           "file_bytes": weights_bytes(source)})  # fmt: skip
-        rows.append(row | {"name": "answer", **child(ANSWER, target, EXAMPLE_PICTURE),
-                           "file_bytes": weights_bytes(target)})  # fmt: skip
+        written = {"name": "quantise", **child(QUANTISE, source, target)}
+        rows.append(row | written | {"file_bytes": weights_bytes(source)})
+        answered = {"name": "answer", **child(ANSWER, target, EXAMPLE_PICTURE)}
+        rows.append(row | answered | {"file_bytes": weights_bytes(target)})
         shutil.rmtree(target)
     return rows
 
@@ -166,6 +175,9 @@ def run(shapes: list[str], sections: list[str], pairs: int, out: Path) -> Path:
                 peak = f"{row['peak_bytes'] / 2**20:7.0f} MiB" if "peak_bytes" in row else ""
                 over = f"{row['over_file']:5.2f} of the file" if "over_file" in row else ""
                 ratio = f"{row['ratio']:5.2f}x" if "ratio" in row else ""
-                print(f"{section:9} {row['shape']:9} {row['name']:13} {row['format']:8} "
-                      f"{row['seconds']:7.2f} s {peak} {over}{ratio}", flush=True)  # fmt: skip
+                print(
+                    f"{section:9} {row['shape']:9} {row['name']:13} {row['format']:8} "
+                    f"{row['seconds']:7.2f} s {peak} {over}{ratio}",
+                    flush=True,
+                )
     return path

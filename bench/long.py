@@ -19,7 +19,6 @@ from llava_min import image
 from llava_min import segments as plans
 from llava_min.config import LlavaConfig
 from llava_min.engine.handle import Model
-from llava_min.image import Tiles
 from llava_min.planning import memory as needs
 from llava_min.segments import Plan, Text
 
@@ -39,22 +38,22 @@ class Repeated(Sequence):
         return self.frames[index % len(self.frames)]
 
 
-def clip_of(count: int, config: LlavaConfig) -> tuple[plans.Video, Tiles]:
+def clip_of(count: int, config: LlavaConfig) -> tuple[plans.Clip, image.FrameTiles]:
     """A clip of `count` frames of noise."""
     side = config.tile
     frames = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), np.uint8)
     tiles = image.FrameTiles(Repeated(frames, count), config, range(count))
-    segment = plans.clip([float(number) for number in range(count)], config)
-    return segment, Tiles(tiles, (side, side), None)
+    times = [float(number) for number in range(count)]
+    return plans.clip(times, (side, side), config), tiles
 
 
 def read(model: Model, tokens: int) -> Plan:
     """Prefill a prompt of so many tokens: a clip, then text that fills it up."""
-    each = plans.video_tokens(2, model.config) - plans.video_tokens(1, model.config)
+    each = plans.clip([0.0], (1, 1), model.config).frame_tokens
     clip, tiles = clip_of((tokens - 2) // each, model.config)
     plan = Plan((clip, Text((1,) * (tokens - clip.tokens))), model.config.text.context)
     cache = model.empty_cache(plan.tokens)
-    visual = model.network.encode(tiles, True)
+    visual = model.network.encode(clip, tiles)
     assert torch.isfinite(model.network.prefill(plan, [visual], cache)).all()
     return plan
 
@@ -67,9 +66,16 @@ def run(tokens: int, kv_dtype: str = "auto") -> dict:
     measure.forget_peak()
     plan = read(model, tokens)
     seconds, measured = time.perf_counter() - start, measure.resident("VmHWM") - before
-    need = needs.memory(model.config, plan, 0, needs.Storage(kv_dtype=kv_dtype))
+    need = needs.alone(model.config, plan, 0, needs.Storage(kv_dtype=kv_dtype))
     planned = need.cache + need.activations
-    return {"tokens": plan.tokens, "kv_dtype": kv_dtype, "planned_bytes": planned,
-            "cache_bytes": need.cache, "measured_bytes": measured,
-            "measured_over_planned": round(measured / planned, 4), "seconds": round(seconds, 1),
-            "threads": torch.get_num_threads(), **measure.machine()}  # fmt: skip
+    return {
+        "tokens": plan.tokens,
+        "kv_dtype": kv_dtype,
+        "planned_bytes": planned,
+        "cache_bytes": need.cache,
+        "measured_bytes": measured,
+        "measured_over_planned": round(measured / planned, 4),
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        **measure.machine(),
+    }

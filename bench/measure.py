@@ -6,7 +6,7 @@ A kernel of 10 microseconds is shorter than Python's way to it, so each candidat
 captured in one CUDA graph and the graph is timed. Candidates take turns (A B C A B C ...), because
 a GPU's clock moves in the course of a minute; p20, p50 and p80 are over those turns. Inputs rotate
 through copies larger than the L2 cache.
-Read next: kernels.py.
+Read next: kernels/case.py.
 """
 
 import datetime
@@ -135,8 +135,10 @@ def ceilings() -> dict[str, float]:
     times = interleaved(
         {"copy": lambda _: target.copy_(source), "matmul": lambda _: square[0] @ square[1]}
     )
-    return {"copy": 2 * 2**30 / times["copy"][ROUNDS // 2] * 1e3,
-            "matmul": 2 * 8192**3 / times["matmul"][ROUNDS // 2] * 1e3}  # fmt: skip
+    return {
+        "copy": 2 * 2**30 / times["copy"][ROUNDS // 2] * 1e3,
+        "matmul": 2 * 8192**3 / times["matmul"][ROUNDS // 2] * 1e3,
+    }
 
 
 def rows_of(
@@ -184,8 +186,12 @@ def rows_of(
 
 def machine() -> dict[str, str]:
     """Where and with what: it goes into every line."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                            cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, no CUDA",

@@ -11,6 +11,7 @@ Read next: plots.py. Agrees with: vision_niah of LongVA; arXiv 2406.16852.
 
 import colorsys
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch import Tensor
 
 import llava_min
 from llava_min import image, projector
+from llava_min import segments as plans
 from llava_min.engine.handle import Model
 from llava_min.media import sources as media
 from llava_min.media import video
-from llava_min.segments import Plan, Text, Video
+from llava_min.segments import Clip, Plan, Text
 from llava_min.weights.tiny import scenes
 
 LENGTHS = (4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
@@ -39,8 +41,13 @@ def drawn(longest: int, needles: int) -> tuple[list[np.ndarray], list[dict]]:
         clip = scenes.draw_clip(rng, SIZE, 8)
         if clip.number:
             frame = next(scene for scene in clip.frames if scene.number)
-            found.append({"image": scenes.render(frame), "answer": f"{clip.number}.",
-                          "question": scenes.QUESTIONS["flash"][0]})  # fmt: skip
+            found.append(
+                {
+                    "image": scenes.render(frame),
+                    "answer": f"{clip.number}.",
+                    "question": scenes.QUESTIONS["flash"][0],
+                }
+            )
     return [np.asarray(scenes.render(scene)) for scene in film.frames], found
 
 
@@ -51,8 +58,10 @@ def encoded(model: Model, frames: list[np.ndarray]) -> list[Tensor]:
     rows = []
     for features in network.features(image.FrameTiles(frames, config, range(len(frames))), 8):
         pooled = network.pooled(features)
-        rows += [projector.frames_rows(one[None], network.newline, config.newline_position)
-                 for one in pooled]  # fmt: skip
+        rows += [
+            projector.frames_rows(one[None], network.newline, config.newline_position)
+            for one in pooled
+        ]
     return rows
 
 
@@ -71,11 +80,17 @@ class Haystack:
         plan = Plan(tuple(segments), self.model.config.text.context)
         return self.model.network.prefill(plan, [iter(rows)] if rows else [], self.cache)
 
+    def clip(self, frames: int, ended: bool) -> Clip:
+        """The segment of some frames of the film, `ended` by what follows its last one."""
+        clip = plans.clip([0.0] * frames, (1, 1), self.model.config)
+        cut = clip.newlines == "one_token" and not ended
+        return replace(clip, newlines="no_token") if cut else clip
+
     def rewind(self, count: int) -> None:
         """Keep the first `count` frames, reading those that are not there yet."""
         new = self.frames[self.held : count] if count > self.held else []
         if new:
-            self.read([Video((), 0)], new)
+            self.read([self.clip(len(new), ended=False)], new)
         self.held = max(self.held, count)
         kept = self.before + sum(len(rows) for rows in self.frames[:count])
         self.cache.rewind(int(self.cache.host_lengths[0]) - kept)
@@ -87,7 +102,8 @@ class Haystack:
         network, config = self.model.network, self.model.config
         end = projector.clip_end(network.newline, config.newline_position)
         rows = [needle, *self.frames[place:length], *([] if end is None else [end])]
-        logits = self.read([Video((), 0), asked], rows)
+        clip = self.clip(length - place + 1, ended=True)
+        logits = self.read([clip, asked], rows)
         tokens = int(self.cache.host_lengths[0])
         found = self.model.forced(logits, self.cache, answer)
         self.rewind(place)
@@ -101,7 +117,7 @@ def run(settings) -> list[Path]:
     model = llava_min.load(settings.model, context=10**7)
     film, needles = drawn(lengths[-1], count)
     if settings.haystack:
-        clip = video.read(settings.haystack, video.Choice(lengths[-1]))
+        clip = video.sample_clip(settings.haystack, video.Choice(lengths[-1]))
         film, needles = list(clip), json.loads(settings.asked.read_text())
         for needle in needles:
             needle["image"] = media.open_picture(needle["image"])
@@ -113,8 +129,13 @@ def run(settings) -> list[Path]:
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     have = {(row["frames"], row["depth"], row["needle"]) for row in done}
     shares = [step / max(depths - 1, 1) for step in range(depths)]
-    cases = [(int(depth * n), n, depth, k) for n in lengths for depth in shares
-             for k in range(len(needles)) if (n, round(depth, 3), k) not in have]  # fmt: skip
+    cases = [
+        (int(depth * n), n, depth, k)
+        for n in lengths
+        for depth in shares
+        for k in range(len(needles))
+        if (n, round(depth, 3), k) not in have
+    ]
     if cases:
         search(model, film, needles, sorted(cases, reverse=True), path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -128,8 +149,10 @@ def search(model: Model, film: list, needles: list[dict], cases: list, path: Pat
     """Run the cases, (place, length, depth, needle) from the deepest place on; append each row."""
     frames = encoded(model, film)
     hidden = encoded(model, [np.asarray(needle["image"].convert("RGB")) for needle in needles])
-    asked = [model.prepare(n["question"], videos=[np.zeros((1, 8, 8, 3), np.uint8)])
-             .plan.segments[-1] for n in needles]  # fmt: skip
+    asked = [
+        model.prepare(n["question"], videos=[np.zeros((1, 8, 8, 3), np.uint8)]).plan.segments[-1]
+        for n in needles
+    ]
     answers = [model.tokenizer.encode_text(needle["answer"]) for needle in needles]
     room = sum(map(len, frames)) + max(map(len, hidden)) + 1
     room += max(len(text.ids) + len(ids) for text, ids in zip(asked, answers))
@@ -137,9 +160,15 @@ def search(model: Model, film: list, needles: list[dict], cases: list, path: Pat
     with path.open("a") as file:
         for place, length, depth, k in cases:
             found, tokens = haystack.score(place, length, hidden[k], asked[k], answers[k])
-            row = {"frames": length, "depth": round(depth, 3), "needle": k, "tokens": tokens,
-                   "answer": needles[k]["answer"], "found": all(found.matches),
-                   "log_probability": round(sum(found.log_probabilities), 4)}  # fmt: skip
+            row = {
+                "frames": length,
+                "depth": round(depth, 3),
+                "needle": k,
+                "tokens": tokens,
+                "answer": needles[k]["answer"],
+                "found": all(found.matches),
+                "log_probability": round(sum(found.log_probabilities), 4),
+            }
             file.write(json.dumps(row) + "\n")
             file.flush()
 
@@ -148,6 +177,16 @@ def colour(share: float) -> str:
     """Red for 0 to green for 1, in a form that every viewer knows."""
     channels = colorsys.hls_to_rgb(share / 3, 0.6, 0.6)
     return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
+
+
+def square(x: float, y: float, cell: float, share: float) -> str:
+    """One cell of the heat map, whose upper left corner is at (x, y)."""
+    return (
+        f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
+        f'fill="{colour(share)}" stroke="white"/>'
+        f'<text x="{x + cell / 2}" y="{y + 0.58 * cell}" '
+        f'text-anchor="middle">{share:.0%}</text>'
+    )
 
 
 def heat_map(rows: list[dict], title: str, trained: int | None) -> str:
@@ -160,30 +199,32 @@ def heat_map(rows: list[dict], title: str, trained: int | None) -> str:
     parts = [f'<text x="{left}" y="24" font-size="15">{title}</text>']
     for x, length in enumerate(lengths):
         across = left + x * cell
-        parts.append(f'<text x="{across + cell / 2}" y="{top + cell * len(depths) + 18}" '
-                     f'text-anchor="middle">{length}</text>')  # fmt: skip
+        parts.append(
+            f'<text x="{across + cell / 2}" y="{top + cell * len(depths) + 18}" '
+            f'text-anchor="middle">{length}</text>'
+        )
         for y, depth in enumerate(depths):
             found = [r["found"] for r in rows if (r["frames"], r["depth"]) == (length, depth)]
             if found:
-                share = sum(found) / len(found)
-                parts.append(
-                    f'<rect x="{across}" y="{top + y * cell}" width="{cell}" height="{cell}" '
-                    f'fill="{colour(share)}" stroke="white"/>'
-                    f'<text x="{across + cell / 2}" y="{top + (y + 0.58) * cell}" '
-                    f'text-anchor="middle">{share:.0%}</text>'
-                )
+                parts.append(square(across, top + y * cell, cell, sum(found) / len(found)))
     for y, depth in enumerate(depths):
-        parts.append(f'<text x="{left - 8}" y="{top + (y + 0.58) * cell}" '
-                     f'text-anchor="end">{depth:.0%}</text>')  # fmt: skip
+        parts.append(
+            f'<text x="{left - 8}" y="{top + (y + 0.58) * cell}" '
+            f'text-anchor="end">{depth:.0%}</text>'
+        )
     bottom = top + cell * len(depths)
     parts.append(f'<text x="{left}" y="{bottom + 38}">frames; depth of the needle downwards</text>')
     if trained is not None:
         x = left + cell * sum(length <= trained for length in lengths)
-        parts.append(f'<line x1="{x}" y1="{top - 8}" x2="{x}" y2="{bottom + 4}" stroke="black" '
-                     'stroke-width="2" stroke-dasharray="2 5"/>')  # fmt: skip
+        parts.append(
+            f'<line x1="{x}" y1="{top - 8}" x2="{x}" y2="{bottom + 4}" stroke="black" '
+            'stroke-width="2" stroke-dasharray="2 5"/>'
+        )
         parts.append(f'<text x="{x + 4}" y="{top - 10}">trained up to {trained} frames</text>')
     width, height = left + cell * len(lengths) + 40, bottom + 54
     body = "\n".join(parts)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" '
-            f'fill="white"/>\n{body}\n</svg>\n')  # fmt: skip
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" '
+        f'fill="white"/>\n{body}\n</svg>\n'
+    )

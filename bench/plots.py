@@ -149,8 +149,13 @@ def roofline(rows: list[dict]) -> str:
     intensity = [row["flops"] / row["bytes"] for row in rows]
     corner = 1e3 * matmul / copy
     ends = (min(*intensity, corner / 4), max(*intensity, corner * 4))
-    axes = Axes(f"roofline, {rows[0]['device']}", "FLOPs per byte", "TFLOP/s", list(ends),
-                [row["tflop_per_s"] for row in rows] + [matmul, ends[0] * copy / 1e3])  # fmt: skip
+    axes = Axes(
+        f"roofline, {rows[0]['device']}",
+        "FLOPs per byte",
+        "TFLOP/s",
+        list(ends),
+        [row["tflop_per_s"] for row in rows] + [matmul, ends[0] * copy / 1e3],
+    )
     axes.line(
         [(ends[0], ends[0] * copy / 1e3), (corner, matmul), (ends[1], matmul)], "#999", dashed=True
     )

@@ -24,11 +24,11 @@ from llava_min.families.folder import EMBEDDED
 from llava_min.weights import quantize
 from llava_min.weights.tiny import exam, lessons, train
 
-from . import kv_cache, ledger
+from . import kv_cache, ledger, shapes
 
 WAYS = [(method, group) for method in ("rtn", "mse") for group in (32, 64, 128)]
 BATCHES = {"picture": 10, "pair": 10, "clip": 10}  # samples of one batch
-LAYERS = {"qkv": (1152, 896), "output": (896, 896), "gate_up": (9728, 896), "down": (896, 4864)}
+LAYERS = ("qkv", "output", "gate_up", "down")  # of a decoder's block
 
 
 def networks() -> dict:
@@ -43,8 +43,11 @@ def networks() -> dict:
 
 
 @torch.no_grad()
-def answers(samples: int) -> list[dict]:
-    """A row for each way and task, and one for all tasks together."""
+def examined(samples: int) -> tuple[dict, dict]:
+    """Every way through the same questions, at least `samples` a task.
+
+    {way: {task: verdicts}}, and {way: KL divergence of each token from float32's}.
+    """
     models = networks()
     plain = models["float32", None]
     teacher = lessons.Teacher(plain.config, Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")))
@@ -72,17 +75,30 @@ def answers(samples: int) -> list[dict]:
                 divergence[way] += (exact.exp() * (exact - found)).sum(-1).tolist()
             count = min(len(right["float32", None].get(task, ())) for task in tasks)
             progress(min(count, samples), samples)
+    return right, divergence
+
+
+def answers(samples: int) -> list[dict]:
+    """A row for each way and task, and one for all tasks together."""
+    right, divergence = examined(samples)
+    marks = {way: {**tasks, "all": sum(tasks.values(), [])} for way, tasks in right.items()}
     rows = []
-    for (method, group), marks in ((way, right[way]) for way in WAYS):
-        marks = {**marks, "all": sum(marks.values(), [])}
-        for task, verdicts in marks.items():
-            before = right["float32", None]
-            before = before[task] if task in before else sum(before.values(), [])
-            rows.append({"section": "answers", "shape": "embedded", "name": task,
-                         "format": f"{method} {group}", "float32": np.mean(before),
-                         "int4": np.mean(verdicts), "lost_points": 100 * (np.mean(before) -
-                         np.mean(verdicts)), "n": len(verdicts),
-                         "kl": np.mean(divergence[method, group])})  # fmt: skip
+    for method, group in WAYS:
+        for task, verdicts in marks[method, group].items():
+            before = marks["float32", None][task]
+            rows.append(
+                {
+                    "section": "answers",
+                    "shape": "embedded",
+                    "name": task,
+                    "format": f"{method} {group}",
+                    "float32": np.mean(before),
+                    "int4": np.mean(verdicts),
+                    "lost_points": 100 * (np.mean(before) - np.mean(verdicts)),
+                    "n": len(verdicts),
+                    "kl": np.mean(divergence[method, group]),
+                }
+            )
     return rows
 
 
@@ -98,16 +114,24 @@ def q4_0(weight: torch.Tensor) -> torch.Tensor:
 def errors() -> list[dict]:
     """The relative error of each linear, in each way."""
     rows, generator = [], torch.Generator().manual_seed(0)
-    for name, shape in LAYERS.items():
-        weight = (0.02 * torch.randn(shape, generator=generator)).bfloat16().float()
+    sizes = shapes.linears_of(shapes.TEXTS["0.5B"])
+    for name in LAYERS:
+        weight = (0.02 * torch.randn(sizes[name], generator=generator)).bfloat16().float()
         found = {"q4_0 32": q4_0(weight)}
         for method, group in WAYS:
             codes, scale = quantize.codes(weight, 4, group, method)
             steps = codes.float().unflatten(1, (-1, group)) - 8
             found[f"{method} {group}"] = (steps * scale.float()[..., None]).flatten(1)
-        rows += [{"section": "errors", "shape": "0.5B", "name": name, "format": way,
-                  "relative": float((other - weight).norm() / weight.norm())}
-                 for way, other in found.items()]  # fmt: skip
+        rows += [
+            {
+                "section": "errors",
+                "shape": "0.5B",
+                "name": name,
+                "format": way,
+                "relative": float((other - weight).norm() / weight.norm()),
+            }
+            for way, other in found.items()
+        ]
     return rows
 
 

@@ -45,8 +45,14 @@ def write(path: Path, seconds: int, key: int) -> None:
     """
     import av
 
-    options = {"preset": "veryfast", "crf": "28", "bf": "2", "sc_threshold": "0",
-               "g": str(key), "keyint_min": str(key)}  # fmt: skip
+    options = {
+        "preset": "veryfast",
+        "crf": "28",
+        "bf": "2",
+        "sc_threshold": "0",
+        "g": str(key),
+        "keyint_min": str(key),
+    }
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (SIZE[1] // 8, 2 * SIZE[0] // 8, 3), dtype=np.uint8)
     picture, packets, count = coarse.repeat(8, 0).repeat(8, 1), [], seconds * RATE
@@ -119,8 +125,11 @@ def child(name: str, path: str, key: int, total: int) -> None:
     import llava_min.video  # noqa: F401
 
     before, start = measure.resident("VmRSS"), time.perf_counter()
-    run = {CANDIDATES[0]: lambda: ours(path), CANDIDATES[1]: lambda: spans(path, key, total),
-           CANDIDATES[2]: lambda: everything(path, total)}[name]  # fmt: skip
+    run = {
+        CANDIDATES[0]: lambda: ours(path),
+        CANDIDATES[1]: lambda: spans(path, key, total),
+        CANDIDATES[2]: lambda: everything(path, total),
+    }[name]
     times, decoded = run()
     seconds = time.perf_counter() - start
     peak_mb = (measure.resident("VmHWM") - before) / 1e6
@@ -141,10 +150,18 @@ def measured(path: Path, key: int, seconds: int, rounds: int) -> list[Row]:
             runs.append(json.loads(output.stdout))
     clip = f"{seconds} s, a key frame every {key}"
     return [
-        Row("video", clip, name, sorted(run[0] for run in runs), runs[0][1], runs[0][2],
-            max(run[3] for run in runs), all(run[4] for run in runs))
+        Row(
+            "video",
+            clip,
+            name,
+            sorted(run[0] for run in runs),
+            runs[0][1],
+            runs[0][2],
+            max(run[3] for run in runs),
+            all(run[4] for run in runs),
+        )
         for name, runs in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def table(rows: list[Row]) -> str:

@@ -83,8 +83,8 @@ def gelu_triton(rows: Tensor, kind: str, bias: Tensor | None = None, tile: int =
     count, width = flat.shape
     mixed = torch.empty_like(flat)
     if mixed.numel():
-        launch(gelu_kernel, (count, blocks(width, tile)), flat, bias, mixed,
-               WIDTH=width, KIND=kind, BLOCK=tile)  # fmt: skip
+        grid = (count, blocks(width, tile))
+        launch(gelu_kernel, grid, flat, bias, mixed, WIDTH=width, KIND=kind, BLOCK=tile)
     return mixed.view(rows.shape)
 
 

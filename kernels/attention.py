@@ -9,6 +9,8 @@ Causal means aligned to the lower right: with S rows seen before, query t sees k
 The formula writes and reads back T*S scores for each head. The tiled loop keeps a tile of them at a
 time and never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each
 key once per 128: its limit is arithmetic (matrix products, then exp2), not memory.
+The file has more than 250 lines, as the ways to compute one formula are read side by side;
+`attention_kernel` has more than 60, 17 of them its arguments.
 Read kernels/rope.py first. Read next: kernels/decode_attention.py.
 Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
 
@@ -91,7 +93,8 @@ class OnlineSoftmax:
     """
 
     def __init__(self):
-        self.maximum, self.total, self.mixed = torch.tensor(LOWEST), 0.0, 0.0
+        self.maximum = torch.tensor(LOWEST)
+        self.total, self.mixed = torch.zeros(()), torch.zeros(())
 
     def see(self, scores: Tensor, values: Tensor) -> None:
         """scores [... S] and values [S E] of one tile of keys."""
@@ -127,8 +130,17 @@ def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) 
 
 
 @triton.jit
-def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.constexpr,
-              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def load_rows(
+    pointer,
+    first,
+    count,
+    stride,
+    FROM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """Columns FROM .. FROM + WIDTH of rows first .. first + BLOCK.
 
     They are zero after `count` rows and HEAD_DIM columns. `stride` counts heads: 72 times anything
@@ -144,14 +156,27 @@ def load_rows(pointer, first, count, stride, FROM: tl.constexpr, WIDTH: tl.const
 
 
 @triton.jit
-def see_block(query_low, query_high, key, value, start, stop, stride, last,
-              maximum, total, low, high,
-              HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def see_block(
+    queries,
+    key,
+    value,
+    start,
+    stop,
+    stride,
+    last,
+    state,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """OnlineSoftmax.see for a tile of BLOCK keys from `start` on.
 
-    With MASKED each row sees keys up to `last`. A head of 72 numbers is 64 and 8, the second part
-    padded to 16: both halves of a product are added.
+    `state` is the maximum and the total of each row, and both parts of its mix. With MASKED each
+    row sees keys up to `last`. A head of 72 numbers is 64 and 8, the second part padded to 16: both
+    halves of a product are added.
     """
+    query_low, query_high = queries
+    maximum, total, low, high = state
     LOW: tl.constexpr = query_low.shape[1]
     HIGH: tl.constexpr = query_high.shape[1]
     tile = load_rows(key, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)
@@ -179,10 +204,24 @@ def see_block(query_low, query_high, key, value, start, stop, stride, last,
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["lengths"])
-def attention_kernel(query, key, value, mixed, lengths, new,
-                     query_row, query_token, key_row, key_head, key_token,
-                     KV_HEADS: tl.constexpr, LOW: tl.constexpr, HEAD_DIM: tl.constexpr,
-                     BLOCK_QUERY: tl.constexpr, BLOCK_KEY: tl.constexpr):  # fmt: skip
+def attention_kernel(
+    query,
+    key,
+    value,
+    mixed,
+    lengths,
+    new,
+    query_row,
+    query_token,
+    key_row,
+    key_head,
+    key_token,
+    KV_HEADS: tl.constexpr,
+    LOW: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
+):
     """One program: BLOCK_QUERY queries of one head over all keys that they see.
 
     It is causal where there are `lengths`. The heads of a group are neighbours in the grid, so that
@@ -213,14 +252,16 @@ def attention_kernel(query, key, value, mixed, lengths, new,
     query_high = load_rows(query, first, new, query_token, LOW, 16, HEAD_DIM, BLOCK_QUERY, True)
     maximum, total = tl.full([BLOCK_QUERY], -1e30, tl.float32), tl.zeros([BLOCK_QUERY], tl.float32)
     low, high = tl.zeros([BLOCK_QUERY, LOW], tl.float32), tl.zeros([BLOCK_QUERY, 16], tl.float32)
+    queries, state = (query_low, query_high), (maximum, total, low, high)
     for start in range(0, whole, BLOCK_KEY):
-        maximum, total, low, high = see_block(
-            query_low, query_high, key, value, start, stop, key_token, last,
-            maximum, total, low, high, HEAD_DIM, BLOCK_KEY, False)  # fmt: skip
+        state = see_block(
+            queries, key, value, start, stop, key_token, last, state, HEAD_DIM, BLOCK_KEY, False
+        )
     for start in range(whole, stop, BLOCK_KEY):
-        maximum, total, low, high = see_block(
-            query_low, query_high, key, value, start, stop, key_token, last,
-            maximum, total, low, high, HEAD_DIM, BLOCK_KEY, True)  # fmt: skip
+        state = see_block(
+            queries, key, value, start, stop, key_token, last, state, HEAD_DIM, BLOCK_KEY, True
+        )
+    maximum, total, low, high = state
     scale = 1.0 / tl.where(total != 0.0, total, 1.0)  # a row that saw no key is zero
     width = KV_HEADS * groups * HEAD_DIM
     mixed += (tl.cast(batch, tl.int64) * new + first) * width + head * HEAD_DIM
@@ -272,17 +313,30 @@ def attention_triton(
     if mixed.numel():
         grid = (heads // kv_heads, blocks(new, block[0]), batch * kv_heads)
         launch(
-            attention_kernel, grid, query, key, value, mixed, lengths, new,
-            *(stride // head_dim for stride in strides), KV_HEADS=kv_heads, LOW=low,
-            HEAD_DIM=head_dim, BLOCK_QUERY=block[0], BLOCK_KEY=block[1], num_warps=block[2],
-            num_stages=block[3])  # fmt: skip
+            attention_kernel,
+            grid,
+            query,
+            key,
+            value,
+            mixed,
+            lengths,
+            new,
+            *(stride // head_dim for stride in strides),
+            KV_HEADS=kv_heads,
+            LOW=low,
+            HEAD_DIM=head_dim,
+            BLOCK_QUERY=block[0],
+            BLOCK_KEY=block[1],
+            num_warps=block[2],
+            num_stages=block[3],
+        )
     return mixed
 
 
 def prefill(query: Tensor, layer) -> Tensor:
     """Causal attention of new queries [B T H E] over a cache layer that holds their keys."""
     new, seen = query.shape[1], layer.longest
-    key, value = layer.read(new, query.dtype)
+    key, value = layer.keys_and_values(new, query.dtype)
     if triton_multiplies(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.host_lengths) == seen, "rows of different lengths are prefilled one by one"

@@ -9,7 +9,8 @@ hundred programs to reach the speed of its memory, and there are only B*K heads.
 are cut into splits. Each split yields a maximum, a sum and an unfinished mix, and the program that
 arrives last combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E
 numbers per token and head, 4 E FLOPs G times.
-Read kernels/attention.py first. Read next: kernels/int4.py.
+`decode_kernel` has more than 60 lines, 17 of them its arguments.
+Read kernels/attention.py first. Read next: kernels/int4_packing.py.
 Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
 
 B batch, T new tokens, S longest row, H query heads, K key/value heads, G = H/K, E head dimension.
@@ -69,21 +70,33 @@ def decode_tiled(query: Tensor, key: Tensor, value: Tensor, splits: int) -> Tens
     seen = [part for part in parts if part.maximum.ndim]  # an empty split has seen nothing
     maximum = torch.stack([part.maximum for part in seen]).amax(0)
     shares = [torch.exp2(part.maximum - maximum) for part in seen]
-    total = sum(part.total * share for part, share in zip(seen, shares))
-    return sum(part.mixed * share[:, None] for part, share in zip(seen, shares)) / total[:, None]
+    total = torch.stack([part.total * share for part, share in zip(seen, shares)]).sum(0)
+    mixed = torch.stack([part.mixed * share[:, None] for part, share in zip(seen, shares)]).sum(0)
+    return mixed / total[:, None]
 
 
 @triton.jit
-def query_places(batch, kv_head, kv_heads, new, row, column,
-                 GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):  # fmt: skip
+def query_places(
+    batch, kv_head, kv_heads, new, row, column, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr
+):
     """Where the queries of one key head are in [B T H E]: rows are new tokens times G heads."""
     head = ((batch * new + row // GROUP) * kv_heads + kv_head) * GROUP + row % GROUP
     return head[:, None] * HEAD_DIM + column[None, :]
 
 
 @triton.jit
-def combine(partial, splits, mix, batch, kv_head, kv_heads, new,
-            GROUP: tl.constexpr, USED: tl.constexpr, HEAD_DIM: tl.constexpr):  # fmt: skip
+def combine(
+    partial,
+    splits,
+    mix,
+    batch,
+    kv_head,
+    kv_heads,
+    new,
+    GROUP: tl.constexpr,
+    USED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
     """Finish the mix of one key head's queries from the partial results of all splits, in order.
 
     They were written by other programs: `.cg` reads them from the cache that all share.
@@ -113,13 +126,27 @@ def combine(partial, splits, mix, batch, kv_head, kv_heads, new,
     tl.store(mix + target, mixed.to(mix.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["new", "key_head"],
-            do_not_specialize_on_alignment=["lengths", "arrived", *SCALES])  # fmt: skip
+@triton.jit(
+    do_not_specialize=["new", "key_head"],
+    do_not_specialize_on_alignment=["lengths", "arrived", *SCALES],
+)
 def decode_kernel(
-        query, keys, values, key_scales, value_scales, lengths, partial, arrived, mix, new,
-        key_head,
-        GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, USED: tl.constexpr,
-        BLOCK: tl.constexpr):  # fmt: skip
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    lengths,
+    partial,
+    arrived,
+    mix,
+    new,
+    key_head,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    USED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program: the T*G queries of one key head over one split of the keys of one row.
 
     Its mix, still to be divided, and the running maximum and sum of each query go to partial
@@ -208,10 +235,25 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     if arrived is None:
         arrived = query.new_zeros(batch, kv_heads, dtype=torch.int32)
     launch(
-        decode_kernel, (splits, kv_heads, batch), query.contiguous(), layer.keys, layer.values,
-        *scales_of(layer), layer.lengths, partial, arrived, mix, new, strides[1] // head_dim,
-        GROUP=heads // kv_heads, HEAD_DIM=head_dim, USED=used, BLOCK=block[0],
-        num_warps=block[1], num_stages=block[2])  # fmt: skip
+        decode_kernel,
+        (splits, kv_heads, batch),
+        query.contiguous(),
+        layer.keys,
+        layer.values,
+        *scales_of(layer),
+        layer.lengths,
+        partial,
+        arrived,
+        mix,
+        new,
+        strides[1] // head_dim,
+        GROUP=heads // kv_heads,
+        HEAD_DIM=head_dim,
+        USED=used,
+        BLOCK=block[0],
+        num_warps=block[1],
+        num_stages=block[2],
+    )
     return mix
 
 
@@ -235,7 +277,7 @@ def decode_attention(query: Tensor, layer) -> Tensor:
     """Attention of [B T H E] newest queries, T small, over a cache layer that holds their keys."""
     if triton_multiplies(query):
         return decode_triton(query, layer)
-    key, value = layer.read(query.shape[1], query.dtype)
-    if query.shape[1] == 1 and query.device.type == "cpu" and layer.host_lengths is not None:
+    key, value = layer.keys_and_values(query.shape[1], query.dtype)
+    if query.shape[1] == 1 and query.device.type == "cpu" and layer.counted:
         return decode_torch(query, key, value, layer.host_lengths)
     return decode_formula(query, key, value, layer.lengths)

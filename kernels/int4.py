@@ -3,17 +3,15 @@
 in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]
 out: [... N]
 
-    weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
-
-weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. The layouts
-of CPU and GPU part in `repack`: a CPU with the instructions for it gets the uint8 words of torch's
-operator, everything else the int16 words above. `linear` tells the two apart by their dtype.
+The layouts of CPU and GPU part in `repack`: a CPU with the instructions for it gets the uint8 words
+of int4_cpu.py, everything else the int16 words above. `linear` tells the two apart by their dtype.
 Reading 4.25 bits in place of 16 is what makes one token fast. The small-M kernel reads each weight
 once, multiplies the integers as they are, and applies the scale to the float32 sums of a group.
 That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
 rows arithmetic is the limit, and it is best to write the weights out once and call the library's
 product.
-Read kernels/decode_attention.py first. This is the end of the folder.
+`linear_kernel` has more than 60 lines, 17 of them its arguments.
+Read kernels/int4_packing.py, kernels/int4_cpu.py first. This is the end of the folder.
 Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
 
 M rows, N outputs, K inputs, g group size.
@@ -23,22 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choose import gpu_of, part, triton_for, triton_multiplies
+from . import int4_cpu
+from .choose import gpu_of, part, triton_multiplies
+from .int4_packing import BLOCK, dequantise, dequantise_formula, pack
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
-BLOCK = 128  # inputs whose weights are packed together: 32 words of four
-GROUPS = (128, 64, 32)
-
 # Up to this many rows the small-M kernel, above it dequantise and the library. Not measured
-# here: published kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100. On a
-# CPU: of one Zen 4 core's time for 9728 x 896 weights, the operator takes 0.2 ms a row, writing the
-# weights out 11 ms, and the product with them 0.09 ms a row.
-CROSS_OVER = {"227 KB": 64, "163 KB": 64, "99 KB": 64, "interpreter": 16, "cpu": 96}
-# Outputs that torch's operator for CPUs packs together: the low nibbles of a block's bytes are its
-# first half. Without these instructions it packs otherwise, and is not used.
-CPU_BLOCKS = {"AVX512": 64, "AVX2": 32}
-CPU_CHUNK = 2**20  # weights written out at a time on a CPU: they stay in the second-level cache
+# here: published kernels of this kind gain 1.5x at M = 64 and nothing at M = 128 on an A100.
+CROSS_OVER = {"227 KB": 64, "163 KB": 64, "99 KB": 64, "interpreter": 16}
 # (shared memory, rows of a block): outputs of a block, warps, stages, programs that run at once on
 # a multiprocessor. A stage of 128 outputs is 8 KB of weights; to keep an H200's memory busy 24 KB
 # must be under way for each multiprocessor. The rows of "227 KB" are the best of static counts
@@ -57,69 +48,7 @@ BLOCKS = {
 INTERPRETED_BLOCK = (16, 4, 1, 6)
 MOST_SHARES = 16  # of the inputs: each writes its sums once, and the last to arrive reads them all
 CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in bfloat16
-
-
-def quantise(
-    weight: Tensor, group: int = 128, symmetric: bool = True
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round weight [N K] to q uint8 [N K] and scales and offsets [K/g N] float32.
-
-    offsets is None if symmetric.
-
-    >>> q, scales, _ = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
-    >>> q[0, :16].tolist(), scales.tolist()
-    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [[1.0]])
-    """
-    grouped = wide(weight).unflatten(1, (-1, group))  # N K/g g
-    if symmetric:
-        largest = torch.maximum(grouped.amax(-1) / 7, grouped.amin(-1) / -8)
-        scales, offsets = largest.clamp(min=1e-30), None
-        steps = grouped / scales[..., None]
-    else:
-        low, high = grouped.amin(-1), grouped.amax(-1)
-        scales = ((high - low) / 15).clamp(min=1e-30)
-        offsets = low + 8 * scales
-        steps = (grouped - offsets[..., None]) / scales[..., None]
-    q = (torch.floor(steps + 0.5) + 8).clamp(0, 15).to(torch.uint8).flatten(1)
-    return q, scales.T.contiguous(), None if symmetric else offsets.T.contiguous()
-
-
-def pack(q: Tensor, block: int = BLOCK) -> Tensor:
-    """q [N K] of 0 .. 15 -> words int16 [K/block N block/4].
-
-    Word j holds the inputs j, j + block/4, ... So each of the four planes of nibbles is a run of
-    consecutive inputs, and rows load without a gather. The words of one block of inputs lie
-    together for all outputs, so that a tile is one run of memory.
-
-    >>> [f"{word:04x}" for word in pack(torch.arange(8)[None], block=8).flatten().tolist()]
-    ['6420', '7531']
-    """
-    if q.shape[1] % block:
-        raise ValueError(
-            f"cannot pack weights: inputs: expected a multiple of {block}, found {q.shape[1]}"
-        )
-    planes = q.to(torch.int32).unflatten(1, (-1, 4, block // 4))  # N K/block 4 block/4
-    words = sum(planes[:, :, plane] << 4 * plane for plane in range(4))
-    return words.to(torch.int16).transpose(0, 1).contiguous()
-
-
-def unpack(words: Tensor) -> Tensor:
-    """words int16 [K/block N block/4] -> q uint8 [N K].
-
-    >>> unpack(pack(torch.arange(8)[None], block=8)).tolist()
-    [[0, 1, 2, 3, 4, 5, 6, 7]]
-    """
-    planes = [(words.to(torch.int32) >> 4 * plane & 15).to(torch.uint8) for plane in range(4)]
-    return torch.stack(planes, dim=2).permute(1, 0, 2, 3).flatten(1)
-
-
-def dequantise_formula(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype) -> Tensor:
-    """The weights [N K], multiplied out."""
-    q = unpack(words).to(scales.dtype).unflatten(1, (len(scales), -1)) - 8  # N K/g g
-    weight = q * scales.T[..., None]
-    if offsets is not None:
-        weight = weight + offsets.T[..., None]
-    return weight.flatten(1).to(dtype)
+CPU_CHUNK = 2**20  # the same on a CPU: they stay in the second-level cache
 
 
 def linear_formula(
@@ -175,7 +104,8 @@ def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
     if ASM:
         CODE: tl.constexpr = ASM_HALF if DTYPE == tl.float16 else ASM_BFLOAT
         low, high = tl.inline_asm_elementwise(
-            CODE, "=h,=h,r", [pairs], (tl.uint16, tl.uint16), True, 1)  # fmt: skip
+            CODE, "=h,=h,r", [pairs], (tl.uint16, tl.uint16), True, 1
+        )
         words = tl.reshape(tl.join(low, high), [pairs.shape[0], 32])
     else:
         MAGIC: tl.constexpr = 0x64006400 if DTYPE == tl.float16 else 0x43004300
@@ -184,9 +114,23 @@ def nibbles(pairs, PLANE: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["M", "N"])
-def linear_kernel(rows, words, scales, offsets, bias, partial, arrived, product, M, N,
-                  K: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-                  BLOCK_N: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+def linear_kernel(
+    rows,
+    words,
+    scales,
+    offsets,
+    bias,
+    partial,
+    arrived,
+    product,
+    M,
+    N,
+    K: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ASM: tl.constexpr,
+):
     """One program: BLOCK_N outputs of all (up to BLOCK_M) rows over its share of the inputs.
 
     The weights are the left side of the product: the tensor cores of sm_90 can take that side from
@@ -241,28 +185,6 @@ def linear_kernel(rows, words, scales, offsets, bias, partial, arrived, product,
         tl.store(product + target, total.to(product.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["N", "first", "count"])
-def dequantise_kernel(
-        words, scales, offsets, weight, N, first, count,
-        K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """One program: the weights of BLOCK_N outputs and 128 inputs, written out to [count K].
-
-    `count` is how many outputs there are from `first` on.
-    """
-    row, block = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
-    n, word, inside = first + row, tl.arange(0, 32), row < count
-    tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]
-    packed = tl.load(tile, mask=inside[:, None], other=0).to(tl.uint16, bitcast=True)
-    for plane in tl.static_range(4):
-        place = tl.cast(block * (128 // GROUP) + plane * 32 // GROUP, tl.int64) * N + n
-        values = ((packed >> 4 * plane) & 15).to(tl.float32) - 8.0
-        values *= tl.load(scales + place, mask=inside, other=0.0).to(tl.float32)[:, None]
-        if offsets is not None:
-            values += tl.load(offsets + place, mask=inside, other=0.0).to(tl.float32)[:, None]
-        target = weight + row.to(tl.int64)[:, None] * K + block * 128 + plane * 32 + word[None, :]
-        tl.store(target, values.to(weight.dtype.element_ty), mask=inside[:, None])
-
-
 def shares(tiles: int, slots: int, most: int) -> int:
     """The fewest shares of the inputs that keep the GPU busy to the end, at most `most`.
 
@@ -308,28 +230,27 @@ def linear_small(
         arrived = rows.new_zeros(tiles, dtype=torch.int32) if arrived is None else arrived
     product = rows.new_empty(count, outputs)
     launch(
-        linear_kernel, (tiles, splits), rows.contiguous(), words.view(torch.int32), scales,
-        offsets, bias, partial, arrived, product, count, outputs, K=inputs,
-        GROUP=inputs // len(scales), BLOCK_M=block_m, BLOCK_N=size, ASM=not INTERPRETED,
-        num_warps=warps, num_stages=stages)  # fmt: skip
+        linear_kernel,
+        (tiles, splits),
+        rows.contiguous(),
+        words.view(torch.int32),
+        scales,
+        offsets,
+        bias,
+        partial,
+        arrived,
+        product,
+        count,
+        outputs,
+        K=inputs,
+        GROUP=inputs // len(scales),
+        BLOCK_M=block_m,
+        BLOCK_N=size,
+        ASM=not INTERPRETED,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return product
-
-
-def dequantise(
-    words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, first: int, last: int
-) -> Tensor:
-    """The weights [last - first, K] of outputs first .. last, multiplied out."""
-    if not triton_for(scales):
-        offsets = None if offsets is None else offsets[:, first:last]
-        return dequantise_formula(words[:, first:last], scales[:, first:last], offsets, dtype)
-    inputs, outputs = len(words) * BLOCK, words.shape[1]
-    weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
-    size = 16 if INTERPRETED else 64
-    launch(
-        dequantise_kernel, (blocks(last - first, size), len(words)), words, scales, offsets,
-        weight, outputs, first, last - first, K=inputs, GROUP=inputs // len(scales),
-        BLOCK_N=size)  # fmt: skip
-    return weight
 
 
 def linear_large(
@@ -349,15 +270,12 @@ def linear_large(
 def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """(q [N K], scales [N K/g]) as `linear` takes them on their device: words and scales [K/g N].
 
-    A CPU with the instructions for it gets what torch's operator takes: words uint8 [N K/2], N
-    rounded up to whole blocks, and (scale, 0) pairs [K/g N 2].
+    A CPU with the instructions for it gets words uint8 [N K/2], N rounded up to whole blocks, and
+    (scale, 0) pairs [K/g N 2].
     """
-    block = CPU_BLOCKS.get(torch.backends.cpu.get_cpu_capability())
-    if gpu_of(q) is not None or block is None or scales.dtype == torch.float64:
-        return pack(q), scales.T.contiguous()
-    more = (0, 0, 0, -len(q) % block)
-    pairs = F.pad(F.pad(scales, more).T[..., None], (0, 1)).contiguous()
-    return torch._convert_weight_to_int4pack_for_cpu(F.pad(q, more).int(), 1), pairs
+    if gpu_of(q) is None and int4_cpu.block_size() and scales.dtype != torch.float64:
+        return int4_cpu.pack(q, scales)
+    return pack(q), scales.T.contiguous()
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -381,40 +299,6 @@ def outputs_in(chunk: int, inputs: int) -> int:
     return max(1, chunk // inputs // 64) * 64
 
 
-def dequantise_torch(words: Tensor, pairs: Tensor) -> Tensor:
-    """Some blocks' words uint8 [n K/2] and their pairs [K/g n 2] -> weights [K n], multiplied out.
-
-    This takes four nibbles at a time and no table: q in the lowest bits of bfloat16's 128 reads
-    128 + q.
-    """
-    size, inputs = CPU_BLOCKS[torch.backends.cpu.get_cpu_capability()], 2 * words.shape[1]
-    twos = words.view(-1, inputs, size // 2).view(torch.uint16).int()  # n/block K block/4
-    twos |= twos << 8
-    halves = torch.stack([twos & 0x000F000F, (twos >> 4) & 0x000F000F], dim=2)
-    q = (halves.bitwise_or_(0x43004300)).view(torch.bfloat16).sub_(136).to(pairs.dtype)
-    q = q.view(len(twos), len(pairs), -1, size)  # n/block K/g g block
-    scales = pairs[:, :, 0].unflatten(1, (-1, 1, size)).transpose(0, 1).contiguous()
-    weight = pairs.new_empty(len(pairs), q.shape[2], len(q), size)
-    torch.mul(q, scales, out=weight.permute(2, 0, 1, 3))
-    return weight.view(inputs, -1)
-
-
-def linear_torch(rows: Tensor, words: Tensor, pairs: Tensor, chunk: int = CPU_CHUNK) -> Tensor:
-    """rows [M K] times `repack`ed weights -> [M N].
-
-    Few rows go to torch's operator. For more, some blocks' weights are written out at a time.
-    """
-    (count, inputs), outputs = rows.shape, words.shape[0]
-    if count <= CROSS_OVER["cpu"]:
-        group = inputs // pairs.shape[0]
-        return torch._weight_int4pack_mm_for_cpu(rows.contiguous(), words, group, pairs)
-    product, step = rows.new_empty(count, outputs), outputs_in(chunk, inputs)
-    for first in range(0, outputs, step):
-        some = slice(first, first + step)
-        product[:, some] = rows @ dequantise_torch(words[some], pairs[:, some])
-    return product
-
-
 def linear(
     rows: Tensor,
     words: Tensor,
@@ -429,7 +313,8 @@ def linear(
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:
-        product = linear_torch(flat, words, scales)
+        step = outputs_in(CPU_CHUNK, flat.shape[1])
+        product = int4_cpu.linear_torch(flat, words, scales, step)
     elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:
         product, bias = linear_small(flat, words, scales, offsets, None, bias, arrived), None
     else:

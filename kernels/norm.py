@@ -58,8 +58,18 @@ def store_tile(pointer, values, first, row, column, inside, WIDTH: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["count"])
-def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
-                    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def rms_norm_kernel(
+    rows,
+    update,
+    weight,
+    total,
+    normed,
+    count,
+    eps,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program: ROWS whole rows in registers.
 
     With `update` it first takes rows + update and keeps that in `total`.
@@ -80,8 +90,17 @@ def rms_norm_kernel(rows, update, weight, total, normed, count, eps,
 
 
 @triton.jit(do_not_specialize=["count"])
-def layer_norm_kernel(rows, weight, bias, normed, count, eps,
-                      WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def layer_norm_kernel(
+    rows,
+    weight,
+    bias,
+    normed,
+    count,
+    eps,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program: ROWS whole rows in registers.
 
     The variance is that of centred values, centred twice.
@@ -124,8 +143,8 @@ def rms_norm_triton(rows: Tensor, update: Tensor | None, weight: Tensor, eps: fl
     total = None if update is None else torch.empty_like(flat)
     normed = torch.empty_like(flat)
     if flat.numel():
-        launch_rows(rms_norm_kernel, flat.shape[1], len(flat), tile,
-                    flat, added, weight, total, normed, len(flat), eps)  # fmt: skip
+        tensors = flat, added, weight, total, normed
+        launch_rows(rms_norm_kernel, flat.shape[1], len(flat), tile, *tensors, len(flat), eps)
     return None if total is None else total.view(rows.shape), normed.view(rows.shape)
 
 
@@ -133,8 +152,8 @@ def layer_norm_triton(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, ti
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
     normed = torch.empty_like(flat)
     if flat.numel():
-        launch_rows(layer_norm_kernel, flat.shape[1], len(flat), tile,
-                    flat, weight, bias, normed, len(flat), eps)  # fmt: skip
+        tensors = flat, weight, bias, normed
+        launch_rows(layer_norm_kernel, flat.shape[1], len(flat), tile, *tensors, len(flat), eps)
     return normed.view(rows.shape)
 
 

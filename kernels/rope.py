@@ -116,13 +116,28 @@ def store_vectors(cache, scales, first, second, base, row, inside, HEAD_DIM: tl.
     tl.store(target + HEAD_DIM // 2, second.to(cache.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["new", "key_row", "key_head"],
-            do_not_specialize_on_alignment=["lengths", *SCALES])  # fmt: skip
+@triton.jit(
+    do_not_specialize=["new", "key_row", "key_head"],
+    do_not_specialize_on_alignment=["lengths", *SCALES],
+)
 def write_kernel(
-        qkv, cosine, sine, lengths, query, keys, values, key_scales, value_scales, new, key_row,
-        key_head,
-        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-        TOKENS: tl.constexpr):  # fmt: skip
+    qkv,
+    cosine,
+    sine,
+    lengths,
+    query,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    new,
+    key_row,
+    key_head,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """One program: one head (of query, keys or values) of TOKENS tokens of one row of the batch.
 
     The two halves of a vector are loaded apart, so that the partners of a pair meet in one
@@ -163,16 +178,30 @@ def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Te
     _, kv_heads, capacity, head_dim = layer.keys.shape
     heads = width // head_dim - 2 * kv_heads
     assert head_dim == power_of_two(head_dim), head_dim
-    room = layer.host_lengths is None or layer.longest + new <= capacity
+    room = not layer.counted or layer.longest + new <= capacity
     assert room, (layer.longest, new, capacity)
     assert layer.keys.stride() == layer.values.stride() and layer.keys.stride()[2:] == (head_dim, 1)
     cosine, sine = angles.float().contiguous()
     query = qkv.new_empty(batch, new, heads, head_dim)
     launch(
-        write_kernel, (heads + 2 * kv_heads, blocks(new, tokens), batch), qkv.contiguous(),
-        cosine, sine, layer.lengths, query, layer.keys, layer.values, *scales_of(layer), new,
-        layer.keys.stride(0) // head_dim, layer.keys.stride(1) // head_dim, HEADS=heads,
-        KV_HEADS=kv_heads, HEAD_DIM=head_dim, TOKENS=tokens)  # fmt: skip
+        write_kernel,
+        (heads + 2 * kv_heads, blocks(new, tokens), batch),
+        qkv.contiguous(),
+        cosine,
+        sine,
+        layer.lengths,
+        query,
+        layer.keys,
+        layer.values,
+        *scales_of(layer),
+        new,
+        layer.keys.stride(0) // head_dim,
+        layer.keys.stride(1) // head_dim,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        TOKENS=tokens,
+    )
     return query
 
 

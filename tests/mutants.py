@@ -65,6 +65,8 @@ TESTS = {
     "kernels/rope.py": ("test_rope", "test_properties"),
     "kernels/attention.py": ("test_attention", "test_properties"),
     "kernels/decode_attention.py": ("test_decode_attention", "test_properties"),
+    "kernels/int4_packing.py": ("test_int4_packing",),
+    "kernels/int4_cpu.py": ("test_int4_cpu",),
     "kernels/int4.py": ("test_int4",),
 }
 SWAPS = {
@@ -166,8 +168,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="so many at a time (%(default)s)")
     parser.add_argument("--file", action="append", help="only files that end so; repeatable")
     given = parser.parse_args()
-    files = [file for file in TESTS if (file.endswith(tuple(given.file)) if given.file
-                                        else not file.startswith("kernels/"))]  # fmt: skip
+    files = [
+        file
+        for file in TESTS
+        if (file.endswith(tuple(given.file)) if given.file else not file.startswith("kernels/"))
+    ]
     every = [(file, place) for file in files for place in range(places((ROOT / file).read_text()))]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     start, survivors = time.time(), []

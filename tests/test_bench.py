@@ -5,6 +5,7 @@ What they measure is not tested here; `make bench` walks through them at toy siz
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import checkpoints, kv_cache, ledger, llamacpp, long
+from bench import checkpoints, kv_cache, ledger, llamacpp, long, shapes
 from llava_min.segments import Plan, Text
 
-MODULES = sorted(path.stem for path in Path(bench.__file__).parent.glob("[a-z]*.py"))
+FOLDER = Path(bench.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    for path in [*FOLDER.glob("[a-z]*.py"), *FOLDER.glob("kernels/[a-z]*.py")]
+)
 COMMANDS = bench.__doc__.split("python -m bench ")[1].split(":")[0].split(" | ")
 
 
@@ -24,10 +29,17 @@ def test_a_module_is_imported(name):
     importlib.import_module(f"bench.{name}")
 
 
+def test_the_shape_of_the_embedded_checkpoint_is_its_own():
+    """A shape that is written down twice would drift; the others are in tests/test_aot.py."""
+    config = llava_min.load().config
+    text = replace(shapes.TEXTS["embedded"], eos_ids=config.text.eos_ids)
+    assert (text, shapes.TOWERS["embedded"]) == (config.text, config.vision)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_tells_what_it_takes(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        bench.arguments([command, "--help"])
+        bench.main([command, "--help"])
     assert ended.value.code == 0 and command in capsys.readouterr().out
 
 
@@ -56,8 +68,8 @@ def test_eight_bits_are_judged_by_the_answers_of_float32():
 def test_a_clip_for_long_prompts_has_the_rows_that_it_says():
     config = llava_min.load().config
     segment, tiles = long.clip_of(20, config)
-    assert len(segment.times) == len(tiles.pixels) == 20
-    assert (tiles.pixels[0] == tiles.pixels[16]).all() and tiles.pixels[0].shape[0] == config.tile
+    assert len(segment.times) == len(tiles) == 20
+    assert (tiles[0] == tiles[16]).all() and tiles[0].shape[0] == config.tile
 
 
 @pytest.mark.skipif(not llamacpp.INSTALLED, reason="llama-cpp-python or gguf is not installed")
@@ -65,7 +77,7 @@ def test_a_clip_for_long_prompts_has_the_rows_that_it_says():
 def test_llama_cpp_reads_the_same_decoder(tmp_path, monkeypatch, form, alike):
     """Logits of the last token behind a prompt, and behind two more."""
     monkeypatch.setattr(checkpoints, "CACHE", tmp_path)
-    folder, ids = checkpoints.folder_of("toy"), tuple(range(5, 105))
+    folder, ids = checkpoints.folder_of("embedded"), tuple(range(5, 105))
     peer = llamacpp.LlamaCpp(folder, form, 100, 2)
     model = llava_min.load(folder, device="cpu", dtype="float32")
     for more, act in (((), peer.prefill(100)), ((7, 7), peer.decode(100))):

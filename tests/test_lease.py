@@ -123,8 +123,13 @@ def test_a_run_to_its_end(lease):
     lease.stage("two", ["rows 3"])
     assert lease.run() == 0
     assert counted(lease.rows) == [
-        ("one", "task 0", 0), ("one", "task 0", 1), ("one", "task 1", 0),
-        ("two", "task 0", 0), ("two", "task 0", 1), ("two", "task 0", 2)]  # fmt: skip
+        ("one", "task 0", 0),
+        ("one", "task 0", 1),
+        ("one", "task 1", 0),
+        ("two", "task 0", 0),
+        ("two", "task 0", 1),
+        ("two", "task 0", 2),
+    ]
     assert all(row["dry"] and row["device"] for row in lease.rows)
     header = places.read(lease.out).headers[0]
     assert {"torch", "triton", "commit", "compiler", "ptxas", "sanitizer", "date"} <= set(header)
@@ -133,9 +138,17 @@ def test_a_run_to_its_end(lease):
     assert (lease.folder / "printed.txt").read_text().endswith(lease.table)
 
 
-@pytest.mark.parametrize("stage, number", [
-    ("one", signal.SIGKILL), ("two", signal.SIGKILL), ("one", signal.SIGTERM),
-    ("two", signal.SIGTERM), ("two", signal.SIGINT), ("one", signal.SIGHUP)])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, number",
+    [
+        ("one", signal.SIGKILL),
+        ("two", signal.SIGKILL),
+        ("one", signal.SIGTERM),
+        ("two", signal.SIGTERM),
+        ("two", signal.SIGINT),
+        ("one", signal.SIGHUP),
+    ],
+)
 def test_cut_off_and_resumed(lease, stage, number):
     """Every row is there once, and the task under way alone was run twice."""
     for name in ("one", "two"):
@@ -157,8 +170,10 @@ def test_cut_off_and_resumed(lease, stage, number):
     assert runs[0] == runs[2] == "xx" and len(runs[1]) == 3
 
 
-@pytest.mark.parametrize("how, named", [("exit 3", "exit code 3"), ("die 11", "SIGSEGV"),
-                                        ("raise 7", "RuntimeError: number 7.0")])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, named",
+    [("exit 3", "exit code 3"), ("die 11", "SIGSEGV"), ("raise 7", "RuntimeError: number 7.0")],
+)
 def test_a_task_that_fails_is_named_and_the_others_run(lease, how, named):
     lease.stage("one", ["rows 1", f"mark 1 rows 1 {how}", "rows 2"])
     lease.stage("two", ["rows 1"])
@@ -305,23 +320,80 @@ def made_up(count: int) -> places.Found:
     found = places.Found(headers=[{"line": "header", "device": "NVIDIA H200", "date": "today"}])
     for i in range(count):
         where = {"stage": "right", "key": f"check {i}"}
-        found.add(where | {"kernel": f"kernel {i % 40}", "dtype": "bfloat16", "shape": "S" * 60,
-                           "size": i, "ok": i % 3 > 0, "error": 2e-3, "allowed": 1e-3})  # fmt: skip
+        found.add(
+            where
+            | {
+                "kernel": f"kernel {i % 40}",
+                "dtype": "bfloat16",
+                "shape": "S" * 60,
+                "size": i,
+                "ok": i % 3 > 0,
+                "error": 2e-3,
+                "allowed": 1e-3,
+            }
+        )
         case = {"stage": "sweep", "key": f"case {i}", "kernel": "attention", "shape": "T" * 40}
         for block, ms in (([64, 64], 2.0), ([128, 64], 1.0)):
-            found.add(case | {"case": i, "block": block, "variant": "plain", "ms": ms, "ok": True,
-                              "current": ms == 2.0})  # fmt: skip
+            found.add(
+                case
+                | {
+                    "case": i,
+                    "block": block,
+                    "variant": "plain",
+                    "ms": ms,
+                    "ok": True,
+                    "current": ms == 2.0,
+                }
+            )
         for name, ms in (("llava_min", 2.0), ("sdpa cudnn", 1.0)):
-            found.add({"stage": "peers", "key": f"shape {i}", "section": "prefill 7B",
-                       "shape": f"shape {i}", "size": 8192, "name": name, "p50_ms": ms,
-                       "ours": name == "llava_min", "of_ceiling": 0.5})  # fmt: skip
-        found.add({"stage": "whole", "key": f"model {i}", "what": "decode", "model": "7B",
-                   "format": "int4", "size": 1024, "ms": 2.0, "tokens_per_s": 500.0,
-                   "planned_bytes": 2e9, "peak_bytes": 1e9, "peer_ms": 4.0})  # fmt: skip
-        found.add({"stage": "ceilings", "key": f"limit {i}", "what": f"limit {i}", "unit": "bytes",
-                   "per_second": 3e12})  # fmt: skip
-        found.add({"stage": "trace", "key": f"trace {i}", "trace": f"trace {i}", "share": 0.9,
-                   "us_together": 1000.0, "part": "qkv", "us": 900.0})  # fmt: skip
+            found.add(
+                {
+                    "stage": "peers",
+                    "key": f"shape {i}",
+                    "section": "prefill 7B",
+                    "shape": f"shape {i}",
+                    "size": 8192,
+                    "name": name,
+                    "p50_ms": ms,
+                    "ours": name == "llava_min",
+                    "of_ceiling": 0.5,
+                }
+            )
+        found.add(
+            {
+                "stage": "whole",
+                "key": f"model {i}",
+                "what": "decode",
+                "model": "7B",
+                "format": "int4",
+                "size": 1024,
+                "ms": 2.0,
+                "tokens_per_s": 500.0,
+                "planned_bytes": 2e9,
+                "peak_bytes": 1e9,
+                "peer_ms": 4.0,
+            }
+        )
+        found.add(
+            {
+                "stage": "ceilings",
+                "key": f"limit {i}",
+                "what": f"limit {i}",
+                "unit": "bytes",
+                "per_second": 3e12,
+            }
+        )
+        found.add(
+            {
+                "stage": "trace",
+                "key": f"trace {i}",
+                "trace": f"trace {i}",
+                "share": 0.9,
+                "us_together": 1000.0,
+                "part": "qkv",
+                "us": 900.0,
+            }
+        )
         found.add({"line": "missed", "stage": "right", "key": f"never {i}"})
     return found
 
@@ -331,9 +403,19 @@ def test_the_table_stays_short_and_has_every_part(count):
     text = table.text(made_up(count), list(run.STAGES))
     assert len(text.splitlines()) <= 120 and len(text) <= 11_000
     assert "right: kernel 0 bfloat16" in text
-    for words in ("THE MACHINE", "3,000 GB/s", "kernel 0", "2.00x attention", "0.50x sdpa cudnn",
-                  "500 tokens/s", "peak 1.00 of 2.00 GB", "2.00x transformers",
-                  "not reached: right", "compile: not begun", "trace 0: 1,000: qkv"):  # fmt: skip
+    for words in (
+        "THE MACHINE",
+        "3,000 GB/s",
+        "kernel 0",
+        "2.00x attention",
+        "0.50x sdpa cudnn",
+        "500 tokens/s",
+        "peak 1.00 of 2.00 GB",
+        "2.00x transformers",
+        "not reached: right",
+        "compile: not begun",
+        "trace 0: 1,000: qkv",
+    ):
         assert words in text, words
 
 
@@ -377,11 +459,23 @@ def test_the_fastest_block_is_that_of_all_shapes():
 def test_the_mark_of_the_bandwidth():
     found = made_up(1)
     for name, rate in (("copy", 3e12), ("read", 4e12), ("matmul", 8e14)):
-        found.add({"stage": "ceilings", "limit": name, "per_second": rate, "unit": "bytes",
-                   "what": name})  # fmt: skip
-    found.add({"stage": "peers", "key": "long", "section": "decode 7B", "shape": "7B, 131072 seen",
-               "size": 131072, "name": "llava_min", "ours": True, "p50_ms": 1.0,
-               "of_ceiling": 0.99, "gb_per_s": 3400.0})  # fmt: skip
+        found.add(
+            {"stage": "ceilings", "limit": name, "per_second": rate, "unit": "bytes", "what": name}
+        )
+    found.add(
+        {
+            "stage": "peers",
+            "key": "long",
+            "section": "decode 7B",
+            "shape": "7B, 131072 seen",
+            "size": 131072,
+            "name": "llava_min",
+            "ours": True,
+            "p50_ms": 1.0,
+            "of_ceiling": 0.99,
+            "gb_per_s": 3400.0,
+        }
+    )
     assert "85 %" in marks.MARKS[1].line(found) and marks.MARKS[1].line(found).endswith(": par")
 
 
@@ -434,18 +528,38 @@ def test_the_parts_of_a_trace():
     """Layers are known by the kernels around them, in a decoder and in the tower."""
     from bench.lease import trace
 
-    step = ["gather", "rms_norm_kernel"] + 2 * [
-        "linear_kernel", "write_kernel", "decode_kernel", "nvjet_tst", "splitKreduce_kernel",
-        "rms_norm_kernel", "gemm", "swiglu_kernel", "linear_kernel", "elementwise",
-        "rms_norm_kernel"] + ["gemvx", "copy"]  # fmt: skip
-    block = ["qkv", "rope", "attention", "output", "output", "norms", "gate_up", "activation",
-             "down", trace.REST, "norms"]  # fmt: skip
-    assert trace.parts(step) == [trace.REST, "norms", *block, *block, "head", trace.REST]
-    tower = ["copy", "gemm", "layer_norm_kernel", "gemm", "attention_kernel", "gemm", "elementwise",
-             "layer_norm_kernel", "gemm", "gelu_kernel", "gemm", "elementwise"]  # fmt: skip
     rest = trace.REST
-    assert trace.parts(tower) == [rest, "patches", "norms", "qkv", "attention", "output", rest,
-                                  "norms", "gate_up", "activation", "down", rest]  # fmt: skip
+    block = [
+        ("linear_kernel", "qkv"),
+        ("write_kernel", "rope"),
+        ("decode_kernel", "attention"),
+        ("nvjet_tst", "output"),
+        ("splitKreduce_kernel", "output"),
+        ("rms_norm_kernel", "norms"),
+        ("gemm", "gate_up"),
+        ("swiglu_kernel", "activation"),
+        ("linear_kernel", "down"),
+        ("elementwise", rest),
+        ("rms_norm_kernel", "norms"),
+    ]
+    first, last = [("gather", rest), ("rms_norm_kernel", "norms")], [("gemvx", "head")]
+    tower = [
+        ("copy", rest),
+        ("gemm", "patches"),
+        ("layer_norm_kernel", "norms"),
+        ("gemm", "qkv"),
+        ("attention_kernel", "attention"),
+        ("gemm", "output"),
+        ("elementwise", rest),
+        ("layer_norm_kernel", "norms"),
+        ("gemm", "gate_up"),
+        ("gelu_kernel", "activation"),
+        ("gemm", "down"),
+        ("elementwise", rest),
+    ]
+    for kernels in ([*first, *block, *block, *last, ("copy", rest)], tower):
+        names, parts = zip(*kernels)
+        assert trace.parts(list(names)) == list(parts)
 
 
 def test_the_page_says_where_the_time_goes():
@@ -453,14 +567,22 @@ def test_the_page_says_where_the_time_goes():
 
     from bench.lease import page, trace
 
-    found = [trace.Event("rms_norm_kernel", 10.0), trace.Event("gemm<float, 8>", 50.0),
-             trace.Event("write_kernel", 5.0), trace.Event("decode_kernel", 25.0)]  # fmt: skip
+    found = [
+        trace.Event("rms_norm_kernel", 10.0),
+        trace.Event("gemm<float, 8>", 50.0),
+        trace.Event("write_kernel", 5.0),
+        trace.Event("decode_kernel", 25.0),
+    ]
     rows = list(trace.rows_of("one step", found, 100.0, {"qkv": 40.0, "attention": 5.0}))
     assert sum(row["us"] for row in rows if "kernel" not in row) == 100.0
     text = page.html(rows, {"read": 3e12, "matmul": 8e14}, False)
-    for words in ("It takes 100 microseconds. 4 kernels run for 90 of them; 10 are gaps",
-                  "The largest part is qkv: 50%", "Most is to be gained in attention: 25",
-                  "50.0 us, 50.0%, 1.25x its floor", "gemm&lt;float, 8&gt;"):  # fmt: skip
+    for words in (
+        "It takes 100 microseconds. 4 kernels run for 90 of them; 10 are gaps",
+        "The largest part is qkv: 50%",
+        "Most is to be gained in attention: 25",
+        "50.0 us, 50.0%, 1.25x its floor",
+        "gemm&lt;float, 8&gt;",
+    ):
         assert words in text
     tree = ElementTree.fromstring(text.removeprefix("<!doctype html>"))  # every tag is closed
     assert len(tree.findall(".//svg/rect")) == 5 and len(tree.findall(".//svg/line")) == 2

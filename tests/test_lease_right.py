@@ -15,12 +15,16 @@ import pytest
 import torch
 from kernel_checks import mutated
 
-from bench import generate, kernels
+from bench import measure, models
+from bench.kernels import attention as attention_cases
+from bench.kernels.case import L2, Bench, Case, measured
 from bench.lease import peers, right, right_children, right_model, sanitise, whole
 from bench.lease import right_cases as cases
 from bench.lease import right_rule as rule
 from bench.lease import right_shapes as shapes
+from bench.lease import right_weights as weights
 from bench.lease.place import Place
+from bench.shapes import TOY
 from llava_min.kernels import choose, language
 
 DTYPES = (torch.float16, torch.float32)
@@ -58,8 +62,8 @@ MISTAKES = [
     ("norm", "test_norm", cases.add_rms_norm, "residual forgotten"),
     ("norm", "test_norm", cases.layer_norm, "padding centred"),
     ("activation", "test_activation", cases.swiglu, "gate and up exchanged"),
-    ("int4", "test_int4", cases.four_bits, "nibbles swapped"),
-    ("int4", "test_int4", cases.layer_of_bits, "bias forgotten"),
+    ("int4", "test_int4", weights.four_bits, "nibbles swapped"),
+    ("int4", "test_int4", weights.layer_of_bits, "bias forgotten"),
 ]
 
 
@@ -70,9 +74,9 @@ def test_a_mistake_of_one_line_is_found(
 ):
     module = importlib.import_module(f"llava_min.kernels.{name}")
     mutant = mutated(module, tmp_path, *importlib.import_module(tests).MUTANTS[mistake])
-    monkeypatch.setattr(cases, name, mutant)
-    if make is cases.layer_of_bits:
-        monkeypatch.setattr(sys.modules[cases.Packed.__module__], name, mutant)
+    monkeypatch.setattr(sys.modules[make.__module__], name, mutant)
+    if make is weights.layer_of_bits:
+        monkeypatch.setattr(sys.modules[weights.Packed.__module__], name, mutant)
     try:
         rows = [check(trial_of(place, make)) for check in (rule.is_right, steady)]
     except IndexError:  # a place outside of a tensor, which the interpreter refuses
@@ -112,8 +116,9 @@ def made_up(call) -> rule.Trial:
     def formula(double: bool) -> list[torch.Tensor]:
         return [2 * (numbers.double() if double else numbers)]
 
-    return rule.Trial("double", torch.float32, "3 rows", 12, lambda: call(numbers), [numbers],
-                      formula)  # fmt: skip
+    return rule.Trial(
+        "double", torch.float32, "3 rows", 12, lambda: call(numbers), [numbers], formula
+    )
 
 
 def test_a_right_kernel_passes():
@@ -176,15 +181,26 @@ def test_small_launches_are_of_every_kernel(interpreted):
     before = language.launches.copy()
     assert len(sanitise.main("cpu")) == len(sanitise.SMALL)
     launched = set(language.launches - before)
-    assert {"attention_kernel", "decode_kernel", "write_kernel", "linear_kernel",
-            "dequantise_kernel", "rms_norm_kernel", "layer_norm_kernel", "swiglu_kernel",
-            "gelu_kernel"} <= launched  # fmt: skip
+    assert {
+        "attention_kernel",
+        "decode_kernel",
+        "write_kernel",
+        "linear_kernel",
+        "dequantise_kernel",
+        "rms_norm_kernel",
+        "layer_norm_kernel",
+        "swiglu_kernel",
+        "gelu_kernel",
+    } <= launched
 
 
 def test_every_fixed_check_has_a_name_of_its_own(place):
     place.dry = False
-    keys = [key for make in (right.kernel_tasks, right.border_tasks, right.vast_tasks)
-            for key, _ in make(place)]  # fmt: skip
+    keys = [
+        key
+        for make in (right.kernel_tasks, right.border_tasks, right.vast_tasks)
+        for key, _ in make(place)
+    ]
     keys += [key for key, _ in right.model_tasks(place, None)]
     assert len(set(keys)) == len(keys) > 100
 
@@ -202,8 +218,8 @@ class WrongStep(right_model.Step):
 
 
 def test_a_wrong_step_is_found(monkeypatch, interpreted):
-    text = replace(generate.TOY, num_layers=1)
-    network = generate.network_of(generate.decoder_of(text, False, "cpu", torch.float32))
+    text = replace(TOY, num_layers=1)
+    network = models.network_of(models.decoder_of(text, False, "cpu", torch.float32))
     for step, ok in ((right_model.Step, True), (WrongStep, False)):
         monkeypatch.setattr(right_model, "Step", step)
         rows = list(right_model.recorded_steps(network, torch.float32, "plain", [1, 2], 1))
@@ -243,8 +259,11 @@ def test_another_token_is_found_where_the_margin_is_clear():
 
 
 def test_the_report_of_pytest_becomes_rows():
-    marks = ('<testcase name="a"/>', '<testcase name="b"><failure message="1 != 2"/></testcase>',
-             '<testcase name="c"><skipped message="no GPU"/></testcase>')  # fmt: skip
+    marks = (
+        '<testcase name="a"/>',
+        '<testcase name="b"><failure message="1 != 2"/></testcase>',
+        '<testcase name="c"><skipped message="no GPU"/></testcase>',
+    )
     rows = list(right_children.tests_of(f"<suite>{''.join(marks)}</suite>".encode()))
     assert [(row["shape"], row.get("ok")) for row in rows] == [
         ("a", True),
@@ -254,11 +273,14 @@ def test_the_report_of_pytest_becomes_rows():
     assert rows[1]["problem"] == "1 != 2" and rows[2]["skipped"] == "no GPU"
 
 
-@pytest.mark.parametrize(("code", "dry", "problem"), [
-    (None, False, "no end in"), (4, False, "none ran"), (4, True, "none ran")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "dry", "problem"),
+    [(None, False, "no end in"), (4, False, "none ran"), (4, True, "none ran")],
+)
 def test_tests_that_do_not_run_are_found(code, dry, problem, tmp_path):
-    tests = SimpleNamespace(run=SimpleNamespace(wait=lambda seconds: (code, "")),
-                            report=tmp_path / "missing.xml")  # fmt: skip
+    tests = SimpleNamespace(
+        run=SimpleNamespace(wait=lambda seconds: (code, "")), report=tmp_path / "missing.xml"
+    )
     (row,) = right_children.MarkedTests.rows(tests, 5.0, dry)
     assert not row["ok"] and problem in row["problem"]
 
@@ -304,16 +326,14 @@ def test_a_process_is_waited_for_and_ended():
 @pytest.mark.parametrize("size", [4.4e6, 6.8e6, 0.5e6, 68e6, 270e6])
 def test_copies_do_not_fit_into_the_l2_cache(size):
     """Four times over: 0.5B gate_up, 7B output, decoding 0.5B after 1,024 tokens, 7B gate_up."""
-    bench = kernels.Bench("cpu", torch.float32, False)
-    assert 4 * kernels.L2 <= bench.copies(size) * size < 4 * kernels.L2 + 2 * size
+    bench = Bench("cpu", torch.float32, False)
+    assert 4 * L2 <= bench.copies(size) * size < 4 * L2 + 2 * size
 
 
 def test_each_candidate_goes_through_all_copies(monkeypatch):
     """A sample is of whole rounds; a row says what one call took."""
-    called, row = (
-        [],
-        kernels.measure.Row("", "", 1, "llava_min", True, 30, 30, 30, 300, 3, 1, 1, 1, 1),
-    )
+    called = []
+    row = measure.Row("", "", 1, "llava_min", True, 30, 30, 30, 300, 3, 1, 1, 1, 1)
 
     def rows_of(section, shape, size, candidates, costs, limits, rounds):
         assert costs == {"": (300, 3)}
@@ -321,15 +341,18 @@ def test_each_candidate_goes_through_all_copies(monkeypatch):
             candidates["llava_min"](number)
         return [row]
 
-    monkeypatch.setattr(kernels.measure, "rows_of", rows_of)
-    case = kernels.Case("", "", 1, {"llava_min": called.append}, {"": (100, 1)}, copies=3)
-    (found,) = kernels.measured(case, {}, 1)
+    monkeypatch.setattr(measure, "rows_of", rows_of)
+    case = Case("", "", 1, {"llava_min": called.append}, {"": (100, 1)}, copies=3)
+    (found,) = measured(case, {}, 1)
     assert called == [0, 1, 2, 3, 4, 5] and (found.p50_ms, found.bytes, found.flops) == (10, 100, 1)
 
 
 def test_peers_compute_the_same():
-    bench = kernels.Bench("cpu", torch.float32, True, compiled=False)
-    for case in (kernels.chunk_case(bench, "7B", 1, 1), kernels.prefill_case(bench, "0.5B", 1)):
+    bench = Bench("cpu", torch.float32, True, compiled=False)
+    for case in (
+        attention_cases.chunk_case(bench, "7B", 1, 1),
+        attention_cases.prefill_case(bench, "0.5B", 1),
+    ):
         ours = case.candidates.pop("llava_min")(0).transpose(1, 2)
         case.candidates = {n: c for n, c in case.candidates.items() if n[-5:] in ("calls", "flash")}
         for call in case.candidates.values():
@@ -338,9 +361,9 @@ def test_peers_compute_the_same():
 
 def run_all(tasks) -> list[dict]:
     rows, keys = [], []
-    for key, measure in tasks:
+    for key, task in tasks:
         keys.append(key)
-        rows += [json.loads(json.dumps(row)) for row in measure()]
+        rows += [json.loads(json.dumps(row)) for row in task()]
     assert len(set(keys)) == len(keys)
     return rows
 
@@ -351,15 +374,25 @@ def test_peers_at_toy_size(place):
     assert sections >= {"decode 7B", "prefill 7B", "int4 7B gate_up", "vision SigLIP", "chunk 7B"}
     assert all(row["p50_ms"] > 0 and row["of_ceiling"] > 0 for row in rows)
     assert {row["name"] for row in rows if row["section"] == "decode 7B"} >= {
-        "llava_min", "llava_min int8", "llava_min fp8"}  # fmt: skip
+        "llava_min",
+        "llava_min int8",
+        "llava_min fp8",
+    }
 
 
 def test_whole_models_at_toy_size(place):
     """All but the peer, whose import takes seconds: tests/test_lease.py goes through it."""
-    place.rows += [{"stage": "ceilings", "limit": name, "per_second": 1e11}
-                   for name in ("copy", "read", "matmul")]  # fmt: skip
+    place.rows += [
+        {"stage": "ceilings", "limit": name, "per_second": 1e11}
+        for name in ("copy", "read", "matmul")
+    ]
     rows = run_all(task for task in whole.tasks(place) if "transformers" not in task[0])
-    assert {row["what"] for row in rows} >= {"decode", "prefill", "frames", "tower",
-                                             "decode, int8 cache"}  # fmt: skip
+    assert {row["what"] for row in rows} >= {
+        "decode",
+        "prefill",
+        "frames",
+        "tower",
+        "decode, int8 cache",
+    }
     assert all(row["ms"] > 0 for row in rows)
     assert all(0 < row["of_ceiling"] < 1 for row in rows if row["what"] in ("decode", "prefill"))

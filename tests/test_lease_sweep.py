@@ -53,11 +53,15 @@ def test_a_variant_is_the_product_but_for_its_lines():
 def test_every_candidate_was_compiled():
     """pruned.jsonl holds a line for each, and nothing else."""
     lines = map(json.loads, candidates.PRUNED.read_text().splitlines())
-    found = [(line["kernel"], tuple(line["case"]), line["shape"], tuple(line["block"]),
-              line["variant"]) for line in lines]  # fmt: skip
-    expected = [(case.module, case.row, case.shape, candidate.block, candidate.variant)
-                for case in candidates.first_cases()
-                for candidate in candidates.kernels_of(case)]  # fmt: skip
+    found = [
+        (line["kernel"], tuple(line["case"]), line["shape"], tuple(line["block"]), line["variant"])
+        for line in lines
+    ]
+    expected = [
+        (case.module, case.row, case.shape, candidate.block, candidate.variant)
+        for case in candidates.first_cases()
+        for candidate in candidates.kernels_of(case)
+    ]
     assert found == expected
 
 
@@ -79,8 +83,18 @@ def test_a_promise_prefers_fewer_instructions_and_more_at_once():
 
 def test_reasons_to_drop():
     case = next(case for case in CASES if case.module == "attention")
-    fine = dict(reg=128, shared=65536, warps=8, stack=0, local=0, loop=300, spills_in_loop=0,
-                single_loads_in_loop=0, waits_in_loop=3, products_in_loop=8)  # fmt: skip
+    fine = dict(
+        reg=128,
+        shared=65536,
+        warps=8,
+        stack=0,
+        local=0,
+        loop=300,
+        spills_in_loop=0,
+        single_loads_in_loop=0,
+        waits_in_loop=3,
+        products_in_loop=8,
+    )
     assert candidates.reason(case, fine) is None and candidates.fit(fine) == 2
     wrong = dict(
         stack=24, spills_in_loop=1, shared=300_000, single_loads_in_loop=8, waits_in_loop=16
@@ -117,8 +131,12 @@ def test_every_row_of_the_tables_is_swept():
     from llava_min.kernels import decode_attention, int4
 
     tables = {"attention": attention, "decode_attention": decode_attention, "int4": int4}
-    rows = {(name, row[1:]) for name, module in tables.items() for row in module.BLOCKS
-            if row[0] == candidates.PART}  # fmt: skip
+    rows = {
+        (name, row[1:])
+        for name, module in tables.items()
+        for row in module.BLOCKS
+        if row[0] == candidates.PART
+    }
     assert rows | {(name, (constant,)) for name, constant in candidates.CONSTANTS.items()} == set(
         sweep.WORTH
     )
@@ -231,15 +249,40 @@ def project(tmp_path) -> Path:
 
 def lease(folder: Path, **header) -> Path:
     """The folder of a lease that nobody ran."""
-    peer = dict(stage="peers", key="", section="prefill 7B", shape="made up", size=8, name="sdpa",
-                ours=False, p20_ms=1.0, p50_ms=1.0, p80_ms=1.0, bytes=1e6, flops=1e9,
-                gb_per_s=1.0, tflop_per_s=1.0, of_ceiling=0.5, of_best_peer=1.0,
-                device="made up")  # fmt: skip
+    peer = dict(
+        stage="peers",
+        key="",
+        section="prefill 7B",
+        shape="made up",
+        size=8,
+        name="sdpa",
+        ours=False,
+        p20_ms=1.0,
+        p50_ms=1.0,
+        p80_ms=1.0,
+        bytes=1e6,
+        flops=1e9,
+        gb_per_s=1.0,
+        tflop_per_s=1.0,
+        of_ceiling=0.5,
+        of_best_peer=1.0,
+        device="made up",
+    )
     ours = peer | dict(name="llava_min", ours=True, size=16, p50_ms=0.5, of_best_peer=2.0)
-    limits = [dict(stage="ceilings", key="", limit=name, per_second=1e12, device="made up")
-              for name in ("copy", "matmul")]  # fmt: skip
-    whole = dict(stage="whole", key="", what="decode", model="7B", format="int4", size=1024,
-                 ms=1.25, tokens_per_s=800.0)  # fmt: skip
+    limits = [
+        dict(stage="ceilings", key="", limit=name, per_second=1e12, device="made up")
+        for name in ("copy", "matmul")
+    ]
+    whole = dict(
+        stage="whole",
+        key="",
+        what="decode",
+        model="7B",
+        format="int4",
+        size=1024,
+        ms=1.25,
+        tokens_per_s=800.0,
+    )
     journal = place.Journal(folder)
     facts = dict(device="NVIDIA H100 80GB HBM3", date="2000-01-01T00:00:00", commit="abc1234")
     journal.write(line="header", **facts | dict(torch="0", triton="0") | header)

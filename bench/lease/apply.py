@@ -29,11 +29,17 @@ def measured(found: place.Found) -> dict[tuple, tuple[Candidate, str]]:
     card = re.sub(r"NVIDIA |\s*\d*GB.*", "", str(header.get("device"))).strip()
     winners = {}
     for (kernel, case), winner in sweep.best(rows).items():
-        mine = next(row for row in rows if row.get("ok") and row["kernel"] == kernel
-                    and (row["case"], tuple(row["block"]), row["variant"])
-                    == (list(case), winner.block, ""))  # fmt: skip
-        words = (f"{mine['ms']:.3g} ms, was {mine['present_ms']:.3g}: {card}, "
-                 f"{header.get('commit') or 'no commit'}")  # fmt: skip
+        mine = next(
+            row
+            for row in rows
+            if row.get("ok")
+            and row["kernel"] == kernel
+            and (row["case"], tuple(row["block"]), row["variant"]) == (list(case), winner.block, "")
+        )
+        words = (
+            f"{mine['ms']:.3g} ms, was {mine['present_ms']:.3g}: {card}, "
+            f"{header.get('commit') or 'no commit'}"
+        )
         winners[kernel, case] = winner, words
     return winners
 
@@ -75,8 +81,9 @@ def patch_of(texts: dict[Path, tuple[str, str]]) -> str:
     """A unified diff, as `git apply` takes it."""
     lines = []
     for path, (old, new) in sorted(texts.items()):
-        lines += difflib.unified_diff(old.splitlines(True), new.splitlines(True),
-                                      f"a/{path}", f"b/{path}")  # fmt: skip
+        lines += difflib.unified_diff(
+            old.splitlines(True), new.splitlines(True), f"a/{path}", f"b/{path}"
+        )
     return "".join(lines)
 
 
@@ -109,22 +116,38 @@ def table(names: list[str], lines: list[list[str]]) -> str:
 def page(found: place.Found) -> str:
     """What stands between the marks of docs/gpu.md: where, kernels beside peers, whole models."""
     header = found.headers[-1]
-    words = [f"{name} {header[name]}" for name in ("torch", "triton", "driver_version", "commit")
-             if header.get(name)]  # fmt: skip
+    words = [
+        f"{name} {header[name]}"
+        for name in ("torch", "triton", "driver_version", "commit")
+        if header.get(name)
+    ]
     parts = [f"Measured on one {header['device']}, {header['date'][:10]}, {', '.join(words)}.\n"]
     peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
     if peers:
-        lines = [[row["section"], row["shape"], row["name"], f"{row['p50_ms']:.4f}",
-                  f"{row['of_ceiling']:.0%}", f"{row['of_best_peer']:.2f}" if row["ours"] else ""]
-                 for row in peers]  # fmt: skip
-        parts.append(table(["kernel", "shape", "of", "ms", "of the limit", "beside the best peer"],
-                           lines))  # fmt: skip
+        lines = [
+            [
+                row["section"],
+                row["shape"],
+                row["name"],
+                f"{row['p50_ms']:.4f}",
+                f"{row['of_ceiling']:.0%}",
+                f"{row['of_best_peer']:.2f}" if row["ours"] else "",
+            ]
+            for row in peers
+        ]
+        parts.append(
+            table(["kernel", "shape", "of", "ms", "of the limit", "beside the best peer"], lines)
+        )
     whole = [row for row in found.rows if row["stage"] == "whole" and "what" in row]
     if whole:
-        lines = [[str(row.get(name) or "") for name in ("what", "model", "format", "size")]
-                 + [f"{row['ms']:.3f}" if row.get("ms") else "",
-                    f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else ""]
-                 for row in whole]  # fmt: skip
+        lines = [
+            [str(row.get(name) or "") for name in ("what", "model", "format", "size")]
+            + [
+                f"{row['ms']:.3f}" if row.get("ms") else "",
+                f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
+            ]
+            for row in whole
+        ]
         parts.append(table(["what", "model", "format", "size", "ms", "tokens/s"], lines))
     return "\n".join(parts)
 

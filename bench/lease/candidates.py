@@ -29,8 +29,14 @@ from .sweep_cases import CASES, EIGHT, Case, Where
 
 PRUNED = Path(__file__).with_name("pruned.jsonl")
 NUMBER, PART = 90, "227 KB"  # the GPU of the lease
-MODULES = {"attention": attention, "decode_attention": decode_attention, "int4": int4,
-           "norm": norm, "activation": activation, "rope": rope}  # fmt: skip
+MODULES = {
+    "attention": attention,
+    "decode_attention": decode_attention,
+    "int4": int4,
+    "norm": norm,
+    "activation": activation,
+    "rope": rope,
+}
 CONSTANTS = {"norm": "TILE", "activation": "TILE", "rope": "TOKENS"}  # tables of one number
 BOUND = {
     # the functions whose last argument is such a constant by default
@@ -76,12 +82,16 @@ GRIDS = {
 TWO_OF_A_KIND = ((64, 128), (64, 128), (4, 8), (2, 3))
 VARIED = {
     # the same for a variant of the kernel
-    "descriptors": {("attention", (128, True)): TWO_OF_A_KIND,
-                    ("attention", (64, True)): TWO_OF_A_KIND,
-                    ("attention", (64, False)): TWO_OF_A_KIND},
-    "borders": {("attention", (80, False)): GRIDS["attention", (80, False)],
-                ("attention", (64, False)): ((64, 128), (64, 128), (4, 8), (2, 3))},
-}  # fmt: skip
+    "descriptors": {
+        ("attention", (128, True)): TWO_OF_A_KIND,
+        ("attention", (64, True)): TWO_OF_A_KIND,
+        ("attention", (64, False)): TWO_OF_A_KIND,
+    },
+    "borders": {
+        ("attention", (80, False)): GRIDS["attention", (80, False)],
+        ("attention", (64, False)): ((64, 128), (64, 128), (4, 8), (2, 3)),
+    },
+}
 
 
 def kernels_of(case: Case) -> Iterator[Candidate]:
@@ -191,8 +201,13 @@ def clocks(case: Case, block: tuple, code: dict, running: int) -> float:
 
 def judged(case: Case, candidate: Candidate) -> dict:
     """The line of one candidate: its counts, and why it was dropped, or nothing."""
-    line = {"kernel": case.module, "case": case.row, "shape": case.shape,
-            "block": candidate.block, "variant": candidate.variant}  # fmt: skip
+    line = {
+        "kernel": case.module,
+        "case": case.row,
+        "shape": case.shape,
+        "block": candidate.block,
+        "variant": candidate.variant,
+    }
     try:
         code = machine_code(launch_of(case, candidate).compiled())
     except (CompilationError, PTXASError, RuntimeError) as error:

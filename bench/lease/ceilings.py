@@ -101,8 +101,9 @@ def products8(place: Place) -> Iterator[dict]:
     if not place.dry and torch.cuda.get_device_capability() < (8, 9):
         return
     size = 64 if place.dry else 8192
-    left, right = (torch.randn(size, size, device=place.device).to(torch.float8_e4m3fn)
-                   for _ in range(2))  # fmt: skip
+    left, right = (
+        torch.randn(size, size, device=place.device).to(torch.float8_e4m3fn) for _ in range(2)
+    )
     one = torch.ones((), device=place.device)
     right = right.T  # the operator takes its right side column by column
 

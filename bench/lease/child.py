@@ -149,8 +149,9 @@ def failure(error: BaseException) -> dict:
     """The row of an error: its kind, its first line, and where in this project it was raised."""
     first = (str(error).strip().splitlines() or [""])[0][:300]
     frames = traceback.extract_tb(error.__traceback__)
-    here = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename),
-                frames[-1])  # fmt: skip
+    here = next(
+        (frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1]
+    )
     place = f"{os.path.basename(here.filename)}:{here.lineno}"
     return {"ok": False, "error": f"{type(error).__name__}: {first} ({place})"}
 

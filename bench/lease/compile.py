@@ -91,9 +91,15 @@ def one(index: int) -> dict:
     stub(code)
     seconds = round(time.perf_counter() - start, 3)
     needs = resources(code)
-    return {"kernel": launch.name, "dtype": launch.dtype(), "seconds": seconds,
-            "registers": needs["reg"], "shared": needs["shared"], "spills": needs["stack"],
-            "options": launch.options}  # fmt: skip
+    return {
+        "kernel": launch.name,
+        "dtype": launch.dtype(),
+        "seconds": seconds,
+        "registers": needs["reg"],
+        "shared": needs["shared"],
+        "spills": needs["stack"],
+        "options": launch.options,
+    }
 
 
 def stub(code) -> None:

@@ -28,8 +28,9 @@ SMI = (
 def output(*command: str) -> str | None:
     """What a command prints, or None where it is absent, fails, or takes ten seconds."""
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=10,
-                             cwd=Path(__file__).parent)  # fmt: skip
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() if run.returncode == 0 else None

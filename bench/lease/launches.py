@@ -4,12 +4,13 @@ in:  a GPU to pretend      out: Launches, one for each different machine code
 The product itself is called, on tensors without memory: towers, decoders with chunks of a prompt
 and single steps, caches of 16 and 8 bits, weights of 16, 8 and 4. Layers after the second launch
 what the second does, so there are two. In float32 attention and products of matrices go to torch.
-Read signatures.py first. Read next: candidates.py.
+Read ../shapes.py, signatures.py first. Read next: candidates.py.
 
 B rows of a batch, T new tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -17,29 +18,14 @@ import torch
 
 from llava_min.cache import Cache
 from llava_min.config import LlavaConfig, Quantization
-from llava_min.families import layouts
 from llava_min.kernels import choose
 from llava_min.model import Network
 from llava_min.weights import load, packed
 
+from ..shapes import TEXTS, TOWERS
 from .signatures import GPUS, Launch, recording
 
 DTYPES = (torch.bfloat16, torch.float16)
-TEXTS = {
-    # width, width of the gate, heads, key/value heads, vocabulary
-    "7B": (3584, 18944, 28, 4, 152064),
-    "0.5B": (896, 4864, 14, 2, 151936),
-    "72B": (8192, 29568, 64, 8, 152064),
-    "Vicuna 7B": (4096, 11008, 32, 32, 32064),  # Qwen1.5-7B has the same sizes
-    "Qwen1.5 0.5B": (1024, 2816, 16, 16, 152000),
-    "embedded": (256, 512, 4, 2, 512),
-}
-TOWERS = {
-    # width, width of the MLP, heads, side of a tile
-    "SigLIP": ("siglip_vision_model", 1152, 4304, 16, 384),
-    "CLIP": ("clip_vision_model", 1024, 4096, 16, 336),
-    "embedded": ("siglip_vision_model", 128, 512, 2, 84),
-}
 CACHES = {"16": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 WEIGHTS = {
     "16": None,
@@ -60,16 +46,8 @@ LAYERS = 2
 
 def settings(text: str, tower: str, weights: Quantization | None = None) -> LlavaConfig:
     """A checkpoint's configuration from two names, cut to two layers."""
-    width, inner, heads, kv_heads, words = TEXTS[text]
-    values = {"vocab_size": words, "hidden_size": width, "intermediate_size": inner,
-              "num_hidden_layers": LAYERS, "num_attention_heads": heads,
-              "num_key_value_heads": kv_heads}  # fmt: skip
-    speech = layouts.text_config(layouts.Fields(values, text), "qwen2", False, ())
-    kind, width, inner, heads, side = TOWERS[tower]
-    values = {"model_type": kind, "hidden_size": width, "intermediate_size": inner,
-              "num_hidden_layers": LAYERS, "num_attention_heads": heads,
-              "image_size": side, "patch_size": 14}  # fmt: skip
-    sight = layouts.vision_config(layouts.Fields(values, tower), -1)
+    speech = replace(TEXTS[text], num_layers=LAYERS, tied=False)
+    sight = replace(TOWERS[tower], num_layers=LAYERS)
     return LlavaConfig("llava_onevision", sight, speech, "", quantization=weights)
 
 
@@ -164,8 +142,9 @@ def kind(launch: Launch) -> tuple:
     Of int4's bias and shares of sums, which come after the loop, the first launch has all.
     """
     some = launch.arguments[: 3 if launch.name == "linear_kernel" else None]
-    types = tuple(str(argument.dtype) if isinstance(argument, torch.Tensor) else None
-                  for argument in some)  # fmt: skip
+    types = tuple(
+        str(argument.dtype) if isinstance(argument, torch.Tensor) else None for argument in some
+    )
     loose = LOOSE.get(launch.name, {"WIDTH"})
     options = {name: value for name, value in launch.options.items() if name not in loose}
     if "USED" in options:  # rows of a tile of the tensor cores, which are 16 at least

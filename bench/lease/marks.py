@@ -53,10 +53,13 @@ def measured(found: Found, stage: str, *words: str, **wanted) -> list[dict]:
     """The rows of a stage whose text holds these words and whose fields have these values."""
 
     def fits(row: dict) -> bool:
-        text = " ".join(str(row.get(name, "")) for name in ("section", "shape", "what", "model",
-                                                            "format", "name"))  # fmt: skip
+        text = " ".join(
+            str(row.get(name, ""))
+            for name in ("section", "shape", "what", "model", "format", "name")
+        )
         return all(word in text for word in words) and all(
-            row.get(name) == value for name, value in wanted.items())  # fmt: skip
+            row.get(name) == value for name, value in wanted.items()
+        )
 
     return [row for row in rows_of(found, stage) if fits(row)]
 
@@ -65,11 +68,17 @@ def beside(section: str, peer: str, **wanted) -> Callable[[Found], float | None]
     """The smallest ratio of a peer's time to ours, over the shapes of a section that fit."""
 
     def value(found: Found) -> float | None:
-        rows = [row for row in measured(found, "peers", section)
-                if all(test(row) for test in wanted.values())]  # fmt: skip
+        rows = [
+            row
+            for row in measured(found, "peers", section)
+            if all(test(row) for test in wanted.values())
+        ]
         theirs = {row["shape"]: row["p50_ms"] for row in rows if row["name"] == peer}
-        ratios = [theirs[row["shape"]] / row["p50_ms"] for row in rows
-                  if row["name"] == "llava_min" and row["shape"] in theirs]  # fmt: skip
+        ratios = [
+            theirs[row["shape"]] / row["p50_ms"]
+            for row in rows
+            if row["name"] == "llava_min" and row["shape"] in theirs
+        ]
         return min(ratios, default=None)
 
     return value
@@ -98,16 +107,15 @@ def duration(**wanted) -> Callable[[Found], float | None]:
     return value
 
 
+of_cudnn = beside("prefill 7B", "sdpa cudnn", long=lambda row: row["size"] >= 8192)
+of_int4pack = beside("int4 7B gate_up", "_weight_int4pack_mm", one=lambda row: row["size"] == 1)
+prompt = duration(what="prefill", model="7B", size=32768)
+frames = duration(what="frames", model="7B", size=64)
 MARKS = (
-    Mark("prefill attention, head 128, from 8k: of cuDNN",
-         beside("prefill 7B", "sdpa cudnn", long=lambda row: row["size"] >= 8192),
-         0.72, 0.95, "x"),
+    Mark("prefill attention, head 128, from 8k: of cuDNN", of_cudnn, 0.72, 0.95, "x"),
     Mark("decode attention at 128k: of the bandwidth", of_limit, 80, 92, "%"),
-    Mark("int4 gate_up, one row: of _weight_int4pack_mm",
-         beside("int4 7B gate_up", "_weight_int4pack_mm", one=lambda row: row["size"] == 1),
-         1.3, 1.8, "x"),
+    Mark("int4 gate_up, one row: of _weight_int4pack_mm", of_int4pack, 1.3, 1.8, "x"),
     Mark("7B int4, decoding after 1,024 tokens", rate, 570, 740, "tokens/s", (400, 520)),
-    Mark("7B, a prompt of 32k", duration(what="prefill", model="7B", size=32768), 1.15, 0.97, "s"),
-    Mark("64 OneVision frames to the first token",
-         duration(what="frames", model="7B", size=64), 0.5, 0.4, "s"),
-)  # fmt: skip
+    Mark("7B, a prompt of 32k", prompt, 1.15, 0.97, "s"),
+    Mark("64 OneVision frames to the first token", frames, 0.5, 0.4, "s"),
+)

@@ -10,11 +10,19 @@ NAME = "trace.html"
 LABEL, BAR, HEIGHT = 190, 560, 24  # pixels: of a part's name, of the longest bar, of a line
 KERNELS = 12  # lines of the list of kernels
 COLOURS = {
-    "attention": "#2471a3", "qkv": "#b9770e", "output": "#d68910", "gate_up": "#c0392b",
-    "down": "#e67e22", "head": "#7d3c98", "patches": "#7d3c98", "norms": "#1e8449",
-    "rope": "#17a589", "activation": "#27ae60", "additions and copies": "#566573",
+    "attention": "#2471a3",
+    "qkv": "#b9770e",
+    "output": "#d68910",
+    "gate_up": "#c0392b",
+    "down": "#e67e22",
+    "head": "#7d3c98",
+    "patches": "#7d3c98",
+    "norms": "#1e8449",
+    "rope": "#17a589",
+    "activation": "#27ae60",
+    "additions and copies": "#566573",
     "gaps between kernels": "#c8ccd0",
-}  # fmt: skip
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1b1f23; background: #fff }
@@ -102,18 +110,23 @@ def bars(parts: list[dict]) -> str:
         y, width = HEIGHT * index, BAR * row["us"] / longest
         drawn.append(f'<text x="{LABEL - 8}" y="{y + 16}" text-anchor="end">{row["part"]}</text>')
         colour = COLOURS.get(row["part"], "#566573")
-        drawn.append(f'<rect x="{LABEL}" y="{y + 3}" width="{max(width, 1):.1f}" '
-                     f'height="{HEIGHT - 7}" fill="{colour}"/>')  # fmt: skip
+        drawn.append(
+            f'<rect x="{LABEL}" y="{y + 3}" width="{max(width, 1):.1f}" '
+            f'height="{HEIGHT - 7}" fill="{colour}"/>'
+        )
         end, label = LABEL + width, f"{row['us']:,.1f} us, {row['share']:.1%}"
         if row.get("floor_us"):
             x = LABEL + BAR * row["floor_us"] / longest
-            drawn.append(f'<line x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + HEIGHT - 1}" '
-                         'stroke="#000" stroke-width="2"/>')  # fmt: skip
+            drawn.append(
+                f'<line x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + HEIGHT - 1}" '
+                'stroke="#000" stroke-width="2"/>'
+            )
             end, label = max(end, x), f"{label}, {row['us'] / row['floor_us']:.2f}x its floor"
         drawn.append(f'<text x="{end + 6:.1f}" y="{y + 16}">{label}</text>')
     width, height = LABEL + BAR + 220, HEIGHT * len(parts)
     title = "Microseconds of each part: " + ", ".join(
-        f"{row['part']} {row['us']:,.0f}" for row in parts)  # fmt: skip
+        f"{row['part']} {row['us']:,.0f}" for row in parts
+    )
     inner = "\n".join(drawn)
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '

@@ -1,9 +1,9 @@
 """Each kernel at a few shapes of worth, beside its peers in the same process.
 
-in:  a Place      out: the rows of bench/kernels.py, as dictionaries
+in:  a Place      out: the rows of bench/kernels/, as dictionaries
 The most important shapes come first. Peers that torch.compile makes take seconds each, so they come
 last, once more beside our kernel.
-Read before: ../kernels.py.
+Read ../kernels/__init__.py first.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +12,9 @@ from functools import partial
 
 import torch
 
-from .. import kernels, measure
-from ..kernels import Bench, Case
+from .. import measure
+from ..kernels import attention, decode_attention, int4, pointwise, rope
+from ..kernels.case import Bench, Case, measured
 from .place import Place
 
 SECONDS = 60
@@ -23,33 +24,60 @@ Make = Callable[[Bench], Case]
 Task = tuple[str, Callable[[], Iterator[dict]]]
 
 
+WANTED = (  # in the order of worth
+    (decode_attention.decode_case, "7B", 131072),
+    (attention.prefill_case, "7B", 8192),
+    (attention.prefill_case, "7B", 32768),
+    (int4.int4_case, "7B gate_up", 1),
+    (decode_attention.decode_case, "7B", 1024),
+    (decode_attention.decode_case, "7B", 32768),
+    (attention.vision_case, "SigLIP", 64),
+    (attention.vision_case, "SigLIP", 8),
+    (int4.int4_case, "7B down", 1),
+    (int4.int4_case, "7B head", 1),
+    (int4.int4_case, "7B gate_up", 16),
+    (int4.int4_case, "7B gate_up", 64),
+    (attention.chunk_case, "7B", 2048, 6144),
+    (attention.chunk_case, "7B", 2048, 30720),
+    (attention.prefill_case, "0.5B", 8192),
+    (int4.int4_case, "7B gate_up", 4096),
+    (pointwise.pointwise_case, "add_rms_norm", 1),
+    (pointwise.pointwise_case, "swiglu", 1),
+    (rope.rope_case, 1),
+    (pointwise.pointwise_case, "add_rms_norm", 8192),
+    (pointwise.pointwise_case, "swiglu", 8192),
+    (rope.rope_case, 8192),
+    (pointwise.pointwise_case, "layer_norm", 8192),
+    (pointwise.pointwise_case, "gelu", 8192),
+    (attention.vision_case, "SigLIP", 1),
+    (attention.vision_case, "CLIP", 64),
+    (attention.vision_case, "CLIP", 8),
+    (attention.vision_case, "CLIP", 1),
+    (decode_attention.decode_case, "0.5B", 1024),
+    (int4.int4_case, "0.5B gate_up", 1),
+    (int4.int4_case, "7B down", 16),
+    (int4.int4_case, "7B head", 16),
+    (int4.int4_case, "7B down", 64),
+    (int4.int4_case, "7B head", 64),
+    (int4.int4_case, "7B down", 4096),
+)
+LAST = (  # of these the compiled peers, in this order
+    "add_rms_norm 8192",
+    "swiglu 8192",
+    "rope 8192",
+    "add_rms_norm 1",
+    "prefill 7B 8192",
+    "vision SigLIP 8",
+)
+
+
 def cases() -> dict[str, Make]:
-    """How to make the case of each shape, by name, in the order of worth."""
-    prefill, decode = kernels.prefill_case, kernels.decode_case
-    chunk, vision, int4 = kernels.chunk_case, kernels.vision_case, kernels.int4_case
-    pointwise, rope = kernels.pointwise_case, kernels.rope_case
-    wanted = [
-        (decode, "7B", 131072), (prefill, "7B", 8192), (prefill, "7B", 32768),
-        (int4, "7B gate_up", 1), (decode, "7B", 1024), (decode, "7B", 32768),
-        (vision, "SigLIP", 64), (vision, "SigLIP", 8), (int4, "7B down", 1), (int4, "7B head", 1),
-        (int4, "7B gate_up", 16), (int4, "7B gate_up", 64), (chunk, "7B", 2048, 6144),
-        (chunk, "7B", 2048, 30720), (prefill, "0.5B", 8192), (int4, "7B gate_up", 4096),
-        (pointwise, "add_rms_norm", 1), (pointwise, "swiglu", 1), (rope, 1),
-        (pointwise, "add_rms_norm", 8192), (pointwise, "swiglu", 8192), (rope, 8192),
-        (pointwise, "layer_norm", 8192), (pointwise, "gelu", 8192), (vision, "SigLIP", 1),
-        (vision, "CLIP", 64), (vision, "CLIP", 8), (vision, "CLIP", 1), (decode, "0.5B", 1024),
-        (int4, "0.5B gate_up", 1), (int4, "7B down", 16), (int4, "7B head", 16),
-        (int4, "7B down", 64), (int4, "7B head", 64), (int4, "7B down", 4096),
-    ]  # fmt: skip
-    return {
-        f"{make.__name__.removesuffix('_case')} {' '.join(map(str, sizes))}":
-        lambda bench, make=make, sizes=sizes: make(bench, *sizes)
-        for make, *sizes in wanted
-    }  # fmt: skip
-
-
-LAST = ("add_rms_norm 8192", "swiglu 8192", "rope 8192", "add_rms_norm 1", "prefill 7B 8192",
-        "vision SigLIP 8")  # fmt: skip  # of these the compiled peers, in this order
+    """How to make the case of each shape, by name."""
+    found = {}
+    for make, *sizes in WANTED:
+        name = " ".join(map(str, (make.__name__.removesuffix("_case"), *sizes)))
+        found[name] = lambda bench, make=make, sizes=sizes: make(bench, *sizes)
+    return found
 
 
 def tasks(place: Place) -> Iterator[Task]:
@@ -74,7 +102,7 @@ def rows(bench: Bench, make: Make, limits: dict[str, float], names=()) -> Iterat
     if names:
         kept = {name: call for name, call in case.candidates.items() if name.startswith(names)}
         case = replace(case, candidates=kept)
-    found = kernels.measured(case, limits, 1 if bench.small else ROUNDS)
+    found = measured(case, limits, 1 if bench.small else ROUNDS)
     print(measure.table(found))
     for row in found:
         yield {key: None if value != value else value for key, value in asdict(row).items()}

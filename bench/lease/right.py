@@ -20,7 +20,8 @@ import torch
 import llava_min
 from llava_min.kernels import choose
 
-from .. import generate
+from .. import models
+from ..shapes import TOY
 from . import right_children as children
 from . import right_model as model
 from . import right_rule as rule
@@ -156,9 +157,9 @@ def model_tasks(place: Place, expected: model.CpuAnswers) -> Iterator[Task]:
 def steps(place: Place, dtype: torch.dtype, kind: str) -> Iterator[dict]:
     """Recorded steps of the embedded checkpoint, in a dry run of a smaller decoder."""
     if place.dry:
-        text = replace(generate.TOY, num_layers=1)
-        decoder = generate.decoder_of(text, False, place.device, dtype)
-        return model.recorded_steps(generate.network_of(decoder), dtype, kind, [3, 9], 1)
+        text = replace(TOY, num_layers=1)
+        decoder = models.decoder_of(text, False, place.device, dtype)
+        return model.recorded_steps(models.network_of(decoder), dtype, kind, [3, 9], 1)
     network = llava_min.load(device=place.device, dtype=rule.name_of(dtype)).network
     return model.recorded_steps(network, dtype, kind, [9, 20], RUNS)
 
@@ -169,8 +170,9 @@ def answers(place: Place, expected: model.CpuAnswers, dtype: torch.dtype) -> Ite
     """
     texts = expected.get(place.deadline - time.monotonic())
     with choose.using("auto"):
-        yield from model.answers_equal(place.device, texts, dtype, model.TOGETHER,
-                                       required=dtype == torch.float32)  # fmt: skip
+        yield from model.answers_equal(
+            place.device, texts, dtype, model.TOGETHER, required=dtype == torch.float32
+        )
 
 
 def ahead(part: int, parts: int, seed: int) -> None:

@@ -1,21 +1,20 @@
-"""The kernels under test as Trials.
+"""Attention, the cache, norms and activations under test as Trials.
 
 in:  a device, a dtype, sizes, a seed      out: Trial
 Attention's queries are aimed: each is near twice the key that it should find, and that is the first
 or the last key that it may see, the first that it may not, or one at the border of a block. So a
 mask that is off by one key moves a result by its own size, also among thousands of keys.
-Read right_rule.py first. Read next: right_shapes.py.
+Read right_rule.py first. Read next: right_weights.py.
 
 T new tokens, S tokens seen before, H query heads, K key/value heads, E head dimension.
 """
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava_min.cache import Layer
-from llava_min.kernels import activation, attention, decode_attention, int4, norm, rope
-from llava_min.weights.packed import Packed
+from llava_min.kernels import activation, attention, decode_attention, norm, rope
 
 from .right_rule import Trial, same_bits
 
@@ -200,24 +199,40 @@ def write(draw: Draw, starts, new: int, heads, spare: int = 3, kind: str = "") -
         return [rope.write_torch(qkv.to(wide), turns, other), *written(other, new)]
 
     def changed() -> str:
-        for old, tensor in zip(before, tensors):
-            for row, start in enumerate(starts):
-                for part in (slice(0, start), slice(start + new, None)):
-                    if not same_bits(old[row, :, part], tensor[row, :, part]):
-                        return "the cache was changed elsewhere"
-        return ""
+        same = all(same_elsewhere(*both, starts, new) for both in zip(before, tensors))
+        return "" if same else "the cache was changed elsewhere"
 
     token = new // 2 * total * head_dim  # NaN in its first query, and in its first key
     spoilt = token, token + count * head_dim
     shape = f"{new} after {list(starts)} of {layer.keys.shape[2]}, {count}/{kv_heads}x{head_dim}"
-    return Trial(f"rope.write {kind or 'plain'}", draw.dtype, shape, qkv.numel(), call,
-                 [qkv, angles], formula, spoilt=spoilt, changed=changed)  # fmt: skip
+    return Trial(
+        f"rope.write {kind or 'plain'}",
+        draw.dtype,
+        shape,
+        qkv.numel(),
+        call,
+        [qkv, angles],
+        formula,
+        spoilt=spoilt,
+        changed=changed,
+    )
+
+
+def same_elsewhere(before: Tensor, after: Tensor, starts, new: int) -> bool:
+    """Whether two states [B K S ...] of a cache differ in no bit but in the newest tokens."""
+    return all(
+        same_bits(before[row, :, part], after[row, :, part])
+        for row, start in enumerate(starts)
+        for part in (slice(0, start), slice(start + new, None))
+    )
 
 
 def written(layer: Layer, new: int) -> list[Tensor]:
     """The keys and the values [B*K T E] of the newest tokens of each row, in float64."""
-    rows = [multiplied(layer, row, start + new, torch.float64)
-            for row, start in enumerate(layer.host_lengths.tolist())]  # fmt: skip
+    rows = [
+        multiplied(layer, row, start + new, torch.float64)
+        for row, start in enumerate(layer.host_lengths.tolist())
+    ]
     return [torch.cat([part[:, -new:] for part in parts]) for parts in zip(*rows)]
 
 
@@ -239,14 +254,27 @@ def by_row(kernel: str, draw: Draw, inputs: list[Tensor], call, formula) -> Tria
         return formula(*(x.double() for x in some)) if double else formula(*some)
 
     shape = f"{count} rows of {inputs[0].shape[1]}"
-    return Trial(kernel, draw.dtype, shape, inputs[0].numel(), lambda: [x[few] for x in call()],
-                 inputs, expected, spoilt=(few[-1].item() * inputs[0].shape[1],))  # fmt: skip
+    return Trial(
+        kernel,
+        draw.dtype,
+        shape,
+        inputs[0].numel(),
+        lambda: [x[few] for x in call()],
+        inputs,
+        expected,
+        spoilt=(few[-1].item() * inputs[0].shape[1],),
+    )
 
 
 def rms_norm(draw: Draw, count: int, width: int) -> Trial:
     rows, weight = draw.normal(count, width), draw.normal(width)
-    return by_row("rms_norm", draw, [rows, weight], lambda: [norm.rms_norm(rows, weight, 1e-6)],
-                  lambda x, w: [norm.rms_norm_torch(x, w, 1e-6)])  # fmt: skip
+    return by_row(
+        "rms_norm",
+        draw,
+        [rows, weight],
+        lambda: [norm.rms_norm(rows, weight, 1e-6)],
+        lambda x, w: [norm.rms_norm_torch(x, w, 1e-6)],
+    )
 
 
 def add_rms_norm(draw: Draw, count: int, width: int) -> Trial:
@@ -257,95 +285,43 @@ def add_rms_norm(draw: Draw, count: int, width: int) -> Trial:
         total = (x + y).to(draw.dtype).to(x.dtype)
         return [total, norm.rms_norm_torch(total, w, 1e-6)]
 
-    return by_row("add_rms_norm", draw, [rows, update, weight],
-                  lambda: list(norm.add_rms_norm(rows, update, weight, 1e-6)), formula)  # fmt: skip
+    return by_row(
+        "add_rms_norm",
+        draw,
+        [rows, update, weight],
+        lambda: list(norm.add_rms_norm(rows, update, weight, 1e-6)),
+        formula,
+    )
 
 
 def layer_norm(draw: Draw, count: int, width: int) -> Trial:
     rows, weight, bias = draw.normal(count, width), draw.normal(width), draw.normal(width)
-    return by_row("layer_norm", draw, [rows, weight, bias],
-                  lambda: [norm.layer_norm(rows, weight, bias, 1e-6)],
-                  lambda x, w, b: [norm.layer_norm_torch(x, w, b, 1e-6)])  # fmt: skip
+    return by_row(
+        "layer_norm",
+        draw,
+        [rows, weight, bias],
+        lambda: [norm.layer_norm(rows, weight, bias, 1e-6)],
+        lambda x, w, b: [norm.layer_norm_torch(x, w, b, 1e-6)],
+    )
 
 
 def swiglu(draw: Draw, count: int, width: int) -> Trial:
     gate_up = draw.normal(count, 2 * width, scale=3.0)
-    return by_row("swiglu", draw, [gate_up], lambda: [activation.swiglu(gate_up)],
-                  lambda x: [activation.swiglu_torch(x)])  # fmt: skip
+    return by_row(
+        "swiglu",
+        draw,
+        [gate_up],
+        lambda: [activation.swiglu(gate_up)],
+        lambda x: [activation.swiglu_torch(x)],
+    )
 
 
 def gelu(draw: Draw, count: int, width: int, which: str = "gelu") -> Trial:
     rows = draw.normal(count, width, scale=3.0)
-    return by_row(which, draw, [rows],
-                  lambda: [activation.gelu(rows, which)],
-                  lambda x: [activation.gelu_torch(x, which)])  # fmt: skip
-
-
-# Packed weights ----------------------------------------------------------------
-
-
-def four_bits(
-    draw: Draw, count: int, outputs: int, inputs: int, group: int = 128, offsets: bool = False
-) -> Trial:
-    """int4.linear: few rows by the kernel of few rows, many by writing the weights out."""
-    rows, q = draw.normal(count, inputs), draw.integers(16, outputs, inputs).to(torch.uint8)
-    scales = draw.normal(inputs // group, outputs).abs_().mul_(0.02).add_(0.001)
-    more = draw.normal(inputs // group, outputs, scale=0.02) if offsets else None
-    words = int4.pack(q)
-    kernel = f"int4 {'few' if count <= 64 else 'many'} rows"
-    return product(kernel, draw, rows, lambda: int4.linear(rows, words, scales, more),
-                   [words, scales], q.float() - 8, scales, more)  # fmt: skip
-
-
-def layer_of_bits(draw: Draw, count: int, outputs: int, inputs: int, bits: int) -> Trial:
-    """A Packed layer of the product, with a bias, of four or eight bits."""
-    rows, layer = draw.normal(count, inputs), Packed(inputs, outputs, bits, 128, bias=True)
-    codes = draw.integers(2**bits, outputs, inputs).to(torch.uint8)
-    scale = draw.normal(outputs, inputs // 128).abs_().mul_(0.32 / 2**bits).add_(0.001)
-    stored = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4
-    layer.packed, layer.scale, layer.bias = (
-        nn.Parameter(x, requires_grad=False) for x in (stored, scale, draw.normal(outputs))
+    return by_row(
+        which,
+        draw,
+        [rows],
+        lambda: [activation.gelu(rows, which)],
+        lambda x: [activation.gelu_torch(x, which)],
     )
-    if draw.device == "cpu":  # laid out as on a GPU, not as for a processor
-        nibbles, scales = layer.nibbles(stored, scale)
-        layer.words, layer.scales = int4.pack(nibbles), scales.T.contiguous()
-        layer.arrived = int4.counter(layer.words)
-    else:
-        layer.ready()
-    return product(f"Packed {bits} bits", draw, rows, lambda: layer(rows), [layer.words],
-                   codes.float() - 2 ** (bits - 1) - 8 * (bits == 8), scale.T, None,
-                   layer.bias)  # fmt: skip
-
-
-def product(
-    kernel: str,
-    draw: Draw,
-    rows: Tensor,
-    call,
-    inputs: list[Tensor],
-    steps: Tensor,
-    scales: Tensor,
-    offsets: Tensor | None = None,
-    bias=None,
-) -> Trial:
-    """A trial of rows [M K] times weights of `steps` [N K], `scales` and `offsets` [K/g N]."""
-
-    def weight(dtype: torch.dtype) -> Tensor:
-        found = steps.to(dtype).unflatten(1, (len(scales), -1)) * scales.T[..., None].to(dtype)
-        if offsets is not None:
-            found = found + offsets.T[..., None].to(dtype)
-        return found.flatten(1)
-
-    def formula(double: bool) -> list[Tensor]:
-        if double:
-            found = rows.double() @ weight(torch.float64).T
-        else:
-            found = rows @ weight(torch.float32).to(draw.dtype).T
-        return [found if bias is None else found + bias.to(found.dtype)]
-
-    most = rows.float().abs() @ weight(torch.float32).abs().T
-    score = (most.max() / formula(True)[0].abs().max()).item()
-    group = steps.shape[1] // len(scales)
-    shape = f"{len(rows)} rows, {steps.shape[0]}x{steps.shape[1]}, group {group}"
-    return Trial(kernel, draw.dtype, shape, steps.numel(), lambda: [call()], [rows, *inputs],
-                 formula, score)  # fmt: skip

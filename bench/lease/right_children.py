@@ -37,8 +37,14 @@ class Background:
 
     def __init__(self, command: list[str], **more: str):
         self.output = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment(**more), text=True,
-                                        stdout=self.output, stderr=subprocess.STDOUT)  # fmt: skip
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(**more),
+            text=True,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+        )
 
     def wait(self, seconds: float) -> tuple[int | None, str]:
         """(its exit code, or None if it does not end in so many seconds; what it printed)."""
@@ -74,8 +80,8 @@ class MarkedTests:
         self.report = Path(self.folder.name) / "report.xml"
         files = sorted((ROOT / "tests").glob("test_*.py"))
         files = [str(path) for path in files if "@pytest.mark.gpu" in path.read_text()]
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
-                   f"--junitxml={self.report}", *files]  # fmt: skip
+        pytest = [sys.executable, *"-m pytest -m gpu -q -p no:cacheprovider".split()]
+        command = [*pytest, f"--junitxml={self.report}", *files]
         self.run = None if self.missing else Background(command)
 
     def rows(self, seconds: float, dry: bool) -> Iterator[dict]:
@@ -126,8 +132,8 @@ class MemoryCheck:
         places = os.pathsep.join([os.environ.get("PATH", ""), *SANITIZERS])
         self.dry, self.tool, self.run = dry, shutil.which("compute-sanitizer", path=places), None
         if not dry and self.tool:
-            command = [self.tool, "--tool", "memcheck", "--error-exitcode", str(REPORTED),
-                       sys.executable, "-m", "bench.lease.sanitise"]  # fmt: skip
+            check = [self.tool, "--tool", "memcheck", "--error-exitcode", str(REPORTED)]
+            command = [*check, sys.executable, "-m", "bench.lease.sanitise"]
             self.run = Background(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     def rows(self, seconds: float) -> Iterator[dict]:

@@ -19,12 +19,10 @@ from torch import Tensor
 
 import llava_min
 from llava_min.cache import Cache
-from llava_min.engine.answers import Clock
 from llava_min.engine.handle import Model
 from llava_min.engine.step import Step, decoding
-from llava_min.generate import known_ids
 from llava_min.kernels import choose
-from llava_min.model import Network
+from llava_min.model import Network, finished
 from llava_min.weights.tiny import scenes
 
 from .right_rule import largest_gap, name_of, same_bits
@@ -37,8 +35,16 @@ TOGETHER = 20  # scenes that are answered together
 
 def row(kernel: str, dtype, check: str, shape: str, ok: bool, error: float, allowed: float) -> dict:
     """A row of right_rule.py about a whole model."""
-    return {"kernel": kernel, "dtype": name_of(dtype), "check": check, "shape": shape, "size": 0,
-            "ok": bool(ok), "error": error, "allowed": allowed}  # fmt: skip
+    return {
+        "kernel": kernel,
+        "dtype": name_of(dtype),
+        "check": check,
+        "shape": shape,
+        "size": 0,
+        "ok": bool(ok),
+        "error": error,
+        "allowed": allowed,
+    }
 
 
 # Recorded steps ----------------------------------------------------------------
@@ -46,8 +52,9 @@ def row(kernel: str, dtype, check: str, shape: str, ok: bool, error: float, allo
 
 def filled_cache(network: Network, lengths: list[int], room: int, dtype, kind) -> Cache:
     """A cache in which each row has read a prompt of its own length."""
-    cache = Cache.empty(network.config.text, len(lengths), max(lengths) + room, dtype, kind,
-                        network.device)  # fmt: skip
+    cache = Cache.empty(
+        network.config.text, len(lengths), max(lengths) + room, dtype, kind, network.device
+    )
     for index, length in enumerate(lengths):
         ids = torch.arange(length, device=network.device)[None] * 7 % 40
         network.decoder(network.decoder.embed(ids), cache.row(index))
@@ -158,10 +165,12 @@ def forced(model: Model, prompts: list, ids: list[list[int]], together: bool) ->
     for group in groups:
         room = max(prompts[row].plan.tokens for row in group) + len(ids[0]) + 1
         cache, steps = model.empty_cache(room, len(group)), []
-        first = [model.read(prompts[row].plan, prompts[row].visuals, cache.row(at), Clock())[-1]
-                 for at, row in enumerate(group)]  # fmt: skip
+        first = [
+            finished(model.reading(prompts[row].plan, prompts[row].visuals, cache.row(at)))[-1]
+            for at, row in enumerate(group)
+        ]
         steps.append(torch.stack(first).double())
-        step = decoding(model.network, cache, known_ids(model.network, model.tokenizer))
+        step = decoding(model.network, cache, model.known_ids)
         for number in range(len(ids[0])):
             logits, _ = step([ids[row][number] for row in group])
             steps.append(logits.to(torch.float64, copy=True))  # the next step overwrites them
@@ -189,8 +198,9 @@ def batches(device: str, dtype: torch.dtype, pictures: bool, steps: int) -> Iter
     for name, together in (("alone", False), ("together", True)):
         found[name] = forced(model, prompts, ids, together)
         error = largest_gap(found[name], exact)
-        yield row(f"rows {name}", dtype, "2x rule of the logits", shape, error <= allowed, error,
-                  allowed)  # fmt: skip
+        yield row(
+            f"rows {name}", dtype, "2x rule of the logits", shape, error <= allowed, error, allowed
+        )
     wrong = different_tokens(found["together"], found["alone"], exact, allowed)
     yield row("rows together", dtype, "the tokens of rows alone", shape, not wrong, wrong, 0)
 

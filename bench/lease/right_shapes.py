@@ -1,8 +1,8 @@
 """The shapes at which kernels are tried: the common ones, borders of blocks, the largest, any.
 
-out: Cases: a function of right_cases.py and its sizes
+out: Cases: a function of right_cases.py or right_weights.py and its sizes
 In a dry run the interpreter takes milliseconds for each program, so every size has a small limit.
-Read right_cases.py first. Read next: right_model.py.
+Read right_cases.py, right_weights.py first. Read next: right_model.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from ..shapes import TEXTS, heads_of
 from .place import Place
 from .right_cases import (
     Draw,
@@ -17,22 +18,39 @@ from .right_cases import (
     both_ways,
     causal,
     decode,
-    four_bits,
     gelu,
     layer_norm,
-    layer_of_bits,
     rms_norm,
     swiglu,
     write,
 )
 from .right_rule import Trial
+from .right_weights import four_bits, layer_of_bits
 
-HEADS = {"7B": (28, 4, 128), "0.5B": (14, 2, 64), "Vicuna": (32, 32, 128), "H72": (4, 4, 72),
-         "H80": (4, 2, 80)}  # fmt: skip
-TOY_HEADS = {"7B": (2, 1, 16), "0.5B": (3, 1, 16), "Vicuna": (2, 2, 16), "H72": (1, 1, 40),
-             "H80": (1, 1, 40)}  # fmt: skip
-TOY_SIZES = {"new": 17, "patches": 17, "count": 17, "width": 40, "outputs": 17, "inputs": 128,
-             "spare": 3, "batch": 1}  # fmt: skip  # of a dry run, at most
+HEADS = {
+    "7B": heads_of(TEXTS["7B"]),
+    "0.5B": heads_of(TEXTS["0.5B"]),
+    "Vicuna": heads_of(TEXTS["Vicuna 7B"]),
+    "H72": (4, 4, 72),
+    "H80": (4, 2, 80),
+}
+TOY_HEADS = {
+    "7B": (2, 1, 16),
+    "0.5B": (3, 1, 16),
+    "Vicuna": (2, 2, 16),
+    "H72": (1, 1, 40),
+    "H80": (1, 1, 40),
+}
+TOY_SIZES = {  # of a dry run, at most
+    "new": 17,
+    "patches": 17,
+    "count": 17,
+    "width": 40,
+    "outputs": 17,
+    "inputs": 128,
+    "spare": 3,
+    "batch": 1,
+}
 TOY_SEEN = 18
 KINDS = ("", "int8", "fp8")  # of a cache; "" is that of the queries
 
@@ -42,8 +60,10 @@ Case = tuple[Callable[..., Trial], Sizes]
 
 def shrunk(sizes: Sizes) -> Sizes:
     """The sizes of a dry run."""
-    found = {name: min(value, TOY_SIZES[name]) if name in TOY_SIZES else value
-             for name, value in sizes.items()}  # fmt: skip
+    found = {
+        name: min(value, TOY_SIZES[name]) if name in TOY_SIZES else value
+        for name, value in sizes.items()
+    }
     if "starts" in sizes:
         most = range(TOY_SEEN, 0, -5)  # rows of different lengths stay so
         found["starts"] = tuple(map(min, sizes["starts"], most))
@@ -106,8 +126,12 @@ def borders(dry: bool) -> dict[str, list[Case]]:
     for new in lengths["new"]:
         for heads in ("7B", "0.5B"):
             for kind in KINDS if new in (1, 8) else ("",):
-                sizes = [dict(starts=(seen, (5 * seen + 3) // 8), new=new, heads=heads,
-                              spare=3 + seen % 2) for seen in lengths["seen"]]  # fmt: skip
+                sizes = [
+                    dict(
+                        starts=(seen, (5 * seen + 3) // 8), new=new, heads=heads, spare=3 + seen % 2
+                    )
+                    for seen in lengths["seen"]
+                ]
                 make = decode if new <= 8 else causal
                 cases = [(make, one | (dict(kind=kind) if make is decode else {})) for one in sizes]
                 found[f"{new} tokens, {heads}{kind and ', ' + kind}"] = cases
@@ -146,8 +170,9 @@ def ragged(seed: int) -> Iterator[Case]:
     rng = np.random.default_rng(seed)
     while True:
         starts = tuple(int(x) for x in rng.integers(0, 2500, rng.integers(1, 4)))
-        cached = dict(starts=starts, heads=str(rng.choice(["7B", "0.5B"])),
-                      spare=int(rng.integers(0, 70)))  # fmt: skip
+        cached = dict(
+            starts=starts, heads=str(rng.choice(["7B", "0.5B"])), spare=int(rng.integers(0, 70))
+        )
         count = int(rng.choice([rng.integers(1, 65), rng.integers(65, 3000)]))
         kind = str(rng.choice(KINDS))
         outputs, inputs = rng.integers(1, 5000), 128 * rng.choice([7, 28, 38])
@@ -155,8 +180,14 @@ def ragged(seed: int) -> Iterator[Case]:
         yield (causal, cached | dict(new=int(rng.integers(9, 1200))))
         yield (decode, cached | dict(new=int(rng.integers(1, 9)), kind=kind))
         yield (write, cached | dict(new=int(rng.integers(1, 300)), kind=kind))
-        yield (both_ways, dict(batch=int(rng.integers(1, 5)), patches=int(rng.integers(1, 900)),
-                               heads=str(rng.choice(["0.5B", "H72"]))))  # fmt: skip
+        yield (
+            both_ways,
+            dict(
+                batch=int(rng.integers(1, 5)),
+                patches=int(rng.integers(1, 900)),
+                heads=str(rng.choice(["0.5B", "H72"])),
+            ),
+        )
         yield (four_bits, dict(count=count, outputs=int(outputs), inputs=int(inputs), group=group))
         for make, width in ((add_rms_norm, 3584), (layer_norm, 1152), (swiglu, 18_944)):
             yield (make, dict(count=count, width=width))

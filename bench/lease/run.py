@@ -30,8 +30,10 @@ from . import child, facts, table
 from .place import BETWEEN, Journal, Place, lines_of, read
 from .watch import Log, Stage
 
-STAGES = {name: f"bench.lease.{name}" for name in
-          ("compile", "ceilings", "right", "sweep", "peers", "whole", "trace")}  # fmt: skip
+STAGES = {
+    name: f"bench.lease.{name}"
+    for name in ("compile", "ceilings", "right", "sweep", "peers", "whole", "trace")
+}
 MINUTES = 9.0
 GRACE = 5.0  # seconds that a task may go on past the deadline of its stage
 PATIENCE = 10.0  # seconds that a driver may take to let go of a process that was ended
@@ -68,8 +70,9 @@ def scaled(budgets: dict[str, Budget], minutes: float) -> dict[str, Budget]:
     """
     whole = sum(each.seconds for each in budgets.values())
     factor = min(60 * minutes / whole, max(1.0, minutes / MINUTES)) if whole else 0.0
-    return {name: Budget(each.seconds * factor, each.task * factor)
-            for name, each in budgets.items()}  # fmt: skip
+    return {
+        name: Budget(each.seconds * factor, each.task * factor) for name, each in budgets.items()
+    }
 
 
 class Lease:
@@ -86,8 +89,11 @@ class Lease:
     def run(self, minutes: float) -> None:
         """All stages that are not complete, each until its deadline."""
         ends = read(self.out).ends
-        left = {name: budget(module) for name, module in self.stages.items()
-                if ends.get(name) != "complete"}  # fmt: skip
+        left = {
+            name: budget(module)
+            for name, module in self.stages.items()
+            if ends.get(name) != "complete"
+        }
         deadline = self.start
         for name, each in scaled(left, minutes).items():
             deadline += each.seconds
@@ -111,8 +117,13 @@ class Lease:
             if not again:
                 return
             if crashes >= CRASHES:
-                self.journal.write(stage=name, key=BETWEEN, ok=False, device=self.device,
-                                   error=f"given up after {crashes} crashes in a row")  # fmt: skip
+                self.journal.write(
+                    stage=name,
+                    key=BETWEEN,
+                    ok=False,
+                    device=self.device,
+                    error=f"given up after {crashes} crashes in a row",
+                )
                 return
 
     def started(self, name: str, deadline: float) -> Stage:

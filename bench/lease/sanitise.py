@@ -15,6 +15,7 @@ import torch
 from llava_min.kernels import choose
 
 from . import right_cases as cases
+from . import right_weights as weights
 from .right_shapes import HEADS, TOY_HEADS
 
 SMALL = [
@@ -25,8 +26,8 @@ SMALL = [
     (cases.decode, dict(starts=(5, 33), new=1, heads="0.5B", spare=1, kind="fp8")),
     (cases.write, dict(starts=(5, 33), new=3, heads="0.5B", spare=1)),
     (cases.write, dict(starts=(5, 33), new=3, heads="0.5B", spare=1, kind="int8")),
-    (cases.four_bits, dict(count=3, outputs=37, inputs=256)),
-    (cases.four_bits, dict(count=65, outputs=37, inputs=256)),
+    (weights.four_bits, dict(count=3, outputs=37, inputs=256)),
+    (weights.four_bits, dict(count=65, outputs=37, inputs=256)),
     (cases.add_rms_norm, dict(count=3, width=77)),
     (cases.layer_norm, dict(count=3, width=77)),
     (cases.swiglu, dict(count=3, width=77)),

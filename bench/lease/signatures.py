@@ -21,10 +21,19 @@ import triton  # before the kernels, which it then compiles
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from llava_min.kernels import activation, attention, choose, decode_attention, int4, norm, rope
+from llava_min.kernels import (
+    activation,
+    attention,
+    choose,
+    decode_attention,
+    int4,
+    int4_packing,
+    norm,
+    rope,
+)
 from llava_min.kernels.choose import Gpu
 
-MODULES = (activation, attention, decode_attention, int4, norm, rope)
+MODULES = (activation, attention, decode_attention, int4, int4_packing, norm, rope)
 SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that one block may have
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 GPUS = {
@@ -93,7 +102,8 @@ class Launch:
         """Triton's CompiledKernel, from its cache on disk where it is there."""
         with target(self.number):
             return self.kernel.warmup(
-                *self.arguments, grid=self.grid, enable_fp_fusion=True, **self.options)  # fmt: skip
+                *self.arguments, grid=self.grid, enable_fp_fusion=True, **self.options
+            )
 
     def dtype(self) -> str:
         """The type of the first argument: "bfloat16"."""
@@ -133,7 +143,8 @@ def described(cubin: bytes, *options: str) -> str:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
         return subprocess.run(
-            [tool, *options, file], capture_output=True, text=True, check=True).stdout  # fmt: skip
+            [tool, *options, file], capture_output=True, text=True, check=True
+        ).stdout
 
 
 def resources(compiled) -> dict:

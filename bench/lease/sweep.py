@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from bench import kernels, measure
+from bench import measure
+from bench.kernels.case import Bench
 from llava_min.kernels import attention, choose
 
-from . import candidates, right_cases, right_rule, sweep_cases
+from . import candidates, right_cases, right_rule, right_weights, sweep_cases
 from .candidates import Candidate
 from .place import Place
 from .sweep_cases import CASES, Case, Where
@@ -30,11 +31,19 @@ COPIES = 96  # of the inputs, at most
 ENOUGH = 1.02  # a gain below it is noise
 WORTH = {
     # (module, row): shares of the time
-    ("decode_attention", (16,)): 5, ("int4", (16,)): 5, ("attention", (128, True)): 5,
-    ("attention", (80, False)): 3, ("attention", (64, False)): 3, ("attention", (64, True)): 2,
-    ("decode_attention", (8,)): 3, ("int4", (32,)): 2, ("int4", (64,)): 2, ("norm", ("TILE",)): 1,
-    ("activation", ("TILE",)): 1, ("rope", ("TOKENS",)): 1,
-}  # fmt: skip
+    ("decode_attention", (16,)): 5,
+    ("int4", (16,)): 5,
+    ("attention", (128, True)): 5,
+    ("attention", (80, False)): 3,
+    ("attention", (64, False)): 3,
+    ("attention", (64, True)): 2,
+    ("decode_attention", (8,)): 3,
+    ("int4", (32,)): 2,
+    ("int4", (64,)): 2,
+    ("norm", ("TILE",)): 1,
+    ("activation", ("TILE",)): 1,
+    ("rope", ("TOKENS",)): 1,
+}
 CHECKS = {
     # a ragged shape for each row, and the same for a toy
     ("decode_attention", (16,)): (right_cases.decode, dict(starts=[1000, 77], new=1)),
@@ -43,9 +52,9 @@ CHECKS = {
     ("attention", (64, True)): (right_cases.causal, dict(starts=[70, 131], new=333)),
     ("attention", (80, False)): (right_cases.both_ways, dict(batch=2, patches=333)),
     ("attention", (64, False)): (right_cases.both_ways, dict(batch=2, patches=333)),
-    ("int4", (16,)): (right_cases.four_bits, dict(count=3, outputs=1000, inputs=3584)),
-    ("int4", (32,)): (right_cases.four_bits, dict(count=21, outputs=1000, inputs=3584)),
-    ("int4", (64,)): (right_cases.four_bits, dict(count=63, outputs=1000, inputs=3584)),
+    ("int4", (16,)): (right_weights.four_bits, dict(count=3, outputs=1000, inputs=3584)),
+    ("int4", (32,)): (right_weights.four_bits, dict(count=21, outputs=1000, inputs=3584)),
+    ("int4", (64,)): (right_weights.four_bits, dict(count=63, outputs=1000, inputs=3584)),
     ("norm", ("TILE",)): (right_cases.add_rms_norm, dict(count=77, width=3584)),
     ("activation", ("TILE",)): (right_cases.swiglu, dict(count=77, width=4304)),
     ("rope", ("TOKENS",)): (right_cases.write, dict(starts=[70, 131], new=333)),
@@ -108,16 +117,21 @@ def toys(some: list[Candidate]) -> list[Candidate]:
 def copies(place: Place, case: Case) -> list[Callable[[], object]]:
     """Calls on inputs that do not fit into the L2 cache together."""
     where = Where(place.device, place.dtypes[0], place.dry)
-    bench = kernels.Bench(place.device, place.dtypes[0], place.dry)
+    bench = Bench(place.device, place.dtypes[0], place.dry)
     number = min(COPIES, bench.copies(case.unit)) if case.unit else 1
     return case.make(where, 1 if place.dry else number)
 
 
 def about(place: Place, case: Case, candidate: Candidate) -> dict:
     """The part of a row that says what was tried."""
-    return {"kernel": case.module, "case": list(case.row), "shape": case.shape,
-            "block": list(candidate.block), "variant": candidate.variant,
-            "dtype": right_rule.name_of(place.dtypes[0])}  # fmt: skip
+    return {
+        "kernel": case.module,
+        "case": list(case.row),
+        "shape": case.shape,
+        "block": list(candidate.block),
+        "variant": candidate.variant,
+        "dtype": right_rule.name_of(place.dtypes[0]),
+    }
 
 
 def trial(place: Place, case: Case) -> right_rule.Trial:
@@ -163,14 +177,18 @@ def turns(place: Place, case: Case, calls: list[Callable], some: list[Candidate]
         return call
 
     names = {f"llava_min {index}": candidate for index, candidate in enumerate(some)}
-    times = measure.interleaved({name: using(candidate) for name, candidate in names.items()},
-                                1 if place.dry else ROUNDS)  # fmt: skip
+    times = measure.interleaved(
+        {name: using(candidate) for name, candidate in names.items()}, 1 if place.dry else ROUNDS
+    )
     middle = {name: values[len(values) // 2] for name, values in times.items()}
     first = middle["llava_min 0"]
     for name, candidate in names.items():
         yield about(place, case, candidate) | {
-            "ms": middle[name], "present_ms": first, "current": candidate == some[0], "ok": True,
-        }  # fmt: skip
+            "ms": middle[name],
+            "present_ms": first,
+            "current": candidate == some[0],
+            "ok": True,
+        }
 
 
 def chunks(place: Place) -> Iterator[dict]:
@@ -186,8 +204,12 @@ def chunks(place: Place) -> Iterator[dict]:
             ]
             calls = [part(where, 1)[0] for part in parts]
             times = measure.interleaved({"llava_min": lambda _, c=calls: [one() for one in c]}, 3)
-            yield {"kernel": "attention", "case": "chunks", "ms": times["llava_min"][1],
-                   "shape": f"7B 28/4x128, {prompt} tokens in chunks of {chunk}"}  # fmt: skip
+            yield {
+                "kernel": "attention",
+                "case": "chunks",
+                "ms": times["llava_min"][1],
+                "shape": f"7B 28/4x128, {prompt} tokens in chunks of {chunk}",
+            }
         yield from library(where, prompt)
 
 
@@ -199,14 +221,20 @@ def library(where: Where, prompt: int) -> Iterator[dict]:
     at = sweep_cases.layer(where, kv_heads, prompt - 1, head_dim, "16")
     at.lengths = torch.full_like(at.lengths, prompt - new)
     keys, values = at.keys, at.values
-    times = measure.interleaved({
-        "llava_min": lambda _: attention.attention_triton(query, keys, values, at.lengths),
-        "attention_merged": lambda _: attention.attention_merged(query, keys, values),
-    })  # fmt: skip
+    times = measure.interleaved(
+        {
+            "llava_min": lambda _: attention.attention_triton(query, keys, values, at.lengths),
+            "attention_merged": lambda _: attention.attention_merged(query, keys, values),
+        }
+    )
     for name, values in times.items():
-        yield {"kernel": "attention", "case": "merged", "variant": name,
-               "shape": f"7B 28/4x128, {new} after {prompt - new}",
-               "ms": values[len(values) // 2]}  # fmt: skip
+        yield {
+            "kernel": "attention",
+            "case": "merged",
+            "variant": name,
+            "shape": f"7B 28/4x128, {new} after {prompt - new}",
+            "ms": values[len(values) // 2],
+        }
 
 
 # What follows --------------------------------------------------------------------
@@ -225,8 +253,11 @@ def gains(rows: Iterable[dict]) -> dict[tuple, dict[Candidate, float]]:
     result = {}
     for key, table in found.items():
         most = max(map(len, table.values()))
-        result[key] = {candidate: math.prod(shapes.values()) ** (1 / most)
-                       for candidate, shapes in table.items() if len(shapes) == most}  # fmt: skip
+        result[key] = {
+            candidate: math.prod(shapes.values()) ** (1 / most)
+            for candidate, shapes in table.items()
+            if len(shapes) == most
+        }
     return result
 
 

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from llava_min.cache import Layer
-from llava_min.kernels import activation, attention, decode_attention, int4, norm, rope
+from llava_min.kernels import (
+    activation,
+    attention,
+    decode_attention,
+    int4,
+    int4_packing,
+    norm,
+    rope,
+)
 
 EIGHT = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
@@ -51,7 +59,7 @@ class Case:
     row: tuple  # without the part: (128, True) of ("227 KB", 128, True)
     shape: str
     make: Callable[[Where, int], Calls]  # calls on so many copies of the inputs
-    unit: float  # bytes that a call reads, for the number of copies
+    unit: float = 0  # bytes that a call reads, for the number of copies; 0 is one copy
 
 
 def steps(heads: int, kv_heads: int, head_dim: int, seen: int, kind: str):
@@ -76,7 +84,7 @@ def layer(where: Where, kv_heads: int, seen: int, head_dim: int, kind: str) -> L
         scales = tuple(torch.ones(shape[:3], device=where.device) for _ in range(2))
     lengths = torch.full((1,), seen, dtype=torch.int32, device=where.device)
     arrived = torch.zeros(1, kv_heads, dtype=torch.int32, device=where.device)
-    return Layer(keys, values, *scales, lengths, None, arrived)
+    return Layer(keys, values, *scales, lengths, np.zeros(0, int), arrived)
 
 
 def prompts(heads: int, kv_heads: int, head_dim: int, new: int, seen: int = 0):
@@ -119,7 +127,7 @@ def products(count: int, outputs: int, inputs: int):
 
 def packed(where: Where, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Random words, and scales that keep results near 1."""
-    shape = inputs // int4.BLOCK, outputs
+    shape = inputs // int4_packing.BLOCK, outputs
     words = torch.zeros(*shape, 32, dtype=torch.int16, device=where.device)
     if where.device != "meta":
         words.random_(-(2**15), 2**15 - 1)
@@ -131,8 +139,9 @@ def rows_of(operation: Callable[[Tensor, Tensor, Tensor], object], count: int, w
 
     def make(where: Where, copies: int) -> Calls:
         some = where.scaled(count, 3), where.scaled(width, 96)
-        given = [(where.normal(*some), where.normal(*some), where.normal(some[1]))
-                 for _ in range(copies)]  # fmt: skip
+        given = [
+            (where.normal(*some), where.normal(*some), where.normal(some[1])) for _ in range(copies)
+        ]
         return [lambda x=x: operation(*x) for x in given]
 
     return make
@@ -161,11 +170,18 @@ def linear_case(count: int, name: str, outputs: int, inputs: int) -> Case:
 def decode_case(seen: int, kind: str) -> Case:
     size = 2 if kind == "16" else 1
     name = f"7B 28/4x128, {kind if kind in EIGHT else '16 bits'}, {seen} seen"
-    return Case("decode_attention", (8 * size,), name, steps(28, 4, 128, seen, kind),
-                2 * 4 * seen * 128 * size)  # fmt: skip
+    unit = 2 * 4 * seen * 128 * size
+    return Case("decode_attention", (8 * size,), name, steps(28, 4, 128, seen, kind), unit)
 
 
-def add_norm(x: Tensor, y: Tensor, weight: Tensor):
+def rows_case(module: str, operation: Callable, count: int, width: int, each: int = 0) -> Case:
+    """A pointwise operation that reads `each` bytes of a number; one row needs no copies."""
+    shape = f"{operation.__name__}, {count} {'row' if count == 1 else 'rows'} of {width}"
+    make = rows_of(operation, count, width)
+    return Case(module, ("TILE",), shape, make, each * count * width)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor):
     return norm.add_rms_norm(x, y, weight, 1e-6)
 
 
@@ -187,26 +203,23 @@ CASES = (
     linear_case(1, "7B gate_up", 37888, 3584),
     linear_case(1, "7B down", 3584, 18944),
     linear_case(1, "7B qkv", 4608, 3584),
-    Case("attention", (128, True), "7B 28/4x128, 8192 tokens", prompts(28, 4, 128, 8192), 0),
-    Case("attention", (128, True), "7B 28/4x128, 4096 after 28672",
-         prompts(28, 4, 128, 4096, 28672), 0),
-    Case("attention", (80, False), "SigLIP 16x72, 8 tiles of 729", tiles(8, 729, 72), 0),
-    Case("attention", (64, False), "CLIP 16x64, 8 tiles of 577", tiles(8, 577, 64), 0),
-    Case("attention", (64, True), "0.5B 14/2x64, 8192 tokens", prompts(14, 2, 64, 8192), 0),
+    Case("attention", (128, True), "7B 28/4x128, 8192 tokens", prompts(28, 4, 128, 8192)),
+    Case(
+        "attention", (128, True), "7B 28/4x128, 4096 after 28672", prompts(28, 4, 128, 4096, 28672)
+    ),
+    Case("attention", (80, False), "SigLIP 16x72, 8 tiles of 729", tiles(8, 729, 72)),
+    Case("attention", (64, False), "CLIP 16x64, 8 tiles of 577", tiles(8, 577, 64)),
+    Case("attention", (64, True), "0.5B 14/2x64, 8192 tokens", prompts(14, 2, 64, 8192)),
     decode_case(32768, "int8"),
     decode_case(32768, "fp8"),
     linear_case(32, "7B gate_up", 37888, 3584),
     linear_case(64, "7B gate_up", 37888, 3584),
-    Case("norm", ("TILE",), "add_rms_norm, 8192 rows of 3584", rows_of(add_norm, 8192, 3584),
-         4 * 8192 * 3584),
-    Case("norm", ("TILE",), "add_rms_norm, 1 row of 3584", rows_of(add_norm, 1, 3584), 0),
-    Case("norm", ("TILE",), "layer_norm, 5832 rows of 1152", rows_of(layer_norm, 5832, 1152),
-         4 * 5832 * 1152),
-    Case("activation", ("TILE",), "swiglu, 8192 rows of 37888", rows_of(swiglu, 8192, 37888),
-         2 * 8192 * 37888),
-    Case("activation", ("TILE",), "swiglu, 1 row of 37888", rows_of(swiglu, 1, 37888), 0),
-    Case("activation", ("TILE",), "gelu, 5832 rows of 4304", rows_of(gelu, 5832, 4304),
-         2 * 5832 * 4304),
-    Case("rope", ("TOKENS",), "7B 28/4x128, 8192 tokens", writes(28, 4, 128, 8192), 0),
-    Case("rope", ("TOKENS",), "7B 28/4x128, 1 token", writes(28, 4, 128, 1), 0),
-)  # fmt: skip
+    rows_case("norm", add_rms_norm, 8192, 3584, 4),
+    rows_case("norm", add_rms_norm, 1, 3584),
+    rows_case("norm", layer_norm, 5832, 1152, 4),
+    rows_case("activation", swiglu, 8192, 37888, 2),
+    rows_case("activation", swiglu, 1, 37888),
+    rows_case("activation", gelu, 5832, 4304, 2),
+    Case("rope", ("TOKENS",), "7B 28/4x128, 8192 tokens", writes(28, 4, 128, 8192)),
+    Case("rope", ("TOKENS",), "7B 28/4x128, 1 token", writes(28, 4, 128, 1)),
+)

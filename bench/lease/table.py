@@ -15,8 +15,17 @@ from .place import BETWEEN, Found
 
 LINES, WIDTH = 110, 98  # 110 lines of 99 characters are less than 11,000
 ENOUGH = 1.02  # a gain below it is noise
-SHARES = {"WRONG, OR NOT THERE": 22, "THE MACHINE": 10, "CHECKS THAT PASSED": 15, "BLOCK SIZES": 14,
-          "MARKS": 7, "PEERS": 18, "WHOLE MODELS": 13, "TRACES": 5, "NOT REACHED": 5}  # fmt: skip
+SHARES = {
+    "WRONG, OR NOT THERE": 22,
+    "THE MACHINE": 10,
+    "CHECKS THAT PASSED": 15,
+    "BLOCK SIZES": 14,
+    "MARKS": 7,
+    "PEERS": 18,
+    "WHOLE MODELS": 13,
+    "TRACES": 5,
+    "NOT REACHED": 5,
+}
 
 
 def wrong(row: dict) -> str:
@@ -81,8 +90,10 @@ def limits(found: Found) -> list[str]:
         elif "us" in row:
             lines.append(f"{row['what']}: {row['us']:.2f} microseconds")
         elif "clocks_sm" in row:
-            lines.append(f"{row['what']}: SM {row['clocks_sm']}, memory {row['clocks_mem']}, "
-                         f"{row['temperature_gpu']} C, {row['power_draw']}")  # fmt: skip
+            lines.append(
+                f"{row['what']}: SM {row['clocks_sm']}, memory {row['clocks_mem']}, "
+                f"{row['temperature_gpu']} C, {row['power_draw']}"
+            )
     return [line for line in lines if line]
 
 
@@ -92,8 +103,10 @@ def late(found: Found) -> list[str]:
     for row in found.rows:
         if "late" in row:
             seconds[row["stage"]].append(row["seconds"])
-    return [f"compiled late in {stage}: {len(some)} kernels, {sum(some):.1f} s"
-            for stage, some in seconds.items()]  # fmt: skip
+    return [
+        f"compiled late in {stage}: {len(some)} kernels, {sum(some):.1f} s"
+        for stage, some in seconds.items()
+    ]
 
 
 def right(found: Found) -> list[str]:
@@ -112,8 +125,11 @@ def right(found: Found) -> list[str]:
             worst[row["kernel"]] = max(worst.get(row["kernel"], 0.0), share)
     lines = []
     for kernel in dict.fromkeys(kernel for kernel, _ in counts):
-        cells = [f"{dtype} {passed[kernel, dtype]}/{counts[kernel, dtype]}".strip()
-                 for dtype in dtypes if counts[kernel, dtype]]  # fmt: skip
+        cells = [
+            f"{dtype} {passed[kernel, dtype]}/{counts[kernel, dtype]}".strip()
+            for dtype in dtypes
+            if counts[kernel, dtype]
+        ]
         largest = f"  largest error {worst[kernel]:.2f} of allowed" if kernel in worst else ""
         lines.append(f"{kernel:30} {'  '.join(cells)}{largest}")
     return lines
@@ -145,8 +161,11 @@ def sweep(found: Found) -> list[str]:
     rows, lines, level = rows_of(found, "sweep"), [], 0
     for (kernel, case), table in gains(rows).items():
         shapes = max(len(ratios) for ratios in table.values())
-        means = {candidate: math.prod(ratios.values()) ** (1 / shapes)
-                 for candidate, ratios in table.items() if len(ratios) == shapes}  # fmt: skip
+        means = {
+            candidate: math.prod(ratios.values()) ** (1 / shapes)
+            for candidate, ratios in table.items()
+            if len(ratios) == shapes
+        }
         best = max(means, key=means.get)
         present = next((block for name, block in table if name == "present"), "?")
         if best[0] == "present" or means[best] < ENOUGH:
@@ -154,8 +173,8 @@ def sweep(found: Found) -> list[str]:
             continue
         each = ", ".join(f"{shape} {ratio:.2f}x" for shape, ratio in table[best].items())
         block = " ".join(word for word in best if word)
-        lines.append((-means[best], f"{means[best]:5.2f}x {kernel} {case}: {block} in place of "
-                      f"{present}: {each}"))  # fmt: skip
+        gain = f"{means[best]:5.2f}x {kernel} {case}: {block} in place of {present}: {each}"
+        lines.append((-means[best], gain))
     lines = [line for _, line in sorted(lines)]
     if level:
         lines.append(f"{level} rows of the tables: nothing is faster by {ENOUGH - 1:.0%}")
@@ -195,8 +214,10 @@ def whole(found: Found) -> list[str]:
         took = seconds(row)
         if took is None and "peak_bytes" not in row:
             continue
-        words = [f"{row.get('what', '')} {row.get('model', '')} {row.get('format', '')} "
-                 f"{row.get('size', '')}".ljust(30)]  # fmt: skip
+        words = [
+            f"{row.get('what', '')} {row.get('model', '')} {row.get('format', '')} "
+            f"{row.get('size', '')}".ljust(30)
+        ]
         if took is not None:
             words.append(f"{took:9.3f} s" if took >= 0.1 else f"{1e3 * took:9.3f} ms")
         if row.get("tokens_per_s"):
@@ -242,8 +263,9 @@ def fitted(parts: dict[str, list[str]], room: int) -> list[str]:
     """The lines of all parts under their titles, each part cut to its share of the room; what one
     leaves over goes to the first that needs more.
     """
-    kept = {title: min(SHARES[title.split(":")[0]], len(lines) + 1)
-            for title, lines in parts.items()}  # fmt: skip
+    kept = {
+        title: min(SHARES[title.split(":")[0]], len(lines) + 1) for title, lines in parts.items()
+    }
     rest = room - sum(kept.values())
     for title, lines in parts.items():
         more = min(rest, len(lines) + 1 - kept[title])

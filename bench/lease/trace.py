@@ -24,7 +24,7 @@ from llava_min.cache import Cache
 from llava_min.config import TextConfig, VisionConfig
 from llava_min.vision import VisionTower
 
-from .. import generate
+from .. import models, shapes
 from . import page
 from .place import Place
 
@@ -33,20 +33,37 @@ ROOM = 128  # tokens that a trace may decode
 PROFILED = 3  # calls under the profiler, of which the last counts
 # What a kernel does, by a part of its name; the first that fits.
 FAMILIES = (
-    ("attention_kernel", "attention"), ("decode_kernel", "attention"),
-    ("combine_kernel", "attention"), ("scaled_dot_product", "attention"),
-    ("_norm", "norms"), ("write_kernel", "rope"), ("swiglu", "activation"), ("gelu", "activation"),
-    ("silu", "activation"), ("linear_kernel", "linear"), ("dequantise", "linear"),
-    ("gemm", "linear"), ("gemv", "linear"), ("nvjet", "linear"), ("cutlass", "linear"),
-    ("splitK", "linear"), ("cublas", "linear"), ("::mm", "linear"), ("addmm", "linear"),
-)  # fmt: skip
+    ("attention_kernel", "attention"),
+    ("decode_kernel", "attention"),
+    ("combine_kernel", "attention"),
+    ("scaled_dot_product", "attention"),
+    ("_norm", "norms"),
+    ("write_kernel", "rope"),
+    ("swiglu", "activation"),
+    ("gelu", "activation"),
+    ("silu", "activation"),
+    ("linear_kernel", "linear"),
+    ("dequantise", "linear"),
+    ("gemm", "linear"),
+    ("gemv", "linear"),
+    ("nvjet", "linear"),
+    ("cutlass", "linear"),
+    ("splitK", "linear"),
+    ("cublas", "linear"),
+    ("::mm", "linear"),
+    ("addmm", "linear"),
+)
 REST = "additions and copies"
 # The layer between two parts: (the part before, the part after), None where there is any or none.
 LAYERS = (
-    ("norms", "rope", "qkv"), ("norms", "attention", "qkv"), ("attention", None, "output"),
-    ("norms", "activation", "gate_up"), ("activation", None, "down"), ("norms", None, "head"),
+    ("norms", "rope", "qkv"),
+    ("norms", "attention", "qkv"),
+    ("attention", None, "output"),
+    ("norms", "activation", "gate_up"),
+    ("activation", None, "down"),
+    ("norms", None, "head"),
     (None, None, "patches"),
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -58,7 +75,7 @@ class Event:
 
 
 def tasks(place: Place) -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
-    text = generate.TOY if place.dry else generate.MODELS["7B"]
+    text = shapes.TOY if place.dry else shapes.TEXTS["7B"]
     seen, chunk = (40, 24) if place.dry else (1024, 8192)
     yield "decode int4", lambda: decode(place, text, True, seen)
     yield "decode bf16", lambda: decode(place, text, False, seen)
@@ -70,9 +87,9 @@ def tasks(place: Place) -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
 def decode(place: Place, config: TextConfig, quantised: bool, seen: int) -> Iterator[dict]:
     """One token of the 7B decoder as the product makes it: on CUDA a step that is replayed."""
     wake(place)
-    decoder = generate.decoder_of(config, quantised, place.device, place.dtypes[0])
-    cache = generate.full_cache(config, seen, ROOM, place.dtypes[0], device=place.device)
-    step = generate.token_after_token(generate.network_of(decoder), cache)
+    decoder = models.decoder_of(config, quantised, place.device, place.dtypes[0])
+    cache = models.full_cache(config, [seen], ROOM, place.dtypes[0], device=place.device)
+    step = models.token_after_token(models.network_of(decoder), cache)
     name = f"decode 7B {'int4' if quantised else 'bf16'}, {seen:,} tokens seen"
     yield from traced(place, name, step, text_floors(place, decoder, 1, seen), 20)
 
@@ -81,7 +98,7 @@ def decode(place: Place, config: TextConfig, quantised: bool, seen: int) -> Iter
 def prefill(place: Place, config: TextConfig, chunk: int) -> Iterator[dict]:
     """The first chunk of a prompt, and the logits of its last token."""
     wake(place)
-    decoder = generate.decoder_of(config, False, place.device, place.dtypes[0])
+    decoder = models.decoder_of(config, False, place.device, place.dtypes[0])
     cache = Cache.empty(config, 1, chunk, place.dtypes[0], device=place.device)
     rows = torch.randn(1, chunk, config.hidden_size, dtype=place.dtypes[0], device=place.device)
     call = lambda: decoder.logits(decoder(rows, cache)[:, -1:])
@@ -93,10 +110,10 @@ def prefill(place: Place, config: TextConfig, chunk: int) -> Iterator[dict]:
 def tile(place: Place) -> Iterator[dict]:
     """One tile of SigLIP's shape, from its bytes on the device to its features."""
     wake(place)
-    config = generate.TOY_TOWER if place.dry else generate.SIGLIP
+    config = shapes.TOY_TOWER if place.dry else shapes.TOWERS["SigLIP"]
     with torch.device("meta"):
         tower = VisionTower(config)
-    tower = generate.filled(tower, place.device, place.dtypes[0])
+    tower = models.filled(tower, place.device, place.dtypes[0])
     size = (1, config.image_size, config.image_size, 3)
     pixels = torch.randint(0, 256, size, dtype=torch.uint8, device=place.device)
     floors = tower_floors(place, tower, config)
@@ -143,8 +160,13 @@ def events(call: Callable, device: str) -> list[Event]:
         if cuda:
             torch.cuda.synchronize()
     kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    kept = [each for each in found.events() if each.device_type == kind and not each.cpu_children
-            and not getattr(each, "is_user_annotation", False)]  # fmt: skip
+    kept = [
+        each
+        for each in found.events()
+        if each.device_type == kind
+        and not each.cpu_children
+        and not getattr(each, "is_user_annotation", False)
+    ]
     kept.sort(key=lambda each: each.time_range.start)
     return [Event(each.name, each.time_range.elapsed_us()) for each in kept]
 
@@ -172,8 +194,11 @@ def parts(names: list[str]) -> list[str]:
     found, before = [], None
     for kind, follows in zip(kinds, reversed(after)):
         if kind == "linear":
-            kind = next(layer for one, other, layer in LAYERS
-                        if one in (None, before) and other in (None, follows))  # fmt: skip
+            kind = next(
+                layer
+                for one, other, layer in LAYERS
+                if one in (None, before) and other in (None, follows)
+            )
         elif kind != REST:
             before = kind
         found.append(kind)
@@ -192,8 +217,12 @@ def rows_of(name: str, found: list[Event], us: float, floors: dict[str, float]) 
             sums.setdefault(key, []).append(event.us)
     sums["gaps between kernels", None] = [gaps] if gaps else []
     for (part, kernel), times in sorted(sums.items(), key=lambda item: -sum(item[1])):
-        row = {"part": part, "calls": len(times), "us": sum(times),
-               "share": sum(times) / (running + gaps)}  # fmt: skip
+        row = {
+            "part": part,
+            "calls": len(times),
+            "us": sum(times),
+            "share": sum(times) / (running + gaps),
+        }
         floor = {"floor_us": floors.get(part)} if kernel is None else {"kernel": kernel[:200]}
         yield whole | row | floor
 
@@ -227,8 +256,12 @@ def text_floors(place: Place, decoder: nn.Module, new: int, seen: int) -> dict[s
     config, floors, block = decoder.config, Floors(place), decoder.blocks[0]
     width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_layers
     query, both = config.num_heads * config.head_dim, 2 * config.num_kv_heads * config.head_dim
-    linears = (("qkv", width, query + both), ("output", query, width),
-               ("gate_up", width, 2 * hidden), ("down", hidden, width))  # fmt: skip
+    linears = (
+        ("qkv", width, query + both),
+        ("output", query, width),
+        ("gate_up", width, 2 * hidden),
+        ("down", hidden, width),
+    )
     for part, inputs, outputs in linears:
         moved = bytes_of(getattr(block, part)) + 2 * new * (inputs + outputs)
         floors.add(part, moved, 2 * new * inputs * outputs, layers)
@@ -247,9 +280,11 @@ def tower_floors(place: Place, tower: nn.Module, config: VisionConfig) -> dict[s
     floors, block, count = Floors(place), tower.blocks[0], config.num_positions
     width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_layers
     for part, layer, inputs, outputs in (
-        ("qkv", block.qkv, width, 3 * width), ("output", block.output, width, width),
-        ("gate_up", block.up, width, hidden), ("down", block.down, hidden, width),
-    ):  # fmt: skip
+        ("qkv", block.qkv, width, 3 * width),
+        ("output", block.output, width, width),
+        ("gate_up", block.up, width, hidden),
+        ("down", block.down, hidden, width),
+    ):
         moved = bytes_of(layer) + 2 * count * (inputs + outputs)
         floors.add(part, moved, 2 * count * inputs * outputs, layers)
     floors.add("attention", 8 * count * width, 4 * width * count**2, layers)

@@ -25,23 +25,31 @@ from llava_min.kernels import attention
 
 VARIANTS = {
     "borders": [
-        ("whole = new - new % BLOCK_KEY",
-         "whole = tl.maximum(new - BLOCK_KEY + 1, 0) // BLOCK_KEY * BLOCK_KEY"),
+        (
+            "whole = new - new % BLOCK_KEY",
+            "whole = tl.maximum(new - BLOCK_KEY + 1, 0) // BLOCK_KEY * BLOCK_KEY",
+        ),
     ],
     "descriptors": [
-        ("load_rows(key, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)",
-         "key.load([start, 0])"),
-        ("load_rows(value, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)",
-         "value.load([start, 0])"),
-        ("    maximum, total = tl.full([BLOCK_QUERY]",
-         "    stride = key_token.to(tl.int64) * HEAD_DIM\n"
-         "    key = tl.make_tensor_descriptor(\n"
-         "        key, [stop, HEAD_DIM], [stride, 1], [BLOCK_KEY, HEAD_DIM])\n"
-         "    value = tl.make_tensor_descriptor(\n"
-         "        value, [stop, HEAD_DIM], [stride, 1], [BLOCK_KEY, HEAD_DIM])\n"
-         "    maximum, total = tl.full([BLOCK_QUERY]"),
+        (
+            "load_rows(key, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)",
+            "key.load([start, 0])",
+        ),
+        (
+            "load_rows(value, start, stop, stride, 0, LOW, HEAD_DIM, BLOCK, MASKED)",
+            "value.load([start, 0])",
+        ),
+        (
+            "    maximum, total = tl.full([BLOCK_QUERY]",
+            "    stride = key_token.to(tl.int64) * HEAD_DIM\n"
+            "    key = tl.make_tensor_descriptor(\n"
+            "        key, [stop, HEAD_DIM], [stride, 1], [BLOCK_KEY, HEAD_DIM])\n"
+            "    value = tl.make_tensor_descriptor(\n"
+            "        value, [stop, HEAD_DIM], [stride, 1], [BLOCK_KEY, HEAD_DIM])\n"
+            "    maximum, total = tl.full([BLOCK_QUERY]",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 def text(name: str) -> str:

@@ -4,7 +4,7 @@ in:  a Place      out: rows {what, model, format, size, ms or seconds, tokens_pe
 Everything runs as the product runs it: its recorded step and choice of a token, its chunks of a
 prompt, its portions of a clip's frames, its packed layers. Speed does not need trained weights.
 Where a prompt is read, the most memory that it took is beside what `--plan` says of it.
-Read before: ../generate.py. Agrees with: llava_min/loaded.py, which this calls.
+Read ../models.py, ../generate.py first. Agrees with: llava_min/engine/handle.py, which this calls.
 """
 
 import time
@@ -17,16 +17,16 @@ import torch
 
 from llava_min import segments as plans
 from llava_min.config import LlavaConfig
-from llava_min.engine.answers import Clock
 from llava_min.engine.handle import Model
-from llava_min.image import Tiles
+from llava_min.model import finished
 from llava_min.options import Sampling
 from llava_min.planning import memory as needs
 from llava_min.request.visuals import Encodable
 from llava_min.sampling import next_id
 from llava_min.segments import Plan, Text
 
-from .. import generate, ledger
+from .. import generate, ledger, shapes
+from ..models import cost, full_cache, model_of, onevision, size_of, token_after_token
 from .place import Place
 
 SECONDS = 110
@@ -46,14 +46,26 @@ def tasks(place: Place) -> Iterator[Task]:
     plain, four = ("7B", "bf16"), ("7B", "int4")
     small, small_four = ("0.5B", "bf16"), ("0.5B", "int4")
     wanted = [
-        (decode, plain, 1024), (decode, four, 1024), (prefill, plain, 8192),
-        (prefill, plain, 32768), (frames, plain, 64), (frames, plain, 1),
-        (decode, plain, 32768), (decode, four, 32768), (decode, plain, 131072),
-        (decode, four, 131072), (frames, plain, 256), (decode, small, 1024),
-        (decode, small_four, 1024), (prefill, small, 32768), (prefill, four, 8192),
-        (prefill, plain, 131072), (decode, small, 32768), (decode, small_four, 32768),
+        (decode, plain, 1024),
+        (decode, four, 1024),
+        (prefill, plain, 8192),
+        (prefill, plain, 32768),
+        (frames, plain, 64),
+        (frames, plain, 1),
+        (decode, plain, 32768),
+        (decode, four, 32768),
+        (decode, plain, 131072),
+        (decode, four, 131072),
+        (frames, plain, 256),
+        (decode, small, 1024),
+        (decode, small_four, 1024),
+        (prefill, small, 32768),
+        (prefill, four, 8192),
+        (prefill, plain, 131072),
+        (decode, small, 32768),
+        (decode, small_four, 32768),
         (decode, small, 131072),
-    ]  # fmt: skip
+    ]
     for task, model, size in wanted:
         yield f"{task.func.__name__} {' '.join(model)} {size}", partial(task, *model, size)
     for kind in KV_DTYPES:
@@ -76,18 +88,16 @@ class Models:
     bytes: dict[tuple[str, str], int] = field(default_factory=dict)  # on a GPU
 
     def config(self, name: str) -> LlavaConfig:
-        """LLaVA-OneVision in a shape of generate.MODELS."""
+        """LLaVA-OneVision in a shape of shapes.TEXTS."""
         if self.place.dry:
-            return generate.settings_of(generate.TOY)
-        return generate.settings_of(generate.MODELS[name], generate.SIGLIP)
+            return onevision(shapes.TOY)
+        return onevision(shapes.TEXTS[name], shapes.TOWERS["SigLIP"])
 
     def get(self, name: str, form: str) -> Model:
         """The handle of a model, as load() gives it, without a tokenizer."""
         if (name, form) not in self.made:
             before, place = allocated(self.place), self.place
-            network = generate.model_of(
-                self.config(name), FORMATS[form], place.device, place.dtypes[0]
-            )
+            network = model_of(self.config(name), FORMATS[form], place.device, place.dtypes[0])
             self.made[name, form] = Model(name, network.config, network, None, {})
             self.bytes[name, form] = allocated(self.place) - before
         return self.made[name, form]
@@ -152,20 +162,27 @@ def decoding(models: Models, name: str, form: str, seen: int, kind: str = "") ->
     place, network, seen = models.place, models.get(name, form).network, models.tokens(seen)
     text = network.config.text
     calls, rounds = (2, 1) if place.dry else (10, 7)
-    cache = generate.full_cache(text, seen, calls * rounds + 8, place.dtypes[0],
-                                KV_DTYPES.get(kind), place.device)  # fmt: skip
-    step = generate.token_after_token(network, cache)
+    cache = full_cache(
+        text, [seen], calls * rounds + 8, place.dtypes[0], KV_DTYPES.get(kind), place.device
+    )
+    step = token_after_token(network, cache)
     for _ in range(3):
         step()
     times = spread([ms / 1e3 for ms in generate.timed(step, calls, rounds)])
-    moved, flops = generate.cost(text, 1, seen)
+    moved, flops = cost(text, 1, seen)
     if kind:
         moved *= (text.head_dim + 4) / (2 * text.head_dim)
-    moved += generate.size_of(network.decoder)
+    moved += size_of(network.decoder)
     what = "decode" + (f", {kind} cache" if kind else "")
-    yield {"what": what, "model": name, "format": form, "size": seen, **times,
-           "tokens_per_s": 1e3 / times["ms"],
-           **of_ceiling(place, moved, flops, times["ms"])}  # fmt: skip
+    yield {
+        "what": what,
+        "model": name,
+        "format": form,
+        "size": seen,
+        **times,
+        "tokens_per_s": 1e3 / times["ms"],
+        **of_ceiling(place, moved, flops, times["ms"]),
+    }
 
 
 @torch.inference_mode()
@@ -180,7 +197,7 @@ def reading(models: Models, name: str, form: str, tokens: int, chunk: int = 0) -
         if chunk:
             model.network.prefill(plan, [], cache, chunk)
         else:
-            model.read(plan, [], cache, Clock())
+            finished(model.reading(plan, [], cache))
 
     if tokens < LONG:
         peak = most(place, read)  # this one compiles, too
@@ -189,13 +206,19 @@ def reading(models: Models, name: str, form: str, tokens: int, chunk: int = 0) -
         found = []
         peak = most(place, lambda: found.append(stopwatch(place, read, 1)))
         times = found[0]
-    _, flops = generate.cost(config.text, tokens, 0)
-    moved = generate.size_of(model.network.decoder)
+    _, flops = cost(config.text, tokens, 0)
+    moved = size_of(model.network.decoder)
     what = f"reading in chunks of {chunk}" if chunk else "prefill"
-    yield {"what": what, "model": name, "format": form, "size": tokens, **times,
-           "tokens_per_s": 1e3 * tokens / times["ms"],
-           **of_ceiling(place, moved, flops, times["ms"]),
-           **(planned(models, name, form, plan, 0, peak) if not chunk else {})}  # fmt: skip
+    yield {
+        "what": what,
+        "model": name,
+        "format": form,
+        "size": tokens,
+        **times,
+        "tokens_per_s": 1e3 * tokens / times["ms"],
+        **of_ceiling(place, moved, flops, times["ms"]),
+        **(planned(models, name, form, plan, 0, peak) if not chunk else {}),
+    }
 
 
 @torch.inference_mode()
@@ -205,26 +228,32 @@ def looking(models: Models, name: str, form: str, frames: int) -> Iterator[dict]
     frames, config = min(frames, TOY_FRAMES) if place.dry else frames, model.config
     side = config.tile
     pixels = np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), np.uint8)
-    segment = plans.clip([float(number) for number in range(frames)], config)
-    visual = Encodable(segment, Tiles(pixels, (side, side), None), True)
+    times = [float(number) for number in range(frames)]
+    segment = plans.clip(times, (side, side), config)
+    visual = Encodable(segment, pixels)
     plan = Plan((segment, Text((7,) * QUESTION)), config.text.context)
 
     def answer() -> None:
         cache = model.empty_cache(plan.tokens + 1)
-        logits = model.read(plan, [visual], cache, Clock())[-1]
+        logits = finished(model.reading(plan, [visual], cache))[-1]
         next_id(logits, [], plan.tokens, Sampling(), config.text.vocab_size)
 
     def encode() -> None:
-        for _ in model.network.encode(visual.tiles, visual.is_clip):
+        for _ in model.network.encode(segment, pixels):
             pass
 
     peak, rounds = most(place, answer), 3 if frames < LONG_CLIP else 1
     about = {"model": name, "format": form, "size": frames}
     yield {"what": "tower", **about, **stopwatch(place, encode, rounds)}
     times = stopwatch(place, answer, rounds)
-    yield {"what": "frames", **about, **times, "tokens": plan.tokens,
-           "tokens_per_s": 1e3 * plan.tokens / times["ms"],
-           **planned(models, name, form, plan, 1, peak)}  # fmt: skip
+    yield {
+        "what": "frames",
+        **about,
+        **times,
+        "tokens": plan.tokens,
+        "tokens_per_s": 1e3 * plan.tokens / times["ms"],
+        **planned(models, name, form, plan, 1, peak),
+    }
 
 
 def planned(models: Models, name: str, form: str, plan: Plan, answer: int, peak: int) -> dict:
@@ -232,7 +261,7 @@ def planned(models: Models, name: str, form: str, plan: Plan, answer: int, peak:
     if not peak:
         return {}
     model = models.get(name, form)
-    need = needs.memory(model.config, plan, answer, model.storage)
+    need = needs.alone(model.config, plan, answer, model.storage)
     return {"planned_bytes": need.total, "peak_bytes": models.bytes[name, form] + peak}
 
 
@@ -241,9 +270,12 @@ def planned(models: Models, name: str, form: str, plan: Plan, answer: int, peak:
 
 def ours(place: Place, what: str, size: int) -> dict:
     """Our own row of the 0.5B model in 16 bits at that size, as the row of a peer holds it."""
-    rows = [row for row in place.of("whole")
-            if (row.get("what"), row.get("model"), row.get("format"), row.get("size"))
-            == (what, "0.5B", "bf16", size)]  # fmt: skip
+    rows = [
+        row
+        for row in place.of("whole")
+        if (row.get("what"), row.get("model"), row.get("format"), row.get("size"))
+        == (what, "0.5B", "bf16", size)
+    ]
     return {"ms": rows[-1]["ms"]} if rows else {}
 
 
@@ -261,8 +293,12 @@ def beside(models: Models, seen: int, compiled: bool) -> Iterator[dict]:
     times = generate.timed(step, *((2, 1) if place.dry else (5, 7)))
     name = "transformers static, " + ("compiled" if compiled else "as it is")
     about = {"model": "0.5B", "format": "bf16", "size": seen, "peer": name}
-    yield {"what": f"decode beside {name}", **about, "peer_ms": times[len(times) // 2],
-           **ours(place, "decode", seen)}  # fmt: skip
+    yield {
+        "what": f"decode beside {name}",
+        **about,
+        "peer_ms": times[len(times) // 2],
+        **ours(place, "decode", seen),
+    }
 
 
 @torch.inference_mode()
@@ -277,6 +313,12 @@ def beside_prompt(models: Models, tokens: int) -> Iterator[dict]:
         peer(prompt, use_cache=True, logits_to_keep=1)
 
     read()
-    yield {"what": "prefill beside transformers", "model": "0.5B", "format": "bf16",
-           "size": tokens, "peer": "transformers", **ours(place, "prefill", tokens),
-           "peer_ms": stopwatch(place, read, 3)["ms"]}  # fmt: skip
+    yield {
+        "what": "prefill beside transformers",
+        "model": "0.5B",
+        "format": "bf16",
+        "size": tokens,
+        "peer": "transformers",
+        **ours(place, "prefill", tokens),
+        "peer_ms": stopwatch(place, read, 3)["ms"],
+    }
