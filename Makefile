@@ -20,6 +20,7 @@ test: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy -p llava_min
 
 bench: $(READY)
 	$(RUN) -m bench kernels --dry-run

@@ -10,7 +10,17 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "llava_min/__init__.py").read_text())[1]
 
-ROOMS = ("base", "families", "media", "request", "planning", "engine", "command", "check")
+ROOMS = (
+    "base",
+    "families",
+    "media",
+    "request",
+    "planning",
+    "explain",
+    "engine",
+    "command",
+    "check",
+)
 
 setup(
     name="llava_min",
@@ -36,6 +46,7 @@ setup(
         "llava_min.weights.tiny.samples": "weights/tiny/samples",
     },
     package_data={
+        "llava_min": ["py.typed"],
         "llava_min.weights.tiny": ["*.json", "*.safetensors"],
         "llava_min.weights.tiny.samples": ["*"],
     },
@@ -51,7 +62,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.17", "jinja2>=3.1"],
-        "dev": ["ruff"],
+        "dev": ["ruff", "mypy"],
     },
     entry_points={"console_scripts": ["llava-min = llava_min.command.main:run"]},
 )

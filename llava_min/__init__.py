@@ -10,6 +10,7 @@ decoder, model, sampling, generate.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from .errors import (
     CheckpointError,
@@ -21,11 +22,23 @@ from .errors import (
     ParameterError,
     PromptError,
 )
+from .trace import edit, watch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from .engine.handle import Model
+    from .media.sources import Picture, Video
+    from .planning.forecast import Forecast
+    from .request.messages import Question
 
 __version__ = "0.1.0"
 __all__ = [
     "load",
     "plan",
+    "watch",
+    "edit",
     "LlavaMinError",
     "ParameterError",
     "CheckpointError",
@@ -41,15 +54,15 @@ if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without s
 
 
 def load(
-    folder=None,
+    folder: "str | Path | None" = None,
     *,
-    device="auto",
-    dtype="auto",
-    kv_dtype="auto",
-    config=None,
-    context=None,
-    bits=None,
-):
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    config: "Mapping[str, object] | None" = None,
+    context: int | None = None,
+    bits: int | None = None,
+) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
     device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. kv_dtype: of the cache,
@@ -59,17 +72,51 @@ def load(
     """
     from .engine.load import load
 
-    return load(folder, device=device, dtype=dtype, kv_dtype=kv_dtype, config=config,
-                context=context, bits=bits)  # fmt: skip
+    return load(
+        folder,
+        device=device,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        config=config,
+        context=context,
+        bits=bits,
+    )
 
 
-def plan(folder=None, question=None, *, images=(), videos=(), **options):
+def plan(
+    folder: "str | Path | None" = None,
+    question: "Question | None" = None,
+    *,
+    images: "Picture | Sequence[Picture]" = (),
+    videos: "Video | Sequence[Video]" = (),
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    config: "Mapping[str, object] | None" = None,
+    context: int | None = None,
+    bits: int | None = None,
+    memory: float | None = None,
+    **options: object,
+) -> "Forecast":
     """What a question to a checkpoint will cost, without torch: a Forecast.
 
-    The Forecast holds tokens, bytes and seconds. It prints as text and has json(). options: those
-    of load() and of generate(), and memory, the GB that it should fit in (default: what is free).
-    Raises LlavaMinError.
+    The Forecast holds tokens, bytes and seconds. It prints as text and has json(). device, dtype,
+    kv_dtype, config, context and bits are those of load(), options those of generate(). memory: the
+    GB that it should fit in, by default what is free. Raises LlavaMinError.
     """
     from .planning.forecast import forecast
 
-    return forecast(folder, question, images=images, videos=videos, **options)
+    return forecast(
+        folder,
+        question,
+        images=images,
+        videos=videos,
+        device=device,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        config=config,
+        context=context,
+        bits=bits,
+        memory=memory,
+        **options,
+    )

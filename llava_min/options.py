@@ -7,10 +7,34 @@ No torch here: planning reads these too (segments.py, planning/forecast.py).
 Read sampling.py, generate.py first.
 """
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
-from .errors import ParameterError, shown
+from .errors import ParameterError, no_such_option, wrong_value
+
+LIMITS: dict[str, tuple[float, float]] = {
+    # option: the least and the most that it may be; whole numbers stand for whole numbers
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (0, 2**63 - 1),
+}
+TYPES: dict[str, tuple[type | UnionType, str]] = {
+    # option: its type, and how a message calls that
+    "system": (str | None, "a text"),
+    "prefill": (str, "a text"),
+    "template": (str, "the name of a template"),
+    "raw": (bool, "True or False"),
+    "ignore_eos": (bool, "True or False"),
+    "timestamps": (bool | None, "True, False or None"),
+    "at": (tuple, "a list of times in seconds"),
+    "subtitles": (str | Path | None, "the path of an .srt file"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,31 +51,17 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
-        limits = {
-            "temperature": (0.0, 100.0),
-            "top_k": (0, 2**31 - 1),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.01, 100.0),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            right_type = type(value) in ((int,) if type(low) is int else (int, float))
+    def __post_init__(self) -> None:
+        for name, (low, high) in LIMITS.items():
+            value, whole = getattr(self, name), type(low) is int
+            right_type = type(value) in ((int,) if whole else (int, float))
             if not right_type or not low <= value <= high:  # NaN is in no range
-                raise ParameterError(
-                    "cannot sample",
-                    name,
-                    f"a{'n integer' if type(low) is int else ' number'} from {low} to {high}",
-                    shown(value),
-                )
+                expected = f"a whole number from {low} to {high}"
+                if not whole:
+                    expected = f"a number from {low:g} to {high:g}"
+                raise wrong_value(name, expected, value)
         if self.top_p == 0:
-            raise ParameterError("cannot sample", "top_p", "a number above 0", "0")
-
-
-TYPES = {"system": str | None, "prefill": str, "template": str, "raw": bool, "ignore_eos": bool,
-         "timestamps": bool | None, "at": tuple, "subtitles": str | Path | None}  # fmt: skip
+            raise wrong_value("top_p", "above 0", self.top_p)
 
 
 @dataclass(frozen=True)
@@ -75,53 +85,57 @@ class Options(Sampling):
     raw: bool = False
     prefill: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_tokens", "frames", "max_tiles"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ParameterError("cannot generate", name, "a number from 1 on", repr(value))
-        for name, kind in TYPES.items():
+            if value is None and name != "max_tokens":
+                continue
+            if type(value) is not int or value < 1:
+                raise wrong_value(name, "a whole number of at least 1", value)
+        for name, (kind, words) in TYPES.items():
             if not isinstance(getattr(self, name), kind):
-                raise ParameterError(
-                    "cannot generate",
-                    name,
-                    getattr(kind, "__name__", kind),
-                    repr(getattr(self, name)),
-                )
-        beside = (self.frames, self.fps, self.start, self.end)
-        if self.at and beside != (None,) * 4:
-            raise ParameterError(
-                "cannot sample the video", "at", "it alone", "frames, fps, start or end"
-            )
-        for value in (*beside[1:], *self.at):
-            number = type(value) in (int, float) and 0 <= value < float("inf")
-            if value is not None and not number:
-                name, expected = "fps, start, end, at", "numbers from 0 on"
-                raise ParameterError("cannot sample the video", name, expected, shown(value))
-        if self.fps == 0:
-            raise ParameterError("cannot sample the video", "fps", "a number above 0", "0")
+                raise wrong_value(name, words, getattr(self, name))
+        self.check_times()
         if self.multi_image not in ("auto", "pad", "anyres"):
-            raise ParameterError(
-                "cannot generate", "multi_image", "auto, pad or anyres", repr(self.multi_image)
-            )
+            raise wrong_value("multi_image", "auto, pad or anyres", self.multi_image)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if type(self.stop) is not tuple or not all(
             isinstance(text, str) and text for text in self.stop
         ):
-            raise ParameterError(
-                "cannot generate", "stop", "texts that are not empty", repr(self.stop)
-            )
+            raise wrong_value("stop", "a text that is not empty, or a list of such", self.stop)
+
+    def check_times(self) -> None:
+        """ParameterError unless the options that choose frames are times, and go together."""
+        for name in ("fps", "start", "end"):
+            value = getattr(self, name)
+            if value is not None and not is_time(value):
+                raise wrong_value(name, "a number of at least 0", value)
+            if value is not None and self.at:
+                raise ParameterError(f"at and {name} cannot be used together.")
+        if self.at and self.frames is not None:
+            raise ParameterError("at and frames cannot be used together.")
+        if not all(map(is_time, self.at)):
+            raise wrong_value("at", "a list of times in seconds, each at least 0", self.at)
+        if self.fps == 0:
+            raise wrong_value("fps", "above 0", self.fps)
 
     @classmethod
-    def of(cls, **given) -> "Options":
-        """Options from keyword arguments; ParameterError names one that does not exist."""
+    def of(cls, **given: object) -> "Options":
+        """Options from keyword arguments, lists as tuples.
+
+        ParameterError names an option that does not exist or has a wrong value.
+        """
         known = {field.name for field in fields(cls)}
-        for name in given:
+        values: dict[str, Any] = {}
+        for name, value in given.items():
             if name not in known:
-                raise ParameterError(
-                    "cannot generate", name, f"one of {', '.join(sorted(known))}", "no such option"
-                )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in given.items()})  # fmt: skip
+                raise no_such_option(name, sorted(known))
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+def is_time(value: object) -> bool:
+    """Whether a value is a finite number of at least 0, and not a truth value."""
+    return isinstance(value, int | float) and type(value) is not bool and 0 <= value < math.inf

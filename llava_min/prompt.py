@@ -10,7 +10,7 @@ Agrees with: conversation.py of LLaVA-NeXT.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .errors import PromptError
@@ -35,7 +35,7 @@ class Visual:
     frame: int | None = None
 
 
-Text = tuple  # one text part: a tuple of str and Visual
+Text = tuple[str | Visual, ...]  # one text part, which may hold visuals inside
 Piece = Special | str | Visual
 
 
@@ -50,7 +50,7 @@ class Turn:
 PLACEHOLDER = re.compile(r"<(image|video)>")
 
 
-def check_counts(pieces, images: int, videos: int, frames: int | None) -> None:
+def check_counts(pieces: Iterable[Piece], images: int, videos: int, frames: int | None) -> None:
     """PromptError unless the visuals among the pieces are as many as were given.
 
     `frames` placeholders for pictures may take the frames of the one clip.
@@ -118,7 +118,8 @@ def with_notes(turn: Turn, note: Callable[[int], str]) -> Turn:
 
     A note has lines of its own.
     """
-    parts, waiting = [], ""
+    parts: list[Visual | Text] = []
+    waiting = ""
     for part in turn.parts:
         runs: list[str | Visual] = []
         for run in (part,) if isinstance(part, Visual) else part:
@@ -135,16 +136,21 @@ def with_notes(turn: Turn, note: Callable[[int], str]) -> Turn:
 
 def frame_by_frame(turn: Turn, count: Callable[[int], int]) -> Turn:
     """The turn with count(i) visuals, one a frame, in place of clip i."""
+
+    def each_frame(visual: Visual) -> list[Visual]:
+        if visual.kind != "video" or visual.frame is not None:
+            return [visual]
+        return [Visual("video", visual.index, frame) for frame in range(count(visual.index))]
+
     parts: list[Visual | Text] = []
     for part in turn.parts:
-        runs = (part,) if isinstance(part, Visual) else part
-        out: list[str | Visual] = []
-        for run in runs:
-            if isinstance(run, Visual) and run.kind == "video" and run.frame is None:
-                out += [Visual("video", run.index, frame) for frame in range(count(run.index))]
-            else:
-                out.append(run)
-        parts += out if isinstance(part, Visual) else [tuple(out)]
+        if isinstance(part, Visual):
+            parts += each_frame(part)
+        else:
+            runs: list[str | Visual] = []
+            for run in part:
+                runs += each_frame(run) if isinstance(run, Visual) else [run]
+            parts.append(tuple(runs))
     return Turn(turn.role, tuple(parts))
 
 
@@ -158,6 +164,6 @@ def separated(runs: list[str | Visual]) -> tuple[Visual | Text, ...]:
         first = runs.pop(0)
         if isinstance(first, Visual):
             front.append(first)
-    if front and runs:
+    if front and runs and isinstance(runs[0], str):
         runs[0] = runs[0].lstrip()
     return (*front, *([tuple(runs)] if runs else []))

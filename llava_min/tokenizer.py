@@ -12,6 +12,7 @@ Agrees with: the tokenizers library on the same files.
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -20,7 +21,7 @@ from tokenizers.models import BPE
 
 from .base.files import read_json
 from .errors import CheckpointError, PromptError, shown
-from .prompt import Special, Visual
+from .prompt import Piece, Special, Visual
 
 VISUAL = -200  # the place of one picture or clip in a list of ids, as in the original code
 REPLACEMENT = "\ufffd"  # how the library shows bytes that are not yet a character
@@ -34,7 +35,7 @@ QWEN2_SPLIT = (
 class Tokenizer:
     """The checkpoint's tokenizer, in which text can never become a special token."""
 
-    def __init__(self, description: dict):
+    def __init__(self, description: Mapping[str, object]) -> None:
         added = description.get("added_tokens", [])
         if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
             raise unreadable("a list of added_tokens", added)
@@ -69,12 +70,13 @@ class Tokenizer:
             raise PromptError("cannot ask", "text", "valid UTF-8", "bytes that are none")
         return self.inner.encode(text, add_special_tokens=False).ids
 
-    def encode(self, pieces) -> list[int]:
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of a rendered prompt, with VISUAL for each picture or clip.
 
         Neighbouring texts are encoded together.
         """
-        ids, run = [], ""
+        ids: list[int] = []
+        run = ""
         for piece in [*pieces, None]:
             if isinstance(piece, str):
                 run += piece
@@ -104,14 +106,14 @@ class Tokenizer:
         return self.inner.decode(ids, skip_special_tokens=True)
 
 
-def unreadable(expected: str, found) -> CheckpointError:
+def unreadable(expected: str, found: object) -> CheckpointError:
     return CheckpointError("cannot read the tokenizer", "tokenizer.json", expected, shown(found))
 
 
 class CharacterStream:
     """Ids one by one -> text in whole characters; a character may need several tokens."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         # ids[start:shown] are out; decoding begins a little before what is new
@@ -137,7 +139,7 @@ class CharacterStream:
         return now[len(before) :]
 
 
-def split_specials(text: str, tokenizer: Tokenizer) -> list:
+def split_specials(text: str, tokenizer: Tokenizer) -> list[Piece]:
     """A complete prompt (--raw) as pieces: Special for its special tokens, text for the rest."""
     longest_first = sorted(tokenizer.special, key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # which never matches
@@ -145,7 +147,7 @@ def split_specials(text: str, tokenizer: Tokenizer) -> list:
     return [Special(part) if part in tokenizer.special else part for part in parts if part]
 
 
-def read(folder: Path) -> Tokenizer | None:
+def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None where it has none.
 
     It is read from tokenizer.json, or from vocab.json and merges.txt.
@@ -157,7 +159,7 @@ def read(folder: Path) -> Tokenizer | None:
     return None
 
 
-def from_slow_files(folder: Path) -> dict:
+def from_slow_files(folder: Path) -> dict[str, object]:
     """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json."""
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -167,13 +169,24 @@ def from_slow_files(folder: Path) -> dict:
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     inner.decoder = decoders.ByteLevel()
-    path, added = folder / "added_tokens.json", {}
-    if path.exists():
-        added = read_json(path, "added tokens")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    by_id = sorted(added.items(), key=lambda item: item[1])
-    tokens = [{"id": number, "content": token, "special": True, **flags} for token, number in by_id]
+    ids = added_ids(folder / "added_tokens.json")
+    tokens = [
+        {"id": ids[token], "content": token, "special": True, **flags}
+        for token in sorted(ids, key=lambda token: ids[token])
+    ]
     description = json.loads(inner.to_str()) | {"added_tokens": tokens}
     vocabulary = read_json(folder / "vocab.json", "vocabulary")
     description["model"] |= {"vocab": vocabulary, "merges": merges}
     return description
+
+
+def added_ids(path: Path) -> dict[str, int]:
+    """{token: id} of an added_tokens.json, none where there is no such file."""
+    ids: dict[str, int] = {}
+    for token, number in (read_json(path, "added tokens") if path.exists() else {}).items():
+        if type(number) is not int:
+            what, found = "cannot read the tokenizer", f"{shown(number)} for {shown(token)}"
+            raise CheckpointError(what, path.name, "a whole number for each token", found)
+        ids[token] = number
+    return ids

@@ -132,6 +132,21 @@ def sharded(change):
     return make
 
 
+def slow_tokenizer(added):
+    """The tokenizer in files of the older kind, with these added tokens."""
+
+    def make(folder):
+        model = folder / "model"
+        vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+        (model / "tokenizer.json").unlink()
+        (model / "vocab.json").write_text(json.dumps(vocabulary))
+        (model / "merges.txt").write_text("#version: 0.2\n")
+        (model / "added_tokens.json").write_text(json.dumps(added))
+        return ask(folder)
+
+    return make
+
+
 def cut(size):
     return content(lambda data: data[: size if size >= 0 else len(data) + size])
 
@@ -220,7 +235,7 @@ def shrinking():
     """While tensors are read, the file is cut to half its size."""
     from llava_min.weights import checkpoint
 
-    original, seen = checkpoint.read, []
+    original, seen = checkpoint.read_tensor, []
 
     def read(shard, name, path):
         seen.append(name)
@@ -228,7 +243,7 @@ def shrinking():
             os.truncate(path, path.stat().st_size // 2)
         return original(shard, name, path)
 
-    checkpoint.read = read
+    checkpoint.read_tensor = read
 
 
 same_header = header(lambda entries: None)
@@ -599,6 +614,10 @@ CONFIGS = [
                 added(lambda tokens: tokens[-1].update(id=5000)),
                 "5000",
             ),
+            "added_tokens.json with an id that is a text": (
+                slow_tokenizer({"<|im_start|>": 508, "<|im_end|>": "509"}),
+                r"added_tokens\.json",
+            ),
             "more tokens than rows": (config(text_config__vocab_size=300), "300"),
             "merges that name nothing": edited(
                 "tokenizer.json", lambda held: held["model"].update(merges=[["nothing", "here"]])
@@ -751,6 +770,11 @@ ARGUMENTS = [
                 (("--config", "=1"), "--config"),
                 (("--json", "--jsonl"), "--json"),
                 (("--nonsense",), "--nonsense"),
+                (("--max-new-tokens", "5"), "--max-tokens"),
+                (("--" + "a" * 5000,), "--aaa"),
+                (("--quiet=1",), "--quiet"),
+                (("--at", "1", "--fps", "2"), "at and fps"),
+                (("--resume",), "--resume needs --batch"),
                 (("--temp", "1"), "--temp"),
                 (("again",), "again"),
                 (("two\nlines",), r"two\\nlines"),

@@ -12,17 +12,20 @@ import argparse
 import sys
 
 from ..base.progress import Progress
-from ..config import Quantization
+from ..config import LlavaConfig, Quantization
 from ..errors import CheckpointError, LlavaMinError
 from ..families import layouts
 from . import header, hub, load, names, quantize
 from .checkpoint import Checkpoint
 
+Row = tuple[str, list[int], str, str]  # a tensor: its name, shape, dtype, and what becomes of it
 
-def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
-    """((name, shape, dtype, what becomes of it) of each tensor, the names that are missing)."""
+
+def rows(checkpoint: Checkpoint, config: LlavaConfig) -> tuple[list[Row], list[str]]:
+    """A Row for each tensor, and the names of those that are missing."""
     wanted = load.pieces(load.on_meta(config), config)
-    found, table = set(), []
+    found: set[tuple[str, str | None]] = set()
+    table: list[Row] = []
     for name, shape, dtype in checkpoint.headers():
         own, piece = names.ours(name)
         why = names.dropped(own, config.vision.num_layers)
@@ -51,7 +54,7 @@ def rows(checkpoint: Checkpoint, config) -> tuple[list[tuple], list[str]]:
 def inspect(folder: str) -> int:
     """Print the table; the exit code is 3 where the checkpoint would be refused."""
     checkpoint = Checkpoint.open(hub.find(folder))
-    config = layouts.read(checkpoint.folder)
+    config = layouts.read_config(checkpoint.folder)
     table, missing = rows(checkpoint, config)
     width = max(len(row[0]) for row in table)
     for name, shape, dtype, becomes in table:
@@ -87,12 +90,26 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("folder", metavar="IN")
     command.add_argument("target", metavar="OUT", help="a folder that does not exist yet")
     command.add_argument("--bits", type=int, choices=(4, 8), default=4, help="(%(default)s)")
-    command.add_argument("--group", type=int, choices=(128, 64, 32), default=128,
-                         help="weights that share a scale (%(default)s)")  # fmt: skip
-    command.add_argument("--method", choices=("rtn", "mse"), default="mse",
-                         help="round to nearest, or search the clipping (%(default)s)")  # fmt: skip
-    command.add_argument("--head", type=int, choices=(4, 8, 16), default=8,
-                         help="bits of the output head (%(default)s)")  # fmt: skip
+    command.add_argument(
+        "--group",
+        type=int,
+        choices=(128, 64, 32),
+        default=128,
+        help="weights that share a scale (%(default)s)",
+    )
+    command.add_argument(
+        "--method",
+        choices=("rtn", "mse"),
+        default="mse",
+        help="round to nearest, or search the clipping (%(default)s)",
+    )
+    command.add_argument(
+        "--head",
+        type=int,
+        choices=(4, 8, 16),
+        default=8,
+        help="bits of the output head (%(default)s)",
+    )
     given = root.parse_args(arguments)
     try:
         if given.command == "inspect":

@@ -12,6 +12,7 @@ Agrees with: the safetensors format, version 0.4 to 0.8.
 
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,12 @@ class Checkpoint:
         read_json(folder / "config.json", "configuration")
         return cls(folder, index(folder))
 
-    def json(self, name: str, what: str) -> dict:
+    def json(self, name: str, what: str) -> dict[str, object]:
+        """The JSON object in a file of the folder; `what` says what it is in a message."""
         return read_json(self.folder / name, what)
 
     def has(self, name: str) -> bool:
+        """Whether the folder has a plain file of this name."""
         return regular(self.folder / name)
 
     @property
@@ -58,7 +61,7 @@ class Checkpoint:
         with open_shard(self.shards[name]) as shard:
             return shard.get_tensor(name)
 
-    def headers(self):
+    def headers(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """(name, shape, dtype as stored) of all, without reading any."""
         for path in dict.fromkeys(self.shards.values()):
             with open_shard(path) as shard:
@@ -66,7 +69,9 @@ class Checkpoint:
                     part = shard.get_slice(name)
                     yield name, tuple(part.get_shape()), part.get_dtype()
 
-    def tensors(self, progress=None):
+    def tensors(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all, shard after shard, one tensor in memory at a time.
 
         After each, progress(done, total) is called.
@@ -75,13 +80,13 @@ class Checkpoint:
         for path in dict.fromkeys(self.shards.values()):
             with open_shard(path) as shard:
                 for name in (name for name, where in self.shards.items() if where == path):
-                    yield name, read(shard, name, path)
+                    yield name, read_tensor(shard, name, path)
                     done += 1
                     if progress is not None:
                         progress(done, len(self.shards))
 
 
-def read(shard, name: str, path: Path) -> Tensor:
+def read_tensor(shard: safe_open, name: str, path: Path) -> Tensor:
     """One tensor of an open shard, after a check of the dtype that it is stored in."""
     dtype = shard.get_slice(name).get_dtype()
     codes = name.endswith(".packed")
@@ -95,7 +100,7 @@ def read(shard, name: str, path: Path) -> Tensor:
         raise header.damaged(path, f"the whole of {shown(name)}", "the file cut short") from None
 
 
-def open_shard(path: Path):
+def open_shard(path: Path) -> safe_open:
     """An open safetensors file."""
     try:
         return safe_open(path, framework="pt", backend="pread")
@@ -120,7 +125,7 @@ def index(folder: Path) -> dict[str, Path]:
         return sharded(folder, listed)
     if not regular(single):
         raise no_weights(folder)
-    return dict.fromkeys(header.read(single), single)
+    return dict.fromkeys(header.read_header(single), single)
 
 
 def no_weights(folder: Path) -> CheckpointError:
@@ -134,7 +139,7 @@ def no_weights(folder: Path) -> CheckpointError:
     )
 
 
-def sharded(folder: Path, listing: dict) -> dict[str, Path]:
+def sharded(folder: Path, listing: dict[str, object]) -> dict[str, Path]:
     """{tensor name: file} of an index.
 
     Each shard is inside the folder and holds just what the index says.
@@ -150,7 +155,7 @@ def sharded(folder: Path, listing: dict) -> dict[str, Path]:
         if not regular(folder / name):
             raise CheckpointError(what, shown(name), "a shard in the folder", "none")
         listed = {tensor for tensor, shard in weight_map.items() if shard == name}
-        odd = sorted(listed ^ set(header.read(folder / name)))
+        odd = sorted(listed ^ set(header.read_header(folder / name)))
         if odd:
             found = f"a difference at {shown(odd[0])}"
             raise CheckpointError(what, shown(name), "the tensors that the index lists", found)

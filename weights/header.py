@@ -11,6 +11,7 @@ Agrees with: the safetensors library, except for names that are listed twice.
 
 import math
 from pathlib import Path
+from typing import TypeGuard
 
 from ..base.files import parse_json
 from ..errors import CheckpointError, shown
@@ -20,7 +21,7 @@ HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 
 
-def read(path: Path) -> dict[str, tuple[int, int]]:
+def read_header(path: Path) -> dict[str, tuple[int, int]]:
     """{tensor: (begin, end) of its bytes after the header}; CheckpointError says what is wrong."""
     length = 0
     try:
@@ -38,7 +39,7 @@ def read(path: Path) -> dict[str, tuple[int, int]]:
     entries.pop("__metadata__", None)
     ranges = {name: range_of(path, name, entry) for name, entry in entries.items()}
     end = 0
-    for name in sorted(ranges, key=ranges.get):
+    for name in sorted(ranges, key=lambda name: ranges[name]):
         if ranges[name][0] != end:
             raise damaged(path, f"the data of {shown(name)} from byte {end} on", ranges[name][0])
         end = ranges[name][1]
@@ -47,7 +48,7 @@ def read(path: Path) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def range_of(path: Path, name: str, entry) -> tuple[int, int]:
+def range_of(path: Path, name: str, entry: object) -> tuple[int, int]:
     """Where a tensor's data lies; CheckpointError unless it is as long as shape and dtype say."""
     entry = entry if isinstance(entry, dict) else {}
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -58,12 +59,13 @@ def range_of(path: Path, name: str, entry) -> tuple[int, int]:
     dtype, held = entry.get("dtype"), offsets[1] - offsets[0]
     if isinstance(dtype, str) and dtype in DTYPES and held != DTYPES[dtype] * math.prod(shape):
         raise damaged(path, f"{shape} {dtype} of {shown(name)}", f"{held} bytes")
-    return tuple(offsets)
+    return offsets[0], offsets[1]
 
 
-def counts(value) -> bool:
+def counts(value: object) -> TypeGuard[list[int]]:
+    """Whether a value is a list of whole numbers from 0 on."""
     return isinstance(value, list) and all(type(x) is int and x >= 0 for x in value)
 
 
-def damaged(path: Path, expected: str, found) -> CheckpointError:
+def damaged(path: Path, expected: str, found: object) -> CheckpointError:
     return CheckpointError("cannot read the weights", path.name, expected, found, "Fetch it again.")

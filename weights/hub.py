@@ -15,9 +15,14 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from ..errors import CheckpointError, MemoryBudgetError, shown
 from ..families.aliases import ALIASES
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
 
 log = logging.getLogger("llava_min")
 NAME = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
@@ -31,8 +36,18 @@ RESTRICTIVE = (
 )
 
 
+class Wanted(TypedDict):
+    """Which files of a repository are taken, in the words of huggingface_hub."""
+
+    allow_patterns: list[str]
+    ignore_patterns: list[str]
+
+
 def find(
-    name: str | Path, itemsize: int = 2, room: int | None = None, files: tuple = EVERYTHING
+    name: str | Path,
+    itemsize: int = 2,
+    room: int | None = None,
+    files: tuple[str, ...] = EVERYTHING,
 ) -> Path:
     """The folder of a checkpoint, whose files are downloaded first where they must be.
 
@@ -50,7 +65,7 @@ def find(
         raise not_found(str(name))
     from huggingface_hub import HfApi, errors, utils
 
-    wanted = dict(allow_patterns=list(files), ignore_patterns=["*/*"])
+    wanted = Wanted(allow_patterns=list(files), ignore_patterns=["*/*"])
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except errors.GatedRepoError:
@@ -63,7 +78,8 @@ def find(
         raise not_found(str(name)) from None
     except (errors.HTTPError, OSError):  # no connection, or HF_HUB_OFFLINE
         return cached(repository, revision, wanted)
-    found = list(utils.filter_repo_objects(info.siblings, key=lambda f: f.rfilename, **wanted))
+    listed = info.siblings or []
+    found = list(utils.filter_repo_objects(listed, key=lambda f: f.rfilename, **wanted))
     check_room(repository, found, itemsize, room)
     return download(repository, revision, info, found, wanted)
 
@@ -81,7 +97,7 @@ def gated(repository: str) -> CheckpointError:
     )
 
 
-def cached(repository: str, revision: str | None, wanted: dict) -> Path:
+def cached(repository: str, revision: str | None, wanted: Wanted) -> Path:
     """The copy in the hub's cache, without a look at the hub."""
     from huggingface_hub import errors, snapshot_download
 
@@ -94,7 +110,9 @@ def cached(repository: str, revision: str | None, wanted: dict) -> Path:
         raise CheckpointError("cannot download", repository, expected, "neither") from None
 
 
-def check_room(repository: str, files: list, itemsize: int, room: int | None) -> None:
+def check_room(
+    repository: str, files: list["RepoSibling"], itemsize: int, room: int | None
+) -> None:
     """MemoryBudgetError, with what would fit, where the weights exceed the memory that is free."""
     stored = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
     if room is None or stored / 2 * itemsize <= room:  # published weights have 16 bits
@@ -109,7 +127,13 @@ def check_room(repository: str, files: list, itemsize: int, room: int | None) ->
     )
 
 
-def download(repository: str, revision: str | None, info, files: list, wanted: dict) -> Path:
+def download(
+    repository: str,
+    revision: str | None,
+    info: "ModelInfo",
+    files: list["RepoSibling"],
+    wanted: Wanted,
+) -> Path:
     """All wanted files in the hub's cache; those that are there already stay."""
     import huggingface_hub as hub
     from huggingface_hub import errors
@@ -117,10 +141,13 @@ def download(repository: str, revision: str | None, info, files: list, wanted: d
     have = lambda file: hub.try_to_load_from_cache(repository, file.rfilename, revision=info.sha)
     missing = [file for file in files if not isinstance(have(file), str)]
     if missing:
-        size, card = sum(file.size or 0 for file in missing) / 1e9, info.card_data or {}
+        size, license = sum(file.size or 0 for file in missing) / 1e9, "not stated"
+        if info.card_data is not None:
+            named = info.card_data.get("license_name") or info.card_data.get("license")
+            license = str(named or license)
         log.info(
-            f"downloading {repository} at {info.sha[:7]}: {len(missing)} files, {size:.2f} GB, "
-            f"license {card.get('license_name') or card.get('license') or 'not stated'}"
+            f"downloading {repository} at {str(info.sha)[:7]}: {len(missing)} files, "
+            f"{size:.2f} GB, license {license}"
         )
     if not sys.stderr.isatty() or log.getEffectiveLevel() > logging.INFO:
         hub.utils.disable_progress_bars()

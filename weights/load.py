@@ -9,6 +9,8 @@ random. Peak memory is the model and one tensor.
 Read weights/names.py first. Read next: weights/packed.py.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,6 +21,8 @@ from ..model import Network
 from . import names, packed
 from .checkpoint import Checkpoint
 
+Tensors = Iterator[tuple[str, Tensor]]  # of a checkpoint, by name
+
 
 class Uninitialised(TorchFunctionMode):
     """Parameters on the meta device, and no drawing of random numbers for them.
@@ -26,13 +30,19 @@ class Uninitialised(TorchFunctionMode):
     Drawing on meta would change nothing, but it imports a second's worth of torch's compiler.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        given = dict(kwargs or {})
         if getattr(function, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
+            return args[0] if args else given["tensor"]
         if function is torch.empty:
-            kwargs["device"] = "meta"
-        return function(*args, **kwargs)
+            given["device"] = "meta"
+        return function(*args, **given)
 
 
 def on_meta(config: LlavaConfig) -> Network:
@@ -45,12 +55,12 @@ def on_meta(config: LlavaConfig) -> Network:
 
 
 def fill(
-    model: nn.Module,
+    model: Network,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: str,
-    progress=None,
-    convert=iter,
+    progress: Callable[[int, int], None] | None = None,
+    convert: Callable[[Tensors], Tensors] = iter,
 ) -> None:
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`.
 
@@ -113,7 +123,13 @@ def pieces(model: nn.Module, config: LlavaConfig) -> dict[tuple[str, str | None]
 
 
 def place(
-    model: nn.Module, config, own: str, piece: str | None, tensor: Tensor, dtype, device
+    model: nn.Module,
+    config: LlavaConfig,
+    own: str,
+    piece: str | None,
+    tensor: Tensor,
+    dtype: torch.dtype,
+    device: str,
 ) -> None:
     """Put the tensor where it belongs; the parameter is allocated when its first piece arrives."""
     module_name, _, parameter_name = own.rpartition(".")
@@ -130,6 +146,7 @@ def place(
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
+    """NumericsError, with the first place of it, where a tensor holds NaN or infinity."""
     low, high = tensor.aminmax()
     if not (torch.isfinite(low) and torch.isfinite(high)):
         where = int(torch.nonzero(~torch.isfinite(tensor.flatten()))[0])
@@ -142,10 +159,11 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def tied_head(own: str, config: LlavaConfig) -> bool:
+    """Whether the tensor of our name is a head that is the embedding itself."""
     return own == "decoder.head.weight" and config.text.tied
 
 
-def check_tied(model, config: LlavaConfig, checkpoint: Checkpoint) -> None:
+def check_tied(model: Network, config: LlavaConfig, checkpoint: Checkpoint) -> None:
     """CheckpointError unless a head stored next to a tied embedding is that embedding."""
     for name in checkpoint.names:
         if tied_head(names.ours(name)[0], config):

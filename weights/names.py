@@ -12,6 +12,14 @@ Agrees with: the published safetensors indexes; transformers' conversion scripts
 
 import itertools
 import re
+from typing import TYPE_CHECKING
+
+from ..config import LlavaConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model import Network
 
 PREFIXES = (
     ("model.vision_tower.vision_tower.vision_model.", "vision."),  # original
@@ -76,10 +84,9 @@ def renamed(name: str, part: str, replacement: str) -> str | None:
     'c.12.d.weight'
     """
     match = re.match(re.escape(part).replace(r"\{n\}", r"(\d+)"), name)
-    return (
-        match
-        and replacement.replace("{n}", match[1] if match.groups() else "") + name[match.end() :]
-    )
+    if match is None:
+        return None
+    return replacement.replace("{n}", match[1] if match.groups() else "") + name[match.end() :]
 
 
 def ours(name: str) -> tuple[str, str | None]:
@@ -104,16 +111,18 @@ def theirs(name: str, layout: str) -> list[tuple[str, str | None]]:
     >>> theirs("decoder.blocks.3.gate_up.weight", "original")
     [('model.layers.3.mlp.gate_proj.weight', 'gate'), ('model.layers.3.mlp.up_proj.weight', 'up')]
     """
-    inner = [(renamed(name, own, their), piece) for their, own, piece in PARTS]
-    inner = [(found, piece) for found, piece in inner if found] or [(name, None)]
+    inner: list[tuple[str, str | None]] = []
+    for their, own, piece in PARTS:
+        if found := renamed(name, own, their):
+            inner.append((found, piece))
     prefixes = [(PREFIXES[index][1], PREFIXES[index][0]) for index in LAYOUTS[layout]]
     return [
         (next(their + found[len(own) :] for own, their in prefixes if found.startswith(own)), piece)
-        for found, piece in inner
+        for found, piece in inner or [(name, None)]
     ]
 
 
-def slices(name: str, config) -> dict[str, slice]:
+def slices(name: str, config: LlavaConfig) -> dict[str, slice]:
     """The rows of our fused tensor `name` that each of its pieces fills.
 
     Rows of qkv: the heads of all queries, then of keys, then of values. Rows of gate_up: gate, then
@@ -125,8 +134,11 @@ def slices(name: str, config) -> dict[str, slice]:
         sizes = dict.fromkeys(("query", "key", "value"), config.vision.hidden_size)
     else:
         head = config.text.head_dim
-        sizes = {"query": config.text.num_heads * head, "key": config.text.num_kv_heads * head,
-                 "value": config.text.num_kv_heads * head}  # fmt: skip
+        sizes = {
+            "query": config.text.num_heads * head,
+            "key": config.text.num_kv_heads * head,
+            "value": config.text.num_kv_heads * head,
+        }
     ends = itertools.accumulate(sizes.values())
     return {piece: slice(end - size, end) for (piece, size), end in zip(sizes.items(), ends)}
 
@@ -139,7 +151,7 @@ def dropped(name: str, vision_blocks: int) -> str | None:
     return next((why for pattern, why in DROPPED if re.match(pattern, name)), None)
 
 
-def published(model, layout: str = "hf") -> dict:
+def published(model: "Network", layout: str = "hf") -> dict[str, "Tensor"]:
     """{name in the layout: tensor} of a model: the fused tensors taken apart again."""
     return {
         name: tensor if piece is None else tensor[slices(own, model.config)[piece]]

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import LlavaConfig, Quantization
-from ..errors import CheckpointError, OutputError, ParameterError
+from ..errors import CheckpointError, OutputError, ParameterError, wrong_value
 from ..families import layouts
 from . import hub, load, names, packed
 from .checkpoint import Checkpoint
@@ -88,6 +88,7 @@ def converted(
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a checkpoint -> the same, quantised as config.quantization says."""
     wanted = config.quantization
+    assert wanted is not None
     for name, tensor in tensors:
         own, _ = names.ours(name)
         head = own == ("decoder.embedding.weight" if config.text.tied else "decoder.head.weight")
@@ -104,49 +105,61 @@ def converted(
 
 def on_load(config: LlavaConfig, bits: int) -> Quantization:
     """The quantisation of --int4 and --int8: rounding to nearest, which takes seconds."""
-    if config.quantization is not None or bits not in (4, 8):
-        found = bits if config.quantization is None else "quantised ones"
-        raise ParameterError("cannot quantise", "bits", "4 or 8, and weights of 16 or 32", found)
+    if config.quantization is not None:
+        raise ParameterError("bits cannot be used with a checkpoint that is quantised already.")
+    if bits not in (4, 8):
+        raise wrong_value("bits", "4 or 8", bits)
     return Quantization(bits=bits)
 
 
-def quantize(source: str, target: str, wanted: Quantization, progress=None) -> Path:
+def quantize(
+    source: str,
+    target: str,
+    wanted: Quantization,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Write the checkpoint `source`, a folder or a hub name, quantised, as the new folder `target`.
 
     Raises CheckpointError for what cannot be read or is quantised already, OutputError for what
     cannot be written. In every case `source` is as it was, and `target` absent or whole.
     """
-    checkpoint, target = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
-    config = layouts.read(checkpoint.folder)
+    checkpoint, place = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
+    config = layouts.read_config(checkpoint.folder)
     if config.quantization is not None:
         raise CheckpointError(
             "cannot quantise", str(source), "weights of 16 or 32 bits", "quantised ones"
         )
-    if target.exists() or checkpoint.folder.resolve() in (target, *target.resolve().parents):
-        found = "it already" if target.exists() else "it inside the checkpoint"
-        raise OutputError("cannot write", str(target), "a new folder elsewhere", found)
+    if place.exists() or checkpoint.folder.resolve() in (place, *place.resolve().parents):
+        found = "it already" if place.exists() else "it inside the checkpoint"
+        raise OutputError("cannot write", str(place), "a new folder elsewhere", found)
     config = replace(config, quantization=wanted)
     load.on_meta(config)  # refuses what cannot be quantised before anything is written
     part = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}-{os.getpid()}.part")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{place.name}-{os.getpid()}.part")
         part.mkdir()
         write(checkpoint, config, part, progress)
-        os.rename(part, target)
-        synced(target.parent)
+        os.rename(part, place)
+        synced(place.parent)
     except (OSError, SafetensorError) as error:
-        raise OutputError("cannot write", str(target), "room for it", str(error)) from None
+        raise OutputError("cannot write", str(place), "room for it", str(error)) from None
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
-    return target
+    return place
 
 
-def write(checkpoint: Checkpoint, config: LlavaConfig, folder: Path, progress=None) -> None:
+def write(
+    checkpoint: Checkpoint,
+    config: LlavaConfig,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """All files of the new checkpoint, each on the disk before the next begins."""
     shards = list(dict.fromkeys(checkpoint.shards.values()))
-    weight_map, tensors = {}, checkpoint.tensors(progress)
+    tensors = checkpoint.tensors(progress)
+    weight_map: dict[str, str] = {}
     for path in shards:
         count = sum(where == path for where in checkpoint.shards.values())
         part = (next(tensors) for _ in range(count))
@@ -161,14 +174,17 @@ def write(checkpoint: Checkpoint, config: LlavaConfig, folder: Path, progress=No
         for path in checkpoint.folder.glob(pattern):
             if checkpoint.has(path.name) and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
-    settings = checkpoint.json("config.json", "configuration")
-    settings["quantization_config"] = {"quant_method": "llava_min"} | asdict(config.quantization)
-    (folder / "config.json").write_text(json.dumps(settings, indent=1))
+    assert config.quantization is not None
+    values = checkpoint.json("config.json", "configuration")
+    values["quantization_config"] = {"quant_method": "llava_min", **asdict(config.quantization)}
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
     for path in [*folder.iterdir(), folder]:
         synced(path)
 
 
-def kept(tensors, config: LlavaConfig) -> Iterator[tuple[str, Tensor]]:
+def kept(
+    tensors: Iterable[tuple[str, Tensor]], config: LlavaConfig
+) -> Iterator[tuple[str, Tensor]]:
     """What is worth writing, in 16 bits: all but what no loader of ours uses."""
     for name, tensor in tensors:
         own, _ = names.ours(name)

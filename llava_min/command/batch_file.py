@@ -10,19 +10,31 @@ Read engine/batch.py first.
 """
 
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 from ..base.files import regular
 from ..base.progress import Progress
 from ..errors import LlavaMinError, OutputError, PromptError, shown
 from . import report
+from .arguments import Settings
 
+if TYPE_CHECKING:
+    from ..engine.answers import Answer
+    from ..engine.batch import Ready
+    from ..engine.handle import Model
+
+log = logging.getLogger("llava_min")
 QUESTIONS = ("question", "prompt", "messages")
+Key = tuple[str, str | int]  # what tells a line from others: ("line", 7), or ("id", "a")
+Request = dict[str, Any]
+Outcome = Union["Answer", LlavaMinError]
 BEGINNING = b'{"line": '  # of every line that is written
 
 
@@ -32,17 +44,18 @@ class Line:
 
     number: int
     id: str | int | None
-    request: dict | LlavaMinError
+    request: Request | LlavaMinError
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> Key:
         """What tells its answer from those of other lines."""
         return ("line", self.number) if self.id is None else ("id", self.id)
 
 
-def read(source: Path) -> list[Line]:
+def read_lines(source: Path) -> list[Line]:
     """All lines that are not blank."""
-    lines, first = [], {}
+    lines: list[Line] = []
+    first: dict[Key, int] = {}
     for number, text in enumerate(source.read_bytes().split(b"\n"), start=1):
         if text.strip():
             line = parsed(number, text)
@@ -80,12 +93,12 @@ def wrong(number: int, expected: str, found: str) -> PromptError:
     return PromptError("cannot read the batch", f"line {number}", expected, found)
 
 
-def key_of(entry: dict) -> tuple:
+def key_of(entry: dict[str, Any]) -> Key:
     """Which line of the input a line of the output answers."""
     return ("id", entry["id"]) if "id" in entry else ("line", entry["line"])
 
 
-def answered(target: Path) -> dict[tuple, bytes]:
+def answered(target: Path) -> dict[Key, bytes]:
     """{key: line} of the answers in an output file.
 
     An error, or a half-written last line, is no answer.
@@ -112,18 +125,19 @@ class Work:
 
     lines: list[Line]
     target: Path
-    before: dict[tuple, bytes]
+    before: dict[Key, bytes]
 
     @classmethod
-    def of(cls, settings) -> "Work":
+    def of(cls, settings: Settings) -> "Work":
         """Read both files; PromptError or OutputError before any weight is loaded."""
+        assert settings.batch is not None and settings.answers is not None
         source, target = Path(settings.batch), Path(settings.answers)
         if not regular(source):
             raise PromptError("cannot read the batch", shown(str(source)), "a plain file", "none")
         if target.exists() and not (settings.resume and regular(target)):
-            raise OutputError("cannot write the answers", shown(str(target)), "no such file yet",
-                              "one", "--resume goes on with it.")  # fmt: skip
-        lines, before = read(source), answered(target) if target.exists() else {}
+            what, where = "cannot write the answers", shown(str(target))
+            raise OutputError(what, where, "no such file yet", "one", "--resume goes on with it.")
+        lines, before = read_lines(source), answered(target) if target.exists() else {}
         for key in before.keys() - {line.key for line in lines}:
             where = shown(str(target))
             raise OutputError(
@@ -131,7 +145,7 @@ class Work:
             )
         return cls(lines, target, before)
 
-    def answer(self, model, settings) -> int:
+    def answer(self, model: "Model", settings: Settings) -> int:
         """Answer all lines without an answer; the exit code is that of the first line in error."""
         todo = [line for line in self.lines if line.key not in self.before]
         given = {**settings.options, **settings.load}
@@ -147,15 +161,16 @@ class Work:
                 progress(first + len(batch), len(todo))
             self.in_order()
         except OSError as error:
-            raise OutputError("cannot write the answers", shown(str(self.target)),
-                              "a file that can be written", error.strerror) from None  # fmt: skip
+            where, found = shown(str(self.target)), error.strerror
+            what, expected = "cannot write the answers", "a file that can be written"
+            raise OutputError(what, where, expected, found) from None
         if not settings.quiet:
             counts = f"{len(todo) - len(codes)} answered, {len(self.before)} before"
             seconds = f"{len(codes)} in error, {time.time() - start:.1f} s"
             print(f"[{counts}, {seconds}]", file=sys.stderr)
         return codes[0] if codes else 0
 
-    def write(self, entries) -> None:
+    def write(self, entries: Iterable[bytes]) -> None:
         """Write the output file with these entries, whole or not at all."""
         fresh = self.target.with_name(f"{self.target.name}.{os.getpid()}.part")
         try:
@@ -171,29 +186,60 @@ class Work:
         self.write(sorted(entries, key=lambda text: place[key_of(json.loads(text))]))
 
 
-def outcomes(model, batch: list[Line], options: dict) -> Iterator[tuple]:
-    """(line, its Answer or what is wrong with it) of a batch, in order."""
+def outcomes(
+    model: "Model", batch: list[Line], options: dict[str, Any]
+) -> Iterator[tuple[Line, Outcome]]:
+    """(line, its Answer or what is wrong with it) of a batch, in order.
+
+    Lines that do not fit into memory together are answered in several portions.
+    """
     from ..engine import batch as together
 
-    ready, found = {}, {}
+    ready: list[tuple[Key, together.Ready]] = []
+    found: dict[Key, Outcome] = {}
     for line in batch:
         try:
             if isinstance(line.request, LlavaMinError):
                 raise line.request
             request = {**options, **line.request}
-            ready[line.key] = together.ready_for(model, f"line {line.number}", request)
+            ready.append((line.key, together.ready_for(model, f"line {line.number}", request)))
         except LlavaMinError as error:
             found[line.key] = error
-    found |= zip(ready, together.answers(model, list(ready.values())))
+    while ready:
+        count = model.rows_that_fit([(p.plan, o.max_tokens) for _, (p, o) in ready])
+        if count < len(ready):
+            log.info(f"{count} of {len(ready)} lines at a time fit into memory")
+        portion, ready = ready[:count], ready[count:]
+        found |= answered_apart(model, portion)
     return ((line, found[line.key]) for line in batch)
 
 
-def written(line: Line, outcome, model: str, options: dict) -> bytes:
+def answered_apart(model: "Model", portion: list[tuple[Key, "Ready"]]) -> dict[Key, Outcome]:
+    """{key: Answer or error} of lines that are ready.
+
+    They are answered together; where that fails, one by one, so that the error falls on its line.
+    """
+    from ..engine import batch as together
+
+    try:
+        answers = together.answers(model, [ready for _, ready in portion])
+        return {key: answer for (key, _), answer in zip(portion, answers)}
+    except LlavaMinError as error:
+        if len(portion) == 1:
+            return {portion[0][0]: error}
+    apart: dict[Key, Outcome] = {}
+    for one in portion:
+        apart |= answered_apart(model, [one])
+    return apart
+
+
+def written(line: Line, outcome: Outcome, model: str, options: dict[str, Any]) -> bytes:
     """A line of the output."""
-    entry = {"line": line.number} | ({} if line.id is None else {"id": line.id})
+    entry: dict[str, Any] = {"line": line.number}
+    entry |= {} if line.id is None else {"id": line.id}
     if isinstance(outcome, LlavaMinError):
         entry["error"] = str(outcome)
-    else:
+    elif isinstance(line.request, dict):
         own = {k: v for k, v in line.request.items() if k not in ("question", "images", "videos")}
         entry |= report.whole(outcome, model, {**options, **own})
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"

@@ -9,9 +9,11 @@ Read engine/chat.py, command/report.py first.
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 
 from ..engine.chat import Chat
 from ..errors import LlavaMinError, MediaError, ParameterError, PromptError, shown
+from .report import Reporter
 
 HELP = """\
 /image SRC  a picture for the next question: a path or URL; repeatable
@@ -24,11 +26,17 @@ Anything else is a question, about all that was shown so far."""
 class Console:
     """--chat: questions and commands, a line each, from a terminal or a pipe."""
 
-    def __init__(self, chat: Chat, reporter, images=(), videos=()):
+    def __init__(
+        self,
+        chat: Chat,
+        reporter: Reporter,
+        images: Sequence[str] = (),
+        videos: Sequence[str] = (),
+    ) -> None:
         self.chat, self.reporter = chat, reporter
         self.shown = {"/image": list(images), "/video": list(videos)}  # with the next question
 
-    def run(self, line: str | None = None) -> int:
+    def loop(self, line: str | None = None) -> int:
         """Take lines until the input ends; the exit code is that of the newest error in a pipe."""
         mark, code = "> " if sys.stdin.isatty() and sys.stdout.isatty() else "", 0
         if mark:
@@ -72,7 +80,7 @@ class Console:
         elif line == "/help":
             print(HELP, file=sys.stderr)
         elif command.startswith("/"):
-            raise ParameterError("cannot do that", shown(line), "a command of /help", "another")
+            raise ParameterError(f"{shown(line)} is no command of the chat; /help lists them.")
         elif line:
             (images, videos), self.shown = self.shown.values(), {"/image": [], "/video": []}
             self.reporter.follow(self.chat.events(line, images=images, videos=videos))

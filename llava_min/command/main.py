@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from typing import TextIO
 
 from ..errors import LlavaMinError, OutputError, ParameterError
 from . import arguments, batch_file
@@ -29,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv and argv[0] in TOOLS:
             code = tool(argv)
         else:
-            settings = arguments.parse(argv)
-            code = (print if isinstance(settings, str) else answer)(settings) or 0
+            code = run_question(argv)
         sys.stdout.flush()  # while it can still be said that there is no room
         return code
     except LlavaMinError as error:
@@ -46,6 +46,15 @@ def main(argv: list[str] | None = None) -> int:
             raise
         full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
         return discard(sys.stdout, exit_with(f"error: {full}", full.exit_code))
+
+
+def run_question(argv: list[str]) -> int:
+    """Answer the question of a command line, or print the text that it asks for."""
+    settings = arguments.parse(argv)
+    if isinstance(settings, str):
+        print(settings)
+        return 0
+    return answer(settings)
 
 
 def open_streams() -> None:
@@ -69,7 +78,7 @@ def exit_with(line: str, code: int) -> int:
     return code
 
 
-def discard(stream, code: int) -> int:
+def discard(stream: TextIO, code: int) -> int:
     """The exit code; what `stream` still holds is discarded.
 
     Otherwise Python would complain at its end, with an exit code of its own.
@@ -91,8 +100,9 @@ def tool(argv: list[str]) -> int:
 
 def answer(settings: arguments.Settings) -> int:
     """Load, ask, report."""
-    level = logging.ERROR if settings.quiet else logging.INFO
-    logging.basicConfig(format="llava_min: %(message)s", level=level, stream=sys.stderr)
+    logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
+    loud = logging.DEBUG if settings.verbose else logging.INFO
+    logging.getLogger("llava_min").setLevel(logging.ERROR if settings.quiet else loud)
     if settings.plan:
         return show_plan(settings)
     work = batch_file.Work.of(settings) if settings.batch else None
@@ -108,7 +118,7 @@ def answer(settings: arguments.Settings) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.kernels == "triton" and not choose.language.AVAILABLE:
-        raise ParameterError("cannot run", "--kernels", "a CUDA GPU for triton", "none")
+        raise ParameterError("--kernels triton needs a CUDA GPU, and there is none.")
     choose.use(settings.kernels)
     model = loading.load(
         settings.model, progress=Progress("loading", settings.quiet), **settings.load
@@ -117,7 +127,6 @@ def answer(settings: arguments.Settings) -> int:
         print(f"llava_min: not read: {detail}", file=sys.stderr)
     if work:
         return work.answer(model, settings)
-    model.progress = Progress("reading", settings.quiet)
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
     if question is None and not images and not videos and not settings.chat:
@@ -131,7 +140,7 @@ def answer(settings: arguments.Settings) -> int:
         if settings.chat:
             from .console import Console
 
-            return Console(model.chat(**options), reporter, images, videos).run(question)
+            return Console(model.chat(**options), reporter, images, videos).loop(question)
         asked = model.events(question, images=images, videos=videos, **options)
         return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
 
@@ -140,9 +149,15 @@ def show_plan(settings: arguments.Settings) -> int:
     """Print what the answer would cost, without torch."""
     from ..planning.forecast import forecast
 
-    found = forecast(settings.model, settings.prompt, images=settings.images,
-                     videos=settings.videos, memory=settings.memory, **settings.load,
-                     **settings.options)  # fmt: skip
+    found = forecast(
+        settings.model,
+        settings.prompt,
+        images=settings.images,
+        videos=settings.videos,
+        memory=settings.memory,
+        **settings.load,
+        **settings.options,
+    )
     print(found if settings.output == "text" else json.dumps(found.json(), ensure_ascii=False))
     return 0
 

@@ -10,15 +10,21 @@ Read command/main.py first.
 import contextlib
 import json
 import sys
+from collections.abc import Generator, Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from ..base.progress import Progress
 from .arguments import Settings
+
+if TYPE_CHECKING:
+    from ..engine.answers import Answer, Event
 
 
 class Reporter:
     """Takes the events of one answer as they come."""
 
-    def __init__(self, settings: Settings, name: str, embedded: bool):
+    def __init__(self, settings: Settings, name: str, embedded: bool) -> None:
         self.settings, self.name, self.embedded = settings, name, embedded
 
     def line(self, text: str) -> None:
@@ -31,35 +37,39 @@ class Reporter:
         if text and self.settings.output == "text" and self.settings.stream:
             print(text, end="", flush=True)
 
-    def event(self, name: str, **values) -> None:
+    def event(self, name: str, **values: object) -> None:
         """One line of --jsonl."""
         if self.settings.output == "jsonl":
             print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
 
-    def follow(self, events):
+    def follow(self, events: "Generator[Event, None, None]") -> "Answer":
         """Show the events of an answer as they come, and return the Answer that ends them."""
-        from ..engine.answers import Answer
-        from ..engine.handle import Prepared
+        from ..engine.answers import Answer, Portion, Prepared
 
+        answer, progress = None, Progress("reading", self.settings.quiet)
         with contextlib.closing(events):
             for event in events:
                 if isinstance(event, Prepared):
                     if self.settings.show_prompt:
                         print(event.text(), file=sys.stderr)
                     self.event("prepared", tokens=event.plan.tokens, media=event.media)
+                elif isinstance(event, Portion):
+                    progress(event.done, event.total)
                 elif isinstance(event, Answer):
-                    self.finish(event)
+                    answer = event
+                    self.finish(answer)
                 else:
                     self.piece(event.text)
                     self.event("text", text=event.text)
-        return event
+        assert answer is not None, "the last event is the Answer"
+        return answer
 
-    def finish(self, answer) -> None:
+    def finish(self, answer: "Answer") -> None:
         """Print the whole answer and what it took."""
         if self.settings.output == "text":
             print("" if self.settings.stream else answer.text, flush=True)
         else:
-            self.object(answer)
+            self.print_json(answer)
         if answer.finish_reason == "length":
             self.line(
                 f"llava_min: the answer was cut after {len(answer.token_ids)} tokens (--max-tokens)"
@@ -84,7 +94,8 @@ class Reporter:
             )
             self.embedded = False  # once is enough
 
-    def object(self, answer) -> None:
+    def print_json(self, answer: "Answer") -> None:
+        """Print everything about the answer as one object, in the form of --json or --jsonl."""
         options = {**self.settings.options, **self.settings.load}
         entry = whole(answer, self.name, options)
         if self.settings.output == "jsonl":
@@ -93,7 +104,7 @@ class Reporter:
             print(json.dumps(entry, ensure_ascii=False, indent=2), flush=True)
 
 
-def whole(answer, model: str, options: dict) -> dict:
+def whole(answer: "Answer", model: str, options: Mapping[str, object]) -> dict[str, object]:
     """Everything about an answer, as --json prints it."""
     from .. import __version__
 

@@ -7,6 +7,7 @@ Read families/layouts.py, families/templates.py first.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
 EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
 
 
-def settings_of(folder: Path, overrides: dict | None, context: int | None) -> LlavaConfig:
+def config_of(
+    folder: Path, overrides: Mapping[str, object] | None, context: int | None
+) -> LlavaConfig:
     """The configuration of a folder, with its own template and, if given, another context."""
-    config = layouts.read(folder, overrides)
+    config = layouts.read_config(folder, overrides)
     if context is not None:
         config = replace(config, text=replace(config.text, context=context))
     return replace(config, template=template_of(folder) or config.template)
@@ -32,18 +35,19 @@ def template_of(folder: Path) -> str | None:
 
     It is recognised by the hash of the template's text; None where there is none, or one unknown.
     """
-    text = None
+    text: str | None = None
     if regular(folder / "chat_template.jinja"):
         text = (folder / "chat_template.jinja").read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if text is None and regular(folder / name):
-            text = read_json(folder / name, "chat template").get("chat_template")
-    if not isinstance(text, str):
+            found = read_json(folder / name, "chat template").get("chat_template")
+            text = found if isinstance(found, str) else None
+    if text is None:
         return None
-    found = templates.known_template(text)
-    if found is None:
+    known = templates.known_template(text)
+    if known is None:
         log.warning(
             "the checkpoint's chat template is not one that is known; choose a renderer with "
             "--template"
         )
-    return found
+    return known

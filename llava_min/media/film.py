@@ -18,11 +18,15 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, dropwhile, groupby, islice
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from ..errors import MediaError
 from . import limits
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame, VideoStream
 
 log = logging.getLogger("llava_min")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,gif,h264,hevc"
@@ -30,7 +34,7 @@ UNTIMED = ("avi", "h264", "hevc")  # these store the order of decoding only
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
-class Film(Sequence):
+class Film:
     """The second at which each frame is shown, from the first one on, in the order of showing.
 
     An MP4 with a whole index is read group by group when asked. Of other files all packets are read
@@ -38,7 +42,7 @@ class Film(Sequence):
     decoded from the start. `decoded` counts the frames that were decoded.
     """
 
-    def __init__(self, source, name: str):
+    def __init__(self, source: str | BinaryIO, name: str) -> None:
         try:
             import av
         except ImportError:
@@ -64,15 +68,18 @@ class Film(Sequence):
             self.survey()
         if not self.total:
             raise MediaError("cannot read the video", name, "frames", "none")
-        self.unit = float(self.stream.time_base) if self.timed else 1 / self.rate
+        unit = self.stream.time_base
+        self.unit = float(unit) if self.timed and unit else 1 / self.rate
         self.first = self.stamp(0)
 
     def open(self) -> None:
         """Open the file at its start."""
-        if hasattr(self.source, "seek"):
+        if not isinstance(self.source, str):
             self.source.seek(0)
         try:
-            self.container = self.av.open(self.source, options=OPTIONS, metadata_errors="replace")
+            self.container = self.av.open(
+                self.source, "r", options=OPTIONS, metadata_errors="replace"
+            )
         except self.av.FFmpegError:
             raise MediaError(
                 "cannot read the video", self.name, "a video", "a damaged file or another kind"
@@ -88,21 +95,23 @@ class Film(Sequence):
 
     def survey(self) -> None:
         """Read all packets, and keep their groups. Discarded ones are decoded, but never shown."""
-        self.total, stamps = 0, []
+        keys: dict[int, tuple[int | None, int | None]] = {}
+        stamps: list[int | None] = []
         for packet in self.demuxed():
-            if packet.is_keyframe or not self.groups:
+            if packet.is_keyframe or not keys:
                 place = packet.pts if packet.dts is None else packet.dts
-                self.groups[self.total] = (place, packet.pts, shown := [])
+                keys[len(stamps)] = (place, packet.pts)
             if not packet.is_discard:
-                shown.append(packet.pts)
                 stamps.append(packet.pts)
-                self.total += 1
-        self.timed &= None not in stamps and len(set(stamps)) == self.total
-        if not self.timed:
+        self.total = len(stamps)
+        known = [stamp for stamp in stamps if stamp is not None]
+        self.timed &= len(set(known)) == self.total
+        if self.timed:
+            ends = [*list(keys)[1:], self.total]
+            for (start, (place, key)), end in zip(keys.items(), ends):
+                self.groups[start] = (place, key, sorted(known[start:end]))
+        else:
             self.groups = {0: (None, None, range(self.total))}
-        self.groups = {
-            start: (place, key, sorted(shown)) for start, (place, key, shown) in self.groups.items()
-        }
         self.starts = list(self.groups)
 
     def group(self, number: int) -> int:
@@ -116,7 +125,7 @@ class Film(Sequence):
             stop = entries.search_timestamp(first + 1, backward=False)
             stop = stop if stop > 0 else self.total
             packets = self.packets(entries[stop - 1].timestamp, lambda p: p.dts == first)
-            stamps = [packet.pts for packet in islice(packets, stop - start)]
+            stamps = [p.pts for p in islice(packets, stop - start) if p.pts is not None]
             self.groups[start] = (stamps[0], stamps[0], sorted(stamps))
         return start
 
@@ -135,14 +144,16 @@ class Film(Sequence):
 
     # Decoding --------------------------------------------------------------------
 
-    def demuxed(self) -> Iterator:
+    def demuxed(self) -> Iterator["Packet[VideoStream]"]:
         """The packets from here on; a file that breaks off ends there."""
         try:
             yield from (packet for packet in self.container.demux(self.stream) if packet.size)
         except self.av.FFmpegError:
             return
 
-    def packets(self, place: int | None, wanted: Callable) -> Iterator:
+    def packets(
+        self, place: int | None, wanted: Callable[["Packet[VideoStream]"], bool]
+    ) -> Iterator["Packet[VideoStream]"]:
         """The packets from the first `wanted` one on, after seeking to `place`.
 
         They come from the start where there is no place, or where seeking does not lead there.
@@ -160,7 +171,7 @@ class Film(Sequence):
     def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """The frames of these numbers, in ascending order, upright in RGB [H W 3]."""
         for start, run in groupby(numbers, self.entrance):
-            yield from self.run(start, [self.stamp(number) for number in run])
+            yield from self.decode_run(start, [self.stamp(number) for number in run])
 
     def entrance(self, number: int) -> int:
         """The group from whose key frame on frame `number` is decoded.
@@ -168,21 +179,23 @@ class Film(Sequence):
         For a leading frame it is the group before.
         """
         start = self.group(number)
-        leading = self.timed and self.stamp(number) < self.groups[start][1]
+        _, key, _ = self.groups[start]
+        leading = self.timed and key is not None and self.stamp(number) < key
         return self.group(start - 1) if leading and start else start
 
-    def run(self, start: int, stamps: list[int]) -> Iterator[np.ndarray]:
+    def decode_run(self, start: int, stamps: list[int]) -> Iterator[np.ndarray]:
         """The pictures shown at `stamps`, all decoded from the key frame of group `start` on.
 
         A frame that cannot be decoded is replaced by the one shown after it, or by the last one.
         """
         frames = self.frames(start, stamps)
-        shown, frame = next(frames, (None, None))
-        if start and (frame is None or shown > stamps[0]):  # refreshed without a key frame
+        first = next(frames, None)
+        if start and (first is None or first[0] > stamps[0]):  # refreshed without a key frame
             frames = self.frames(self.group(start - 1), stamps)
-            shown, frame = next(frames, (None, None))
-        if frame is None:
+            first = next(frames, None)
+        if first is None:
             raise MediaError("cannot read the video", self.name, "frames", "none that decodes")
+        shown, frame = first
         for stamp in stamps:
             while shown < stamp and (following := next(frames, None)):
                 shown, frame = following
@@ -191,7 +204,7 @@ class Film(Sequence):
                 log.warning(f"{self.name}: the frame at {time:.2f} s is damaged; another stands in")
             yield upright(frame)
 
-    def frames(self, start: int, stamps: list[int]) -> Iterator[tuple]:
+    def frames(self, start: int, stamps: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
         """(stamp, frame) as shown, decoded from the key frame of group `start` on.
 
         Decoding ends when the frames at `stamps` are decoded.
@@ -209,7 +222,9 @@ class Film(Sequence):
                 break
         yield from self.decode(None, numbers)
 
-    def decode(self, packet, numbers: Iterator[int]) -> Iterator[tuple]:
+    def decode(
+        self, packet: "Packet[VideoStream] | None", numbers: Iterator[int]
+    ) -> Iterator[tuple[int, "VideoFrame"]]:
         """(stamp, frame) of what a packet, or at the end None, makes the decoder give out.
 
         Damaged packets give nothing.
@@ -220,10 +235,12 @@ class Film(Sequence):
             return
         for frame in frames:
             self.decoded += 1
-            yield (frame.pts if self.timed else next(numbers)), frame
+            stamp = frame.pts if self.timed else next(numbers)
+            if stamp is not None:
+                yield stamp, frame
 
 
-def upright(frame) -> np.ndarray:
+def upright(frame: "VideoFrame") -> np.ndarray:
     """A decoded frame as RGB [H W 3], turned as its display matrix says."""
     picture = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(picture, (frame.rotation // 90) % 4))

@@ -17,7 +17,9 @@ import struct
 import sys
 import urllib.parse
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,16 +28,39 @@ from ..base.files import regular
 from ..errors import MediaError, shown
 from . import limits
 
-# what Pillow's parsers raise for damaged files
-DAMAGED = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError,
-           struct.error, NotImplementedError)  # fmt: skip
-ORIENTATION, Turn = 0x0112, Image.Transpose  # the EXIF tag, and what each of its values asks for
-UPRIGHT = {2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5: Turn.TRANSPOSE,
-           6: Turn.ROTATE_270, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_90}  # fmt: skip
+# what a user may name as a picture or as a video, and what leads to the bytes of a file
+Picture = str | Path | bytes | bytearray | Image.Image | np.ndarray
+Video = str | Path | bytes | bytearray | np.ndarray
+Readable = str | Path | bytes | bytearray
+Result = TypeVar("Result")
+
+DAMAGED = (
+    # what Pillow's parsers raise for damaged files
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+    NotImplementedError,
+)
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    # what each of its values asks for
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
-def name_of(source) -> str:
+def name_of(source: object) -> str:
     """How messages name a source: a path or URL as given, anything else by its kind."""
     if isinstance(source, (str, Path)):
         text = str(source)
@@ -45,13 +70,13 @@ def name_of(source) -> str:
     return f"the {type(source).__name__}"
 
 
-def label_of(source) -> str:
+def label_of(source: object) -> str:
     """How answers name a source: a path or URL without quotes, anything else as messages do."""
     text, name = str(source), name_of(source)
     return text if name == shown(text) and text.isprintable() else name
 
 
-def read_bytes(source, limit: int) -> bytes:
+def read_bytes(source: Readable, limit: int) -> bytes:
     """The bytes of a path, URL, data: URI, "-" (stdin), or of bytes.
 
     MediaError where there are none.
@@ -76,13 +101,14 @@ def read_bytes(source, limit: int) -> bytes:
         ) from None
 
 
-def within(data: bytes, limit: int, source) -> bytes:
+def within(data: bytes, limit: int, source: Readable) -> bytes:
+    """The data; MediaError where it is longer than `limit` bytes."""
     if len(data) > limit:
         raise MediaError("cannot read the file", name_of(source), f"at most {limit} bytes", "more")
     return data
 
 
-def local_path(source) -> Path:
+def local_path(source: object) -> Path:
     """The plain file that a path or file:// URL names."""
     if not isinstance(source, str | Path):
         raise MediaError("cannot read the file", name_of(source), "a path, URL or bytes", "neither")
@@ -135,23 +161,34 @@ def decode_data(uri: str, limit: int) -> bytes:
         ) from None
 
 
-def open_picture(source, notice=lambda line: None) -> Image.Image:
-    """The picture of any source, upright, on white, in RGB; MediaError names what is wrong."""
+def ignore(line: str) -> None:
+    """What becomes of a notice that nobody wants."""
+
+
+def open_picture(source: Picture, notice: Callable[[str], None] = ignore) -> Image.Image:
+    """The picture of any source, upright, on white, in RGB; MediaError names what is wrong.
+
+    `notice` gets a line about what the picture leaves out.
+    """
     if isinstance(source, np.ndarray):
-        return from_array(source)
+        return picture_from_array(source)
     if isinstance(source, Image.Image):
         return to_rgb(source)
     return opened(source, to_rgb, notice)
 
 
-def picture_size(source) -> tuple[int, int]:
+def picture_size(source: Picture) -> tuple[int, int]:
     """The size (width, height) of the upright picture, from its header alone."""
     if isinstance(source, np.ndarray):
-        return from_array(source).size
+        return picture_from_array(source).size
     return upright_size(source) if isinstance(source, Image.Image) else opened(source, upright_size)
 
 
-def opened(source, use, notice=lambda line: None):
+def opened(
+    source: Readable,
+    use: Callable[[Image.Image], Result],
+    notice: Callable[[str], None] = ignore,
+) -> Result:
     """use(picture) of the picture in a file, before it is decoded."""
     name, data = name_of(source), read_bytes(source, limits.IMAGE_BYTES)
     with warnings.catch_warnings():
@@ -205,8 +242,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     16 bits are scaled to 8.
     """
     picture.load()  # which turns a TIFF
-    turn = UPRIGHT.get(picture.getexif().get(ORIENTATION))
-    picture = picture if turn is None else picture.transpose(turn)
+    turn = picture.getexif().get(ORIENTATION)
+    picture = picture.transpose(UPRIGHT[turn]) if turn in UPRIGHT else picture
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture, dtype=np.float64)
         top = 65535.0 if picture.mode != "F" else 255.0
@@ -218,7 +255,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def from_array(array: np.ndarray) -> Image.Image:
+def picture_from_array(array: np.ndarray) -> Image.Image:
     """A picture from uint8 [H W 3]."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise MediaError(

@@ -20,10 +20,10 @@ MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 Cue = tuple[float, float, str]  # from this second up to that one, the text
 
 
-def parse(text: str) -> list[Cue]:
+def parse_subtitles(text: str) -> list[Cue]:
     """The cues of an .srt file, in its order, without their markup.
 
-    >>> parse("1\\n00:00:01,500 --> 00:01:02,000\\n<i>Well,</i>\\nhello.\\n\\n")
+    >>> parse_subtitles("1\\n00:00:01,500 --> 00:01:02,000\\n<i>Well,</i>\\nhello.\\n\\n")
     [(1.5, 62.0, 'Well, hello.')]
     """
     cues = []
@@ -37,11 +37,11 @@ def parse(text: str) -> list[Cue]:
     return cues
 
 
-def read(source) -> list[Cue]:
+def read_subtitles(source: media.Readable) -> list[Cue]:
     """The cues of a file; MediaError where it holds none."""
     data = media.read_bytes(source, limits.PROMPT_BYTES)
     try:
-        cues = parse(data.decode("utf-8-sig"))
+        cues = parse_subtitles(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         cues = []
     if not cues:
@@ -54,7 +54,7 @@ def read(source) -> list[Cue]:
     return cues
 
 
-def shown(cues: list[Cue], times: tuple[float, ...]) -> str:
+def subtitles_at(cues: list[Cue], times: tuple[float, ...]) -> str:
     """What is said at `times`, introduced by a sentence; empty where nothing is said."""
     lines = [words for start, end, words in cues if any(start <= time < end for time in times)]
     return "\n".join(["This video's subtitles are listed below:", *lines]) if lines else ""

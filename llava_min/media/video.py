@@ -26,6 +26,7 @@ from . import limits
 from . import sources as media
 from .film import Film
 
+Times = Film | Sequence[float]  # when each frame is shown, in seconds
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -34,8 +35,8 @@ class Choice:
     """Which frames of a video are taken, from `start` to `end`.
 
     They are `frames` of them, spread evenly; or `fps` a second, `frames` at most; or those nearest
-    to the times `at`. All times are in seconds from the first frame on. ends: whether evenly spread
-    frames include the last one.
+    to the times `at`; or all, where none of these is given. All times are in seconds from the first
+    frame on. ends: whether evenly spread frames include the last one.
     """
 
     frames: int | None = None
@@ -46,23 +47,24 @@ class Choice:
     ends: bool = True
 
 
-class Clip(Sequence):
+class Clip:
     """Chosen frames [H W 3], the second at which each is shown, and the whole video's seconds.
 
     `pictures(i)` gives the frames from the i-th on. Asked for in order, each is decoded once and
-    one is held at a time. `sources` are what the frames come from: paths, bytes or an array.
+    one is held at a time. `sources` are what the frames come from: paths or bytes.
     """
 
     def __init__(
         self,
         times: Sequence[float],
         seconds: float,
-        pictures: Callable[[int], Iterator],
-        sources: Sequence,
-    ):
+        pictures: Callable[[int], Iterator[np.ndarray]],
+        sources: Sequence[str | Path | bytes | memoryview],
+    ) -> None:
         self.times, self.seconds, self.pictures = tuple(times), seconds, pictures
         self.sources = sources
-        self.number, self.picture, self.following = -1, None, pictures(0)
+        self.number, self.following = -1, pictures(0)
+        self.picture: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -70,7 +72,7 @@ class Clip(Sequence):
     def __getitem__(self, number: int) -> np.ndarray:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        if number != self.number:
+        if self.picture is None or number != self.number:
             if number != self.number + 1:
                 self.following = self.pictures(number)
             self.number, self.picture = number, next(self.following)
@@ -93,13 +95,13 @@ class Clip(Sequence):
         return seen.digest()
 
 
-def read(source, choice: Choice) -> Clip:
+def sample_clip(source: media.Video, choice: Choice) -> Clip:
     """The frames of a video that are chosen; those of an array [F H W 3] are chosen already."""
     if isinstance(source, np.ndarray):
-        return from_array(source, choice)
+        return clip_from_array(source, choice)
     name = media.name_of(source)
     if isinstance(source, str | Path) and Path(source).is_dir():
-        return from_folder(Path(source), choice, name)
+        return clip_from_folder(Path(source), choice, name)
     in_memory = isinstance(source, bytes | bytearray) or str(source) == "-"
     if in_memory or str(source).startswith(("data:", "http:", "https:")):
         source = media.read_bytes(source, limits.VIDEO_BYTES)
@@ -113,7 +115,7 @@ def read(source, choice: Choice) -> Clip:
     return Clip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
 
 
-def from_folder(folder: Path, choice: Choice, name: str) -> Clip:
+def clip_from_folder(folder: Path, choice: Choice, name: str) -> Clip:
     """A folder of pictures, in the order of the numbers in their names, taken as a second apart."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES]
     if not files:
@@ -128,7 +130,7 @@ def from_folder(folder: Path, choice: Choice, name: str) -> Clip:
     )
 
 
-def natural(file: Path) -> list:
+def natural(file: Path) -> list[str | int]:
     """A key that sorts numbers in names by their value.
 
     >>> natural(Path("frame10.png")) > natural(Path("frame9.png"))
@@ -138,7 +140,7 @@ def natural(file: Path) -> list:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def from_array(array: np.ndarray, choice: Choice) -> Clip:
+def clip_from_array(array: np.ndarray, choice: Choice) -> Clip:
     """A clip of frames already chosen, uint8 [F H W 3]; their times are their numbers."""
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise MediaError(
@@ -149,10 +151,10 @@ def from_array(array: np.ndarray, choice: Choice) -> Clip:
         )
     if choice != Choice(choice.frames, ends=choice.ends):
         raise ParameterError(
-            "cannot sample the video", "fps, start, end, at", "a file", "frames chosen already"
+            "fps, start, end and at cannot be used with an array, whose frames are chosen already."
         )
     frames = np.ascontiguousarray(array)
-    return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames])
+    return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames.data])
 
 
 # Which frames ------------------------------------------------------------------
@@ -173,7 +175,7 @@ def sample_indices(total: int, frames: int, ends: bool = True) -> list[int]:
     return np.linspace(0, total - 1, frames).astype(int).tolist()
 
 
-def nearest(times: Sequence[float], time: float) -> int:
+def nearest(times: Times, time: float) -> int:
     """The frame that is nearest to `time`; of two equally near ones the earlier.
 
     >>> nearest([0.0, 0.4, 1.0], 0.7), nearest([0.0, 0.4, 1.0], 0.71)
@@ -185,7 +187,7 @@ def nearest(times: Sequence[float], time: float) -> int:
     return after
 
 
-def chosen(times: Sequence[float], seconds: float, choice: Choice, name: str) -> list[int]:
+def chosen(times: Times, seconds: float, choice: Choice, name: str) -> list[int]:
     """The numbers of the frames that a Choice takes of those at `times`, ascending.
 
     >>> chosen(range(100), 100.0, Choice(4, start=10, end=19.5), "a folder")
@@ -195,10 +197,14 @@ def chosen(times: Sequence[float], seconds: float, choice: Choice, name: str) ->
     """
     first, stop = bisect_left(times, choice.start), bisect_right(times, choice.end)
     last = times[len(times) - 1]
-    if first >= stop or max(choice.at, default=0) > max(seconds, last):
-        found = max(choice.at) if choice.at else f"{choice.start:g} to {choice.end:g}"
-        expected = f"times within the {last:.2f} s of {name}"
-        raise ParameterError("cannot sample the video", "start, end, at", expected, found)
+    if max(choice.at, default=0) > max(seconds, last):
+        latest = f"{max(choice.at):g}"
+        raise ParameterError(f"at must be times within the {last:.2f} s of {name}, not {latest}.")
+    if first >= stop:
+        interval = f"{choice.start:g} to {min(choice.end, last):g}"
+        raise ParameterError(
+            f"start and end must span a frame within the {last:.2f} s of {name}, not {interval}."
+        )
     if choice.at:
         return [nearest(times, time) for time in sorted(choice.at)]
     if choice.fps:
@@ -207,4 +213,5 @@ def chosen(times: Sequence[float], seconds: float, choice: Choice, name: str) ->
         numbers = sorted({nearest(times, time) for time in wanted})
         if choice.frames is None or len(numbers) <= choice.frames:
             return numbers
-    return [first + n for n in sample_indices(stop - first, choice.frames, choice.ends)]
+    count = choice.frames or stop - first
+    return [first + number for number in sample_indices(stop - first, count, choice.ends)]

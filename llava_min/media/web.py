@@ -22,12 +22,22 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = limits.REDIRECTS
 
 
+HANDLERS = (
+    urllib.request.ProxyHandler,
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPErrorProcessor,
+    urllib.request.HTTPDefaultErrorHandler,
+    Redirects,
+)
+
+
 def fetch(url: str, limit: int) -> bytes:
     """The body of a URL.
 
     A thread does the work, so that no slow host can hold the caller beyond the time limit.
     """
-    done: list = []
+    done: list[bytes | MediaError] = []
     thread = threading.Thread(target=lambda: done.append(outcome(url, limit)), daemon=True)
     thread.start()
     thread.join(limits.FETCH_SECONDS)
@@ -41,12 +51,10 @@ def fetch(url: str, limit: int) -> bytes:
 
 def outcome(url: str, limit: int) -> bytes | MediaError:
     """What `fetch` returns or raises."""
-    web = urllib.request
-    opener = web.OpenerDirector()
-    for kind in (web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPErrorProcessor,
-                 web.HTTPDefaultErrorHandler, Redirects):  # fmt: skip
+    opener = urllib.request.OpenerDirector()
+    for kind in HANDLERS:
         opener.add_handler(kind())
-    request = web.Request(url, headers={"User-Agent": "llava_min"})
+    request = urllib.request.Request(url, headers={"User-Agent": "llava_min"})
     try:
         with opener.open(request, timeout=limits.FETCH_SECONDS) as response:
             body = bytearray()

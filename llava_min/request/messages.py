@@ -6,52 +6,81 @@ out: turns, sources of pictures, sources of videos
 Read prompt.py first. Read next: request/visuals.py.
 """
 
+from collections.abc import Mapping, Sequence
+
 from ..errors import PromptError, shown
+from ..media.sources import Picture, Video
 from ..prompt import Text, Turn, Visual
 
 ROLES = ("system", "user", "assistant")
+Message = Mapping[str, object]  # {"role": ..., "content": a text, or a list of parts}
+Question = str | Sequence[Message] | Sequence[int]  # a text, messages, or token ids
 
 
-def unreadable(where: str, expected: str, found) -> PromptError:
+def unreadable(where: str, expected: str, found: object) -> PromptError:
     return PromptError("cannot read the messages", where, expected, shown(found))
 
 
-def from_messages(messages: list[dict]) -> tuple[list[Turn], list, list]:
+def from_messages(
+    messages: Sequence[Message],
+) -> tuple[list[Turn], list[Picture | None], list[Video | None]]:
     """OpenAI-style messages -> (turns, image sources, video sources).
 
     A source of None means a medium that is passed next to the messages.
     """
-    turns, images, videos = [], [], []
+    turns: list[Turn] = []
+    images: list[Picture | None] = []
+    videos: list[Video | None] = []
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise unreadable("role", "'system', 'user' or 'assistant'", message)
         content = message.get("content", "")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
-        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
             raise unreadable("content", "a text or a list of parts", content)
         parts: list[Visual | Text] = []
         for part in content:
-            kind = str(part.get("type", "")).removesuffix("_url")
-            if kind == "text" and isinstance(part.get("text"), str):
-                parts.append((part["text"],))
-            elif kind in ("image", "video"):
-                sources = images if kind == "image" else videos
-                parts.append(Visual(kind, len(sources)))
-                sources.append(source_of(part, kind))
+            kind, text = str(part.get("type", "")).removesuffix("_url"), part.get("text")
+            if kind == "text" and isinstance(text, str):
+                parts.append((text,))
+            elif kind == "image":
+                parts.append(Visual(kind, len(images)))
+                images.append(picture_of(part))
+            elif kind == "video":
+                parts.append(Visual(kind, len(videos)))
+                videos.append(video_of(part))
             else:
                 known = "'text' with a text, 'image', 'image_url', 'video' or 'video_url'"
                 raise unreadable("type", known, part)
-        turns.append(Turn(message["role"], tuple(parts)))
+        turns.append(Turn(role, tuple(parts)))
     return turns, images, videos
 
 
-def source_of(part: dict, kind: str):
+def picture_of(part: Mapping[str, object]) -> Picture | None:
+    """The picture that a message part names, or None if it names none."""
+    source = source_of(part, "image")
+    if source is None or isinstance(source, Picture):
+        return source
+    raise unreadable("image", "a path, URL, bytes, picture or array", source)
+
+
+def video_of(part: Mapping[str, object]) -> Video | None:
+    """The video that a message part names, or None if it names none."""
+    source = source_of(part, "video")
+    if source is None or isinstance(source, Video):
+        return source
+    raise unreadable("video", "a path, URL, bytes or array", source)
+
+
+def source_of(part: Mapping[str, object], kind: str) -> object:
     """Where a message part says its medium is, or None if it does not say.
 
-    The key is image (or video), image_url, url or path.
+    The key is image (or video), image_url, url or path; {"url": ...} may stand in each.
     """
     for key in (kind, f"{kind}_url", "url", "path"):
-        if part.get(key) is not None:
-            return part[key].get("url") if isinstance(part[key], dict) else part[key]
+        value = part.get(key)
+        if value is not None:
+            return value.get("url") if isinstance(value, Mapping) else value
     return None

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_min.command.main import main
+from llava_min.errors import ParameterError
 
 SECONDS = 5  # of processor time; the clock on the wall may say more on a busy machine
 WALL_SECONDS = 120
 MEMORY = 100 << 20  # bytes above what a plain answer takes
 ADDRESS_SPACE = 4 << 30  # a hard end for a child that runs away
+PARTS = r"[^:]+: .+: expected .+, found .+\.( .+)?"  # of a file, tensor or medium
+SENTENCE = r"(?!.*: expected )[A-Za-z'-].*[.?]"  # of an option
 TABLE = Path(__file__).parents[1] / "bad_input.md"
 CATALOGUE = """CK-MISS CK-NAN CK-DTYPE TX-SPECIAL IM-EXIF IM-TRNS VD-VFR VD-ROT NU-CHUNK NU-CACHE
     NU-BATCH CK-PICKLE CK-TRAV VD-PLAYLIST VD-URL CK-AUTOMAP CK-HDRLEN CK-TRUNC CK-OVERLAP CK-DUPKEY
@@ -177,7 +180,8 @@ def check_refusal(ended: Outcome, case: Case, folder: Path) -> str:
     lines = [line for line in ended.err.splitlines() if line.startswith("llava_min: error: ")]
     assert len(lines) == 1 and ended.err.endswith(lines[0] + "\n"), ended.err
     assert re.search(case.named, lines[0]), lines[0]
-    assert re.match(r"llava_min: error: [^:]+: .+: expected .+, found .+\.( .+)?$", lines[0])
+    form = SENTENCE if case.code == ParameterError.exit_code else PARTS
+    assert re.fullmatch(f"llava_min: error: {form}", lines[0]), lines[0]
     for sign in ("Traceback", "site-packages", ".py", "object at 0x"):
         assert sign not in ended.err, ended.err
     assert not re.search(r"0x[0-9a-f]{8}", ended.err)

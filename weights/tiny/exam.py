@@ -16,8 +16,12 @@ import torch
 
 from . import lessons, scenes
 
-PASS = {"one picture": (scenes.ONE_PICTURE, 95), "two pictures": (scenes.TWO_PICTURES, 90),
-        "clip": (scenes.CLIPS, 90)}  # fmt: skip  # the lower end of the interval must reach this
+PASS = {
+    # group: (its tasks, what the lower end of the interval must reach, in %)
+    "one picture": (scenes.ONE_PICTURE, 95),
+    "two pictures": (scenes.TWO_PICTURES, 90),
+    "clip": (scenes.CLIPS, 90),
+}
 KINDS = {
     "one picture": ("picture", "picture", "large"),
     "two pictures": ("pair",),
@@ -56,7 +60,7 @@ def interval(right: list[bool]) -> tuple[float, float]:
 def blanked(batch: lessons.Batch) -> lessons.Batch:
     """The batch with white pictures."""
     white = [
-        [replace(t, pixels=np.full_like(t.pixels, 255)) for t in visuals]
+        [(segment, np.full_like(tiles, 255)) for segment, tiles in visuals]
         for visuals in batch.visuals
     ]
     return replace(batch, visuals=white)
@@ -72,8 +76,11 @@ def verdicts(batch: lessons.Batch, logits: torch.Tensor, targets: torch.Tensor) 
     right = (logits.argmax(-1) == targets).numpy()
     rows, columns = np.nonzero(batch.targets != lessons.IGNORED)
     segments = batch.segments[rows, columns]
-    return [bool(right[(rows == row) & (segments == number)].all())
-            for row, tasks in enumerate(batch.tasks) for number in range(len(tasks))]  # fmt: skip
+    return [
+        bool(right[(rows == row) & (segments == number)].all())
+        for row, tasks in enumerate(batch.tasks)
+        for number in range(len(tasks))
+    ]
 
 
 @torch.no_grad()
@@ -126,7 +133,7 @@ def row(task: str, marks: Marks) -> str:
     group = next(name for name, (tasks, _) in PASS.items() if task in tasks)
     low, high = interval(marks.right)
     example = scenes.QUESTIONS[task][0].format(kind="star", place=scenes.PLACES[0], nth="first")
-    shares = [np.mean(marks.blank), np.mean(marks.other), marks.most_common]
+    shares = [float(np.mean(marks.blank)), float(np.mean(marks.other)), marks.most_common]
     cells = [
         f"{group}: {task.replace('_', ' ')}",
         example,

@@ -8,6 +8,7 @@ Read scenes.py first. Read next: lessons.py.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def corpus(count: int = 4000):
+def corpus(count: int = 4000) -> Iterator[str]:
     """Questions and answers of freshly drawn scenes, and the words of the templates."""
     rng = np.random.default_rng(0)
     yield "system\nYou are a helpful assistant."
@@ -66,10 +67,9 @@ def tokenizer() -> Tokenizer:
     """Byte-level BPE over the corpus, special tokens behind it."""
     built = Tokenizer(models.BPE())
     built.normalizer = normalizers.NFC()
-    built.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     built.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     built.train_from_iterator(
@@ -84,7 +84,7 @@ def tokenizer() -> Tokenizer:
     return built
 
 
-def configuration(ids: dict[str, int]) -> dict:
+def configuration(ids: dict[str, int]) -> dict[str, object]:
     """config.json: the architecture of llava-onevision at toy size."""
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
@@ -141,7 +141,7 @@ def write(folder: Path = FOLDER) -> None:
     if not path.exists():
         tokenizer().save(str(path))
     built = Tokenizer.from_file(str(path))
-    ids = {token: built.token_to_id(token) for token in SPECIAL}
+    ids = {token: number for token in SPECIAL if (number := built.token_to_id(token)) is not None}
     image_processor = {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "do_resize": True,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ... import image, projector
+from ... import segments as plans
 from ...config import LlavaConfig
 from . import scenes
 
@@ -39,7 +40,7 @@ class Batch:
 
     kind: str
     prefix: list[int]
-    visuals: list[list[image.Tiles]]
+    visuals: list[list[tuple[plans.Visual, np.ndarray]]]
     ids: np.ndarray
     segments: np.ndarray
     offsets: np.ndarray
@@ -98,7 +99,8 @@ class Teacher:
         stretched = not exam and rng.random() < STRETCHED
         while stretched and max(size) < 1.6 * min(size):
             size = self.sizes(rng, kind)
-        visuals, lessons = [], []
+        visuals: list[list[tuple[plans.Visual, np.ndarray]]] = []
+        lessons = []
         while len(visuals) < count:
             drawn, questions = self.scenes(rng, kind, size, frames)
             if focus:
@@ -122,21 +124,27 @@ class Teacher:
         scene = scenes.draw_scene(rng, size)
         return [scene], scenes.picture_questions(rng, scene)
 
-    def tiles(self, drawn: list, kind: str, size) -> list[image.Tiles]:
-        """The visuals of one sample, prepared as the model prepares them."""
+    def tiles(self, drawn: list, kind: str, size) -> list[tuple[plans.Visual, np.ndarray]]:
+        """The visuals of one sample and their tiles, prepared as the model prepares them."""
         pictures = [scenes.render(scene) for scene in drawn]
         if kind == "clip":
             frames = [image.squeezed(picture, self.config.tile) for picture in pictures]
-            return [image.Tiles(np.stack(frames), size, None)]
-        tiles = image.padded_tile if kind == "pair" else image.anyres_tiles
-        return [tiles(picture, self.config) for picture in pictures]
+            clip = plans.clip([float(number) for number in range(len(frames))], size, self.config)
+            return [(clip, np.stack(frames))]
+        mode = "pad" if kind == "pair" else "anyres"
+        tiles = [image.MODES[mode](picture, self.config) for picture in pictures]
+        return [(plans.picture(size, mode, self.config), one) for one in tiles]
 
     def pack(self, kind: str, template: str, visuals, lessons, conversation: bool) -> Batch:
         """Token arrays of the lessons, padded to the longest."""
         prefix, again, asked, end = TURNS[template]
         rows = []
         for lesson in lessons:
-            ids, segments, offsets, targets, weights = [], [], [], [], []
+            ids: list[int] = []
+            segments: list[int] = []
+            offsets: list[int] = []
+            targets: list[int] = []
+            weights: list[float] = []
             for number, (_, question, answer) in enumerate(lesson):
                 before = self.encode(again) if conversation and number else []
                 before = before + self.encode("\n" + question) + self.encode(asked)
@@ -151,7 +159,7 @@ class Teacher:
             rows.append((ids, segments, offsets, targets, weights))
         longest = max(len(ids) for ids, *_ in rows)
 
-        def padded(index: int, value: int) -> np.ndarray:
+        def padded(index: int, value: float) -> np.ndarray:
             return np.array([row[index] + [value] * (longest - len(row[index])) for row in rows])
 
         tasks = [[task for task, _, _ in lesson] for lesson in lessons]
@@ -164,25 +172,25 @@ def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
     """[B R W]: every sample's pictures or frames through tower and projector, with the model's own
     functions.
     """
-    tiles = np.concatenate([tiles.pixels for sample in batch.visuals for tiles in sample])
+    tiles = np.concatenate([tiles for sample in batch.visuals for _, tiles in sample])
     projected = model.projector(model.vision(torch.from_numpy(tiles)))
     newline, rows, start = model.newline, [], 0
-    if batch.kind == "clip":
+    if batch.kind == "clip" and config.pool_mode is not None:
         projected = projector.pool(projected, config.pool_mode)
     for sample in batch.visuals:
         parts = []
-        for tiles in sample:
-            own = projected[start : start + len(tiles.pixels)]
-            start += len(tiles.pixels)
-            if batch.kind == "clip":
+        for segment, tiles in sample:
+            own = projected[start : start + len(tiles)]
+            start += len(tiles)
+            if isinstance(segment, plans.Clip):
                 parts += [
                     projector.frames_rows(own, newline, config.newline_position),
                     newline[None],
                 ]
-            elif tiles.grid is None:
+            elif segment.grid is None:
                 parts.append(projector.single_tile_rows(own, newline))
             else:
-                parts.append(projector.picture_rows(own, tiles.size, tiles.grid, newline, config))
+                parts.append(projector.picture_rows(own, segment.grid, newline))
         rows.append(torch.cat(parts))
     return torch.stack(rows)
 

@@ -17,9 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 KINDS = ("circle", "square", "triangle", "star", "diamond")
 COLORS = {
-    "red": (215, 30, 40), "green": (25, 150, 60), "blue": (35, 70, 215), "yellow": (240, 205, 20),
-    "purple": (135, 45, 165), "orange": (245, 125, 15), "black": (20, 20, 20),
-}  # fmt: skip
+    "red": (215, 30, 40),
+    "green": (25, 150, 60),
+    "blue": (35, 70, 215),
+    "yellow": (240, 205, 20),
+    "purple": (135, 45, 165),
+    "orange": (245, 125, 15),
+    "black": (20, 20, 20),
+}
 PLACES = (
     "in the top left",
     "at the top",
@@ -79,7 +84,8 @@ class Scene:
 def jittered(rng: np.random.Generator, color: str) -> tuple[int, int, int]:
     """A shade of the colour."""
     shade = np.array(COLORS[color]) + rng.integers(-18, 19, 3)
-    return tuple(int(x) for x in shade.clip(0, 255))
+    red, green, blue = (int(x) for x in shade.clip(0, 255))
+    return red, green, blue
 
 
 def free_center(rng, size, place: int, radius: float) -> tuple[float, float]:
@@ -89,7 +95,7 @@ def free_center(rng, size, place: int, radius: float) -> tuple[float, float]:
         low = max(cell / 3 + (MARGIN if cell > 0 else 0), radius / side)
         high = min((cell + 1) / 3 - (MARGIN if cell < 2 else 0), 1 - radius / side)
         center.append(float(rng.uniform(low, high)) if low < high else (cell + 0.5) / 3)
-    return tuple(center)
+    return center[0], center[1]
 
 
 def draw_scene(
@@ -108,8 +114,11 @@ def draw_scene(
             )
             for _ in range(20):
                 center = free_center(rng, size, int(place), radius)
-                if all(math.dist(np.multiply(center, size), np.multiply(other.center, size))
-                       > 1.05 * (radius + other.radius) for other in placed):  # fmt: skip
+                if all(
+                    math.dist(np.multiply(center, size), np.multiply(other.center, size))
+                    > 1.05 * (radius + other.radius)
+                    for other in placed
+                ):
                     color = str(rng.choice(list(COLORS)))
                     turn = float(rng.uniform(-0.15, 0.15))
                     placed.append(Shape(kind, color, jittered(rng, color), center, radius, turn))
@@ -412,7 +421,7 @@ def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
         start[axis], end[axis] = ends
     change = rng.uniform(0.35, 0.6)
     moment = str(rng.choice(list(MOMENTS))) if rng.random() < 0.7 else None
-    number = None
+    number, flash_frame = None, -1
     if moment:
         low_time, high_time = MOMENTS[moment]
         fitting = [f for f in range(count) if low_time <= (f + 0.5) / count <= high_time]
@@ -426,24 +435,22 @@ def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
             )
         )
         number = Shape(
-            digits, number_color, jittered(rng, number_color), tuple(spot), number_radius
+            digits, number_color, jittered(rng, number_color), (spot[0], spot[1]), number_radius
         )
     ground, smooth = int(rng.integers(2**31)), bool(rng.random() < 0.7)
     frames = []
     for index in range(count):
         along = index / (count - 1)
         late = along > change
-        center = tuple(float(x) for x in start + (end - start) * along)
+        x, y = (float(value) for value in start + (end - start) * along)
+        center = (x, y)
         shape = Shape(kind, end_color if late else color, rgbs[late], center, radius)
-        flashes = number is not None and index == flash_frame
-        shapes = (
-            ()
-            if flashes
-            and math.dist(np.multiply(center, size), np.multiply(number.center, size))
-            < radius + number.radius
-            else (shape,)
+        flash = number if index == flash_frame else None
+        hidden = flash is not None and (
+            math.dist(np.multiply(center, size), np.multiply(flash.center, size))
+            < radius + flash.radius
         )
-        frames.append(Scene(size, shapes, number if flashes else None, ground, smooth))
+        frames.append(Scene(size, () if hidden else (shape,), flash, ground, smooth))
     return Clip(
         tuple(frames), kind, color, end_color, direction, number.kind if number else None, moment
     )

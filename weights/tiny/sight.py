@@ -14,15 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import image
+from ...vision import VisionTower
 from . import scenes
 
 COLORS = list(scenes.COLORS)
-CLASSES = (
-    len(scenes.KINDS) + 2,
-    len(COLORS) + 1,
-    12,
-    12,
-)  # kind (or number), colour, tens, ones; 0 = nothing
+# kind (or number), colour, tens, ones; 0 = nothing
+CLASSES = (len(scenes.KINDS) + 2, len(COLORS) + 1, 12, 12)
 
 
 class Reader(nn.Module):
@@ -84,20 +81,19 @@ def example(rng: np.random.Generator, tile: int, side: int) -> tuple[np.ndarray,
     return image.squeezed(picture, tile), labels(scene, box, side)
 
 
-def loss(tower: nn.Module, reader: Reader, rng: np.random.Generator, count: int) -> Tensor:
+def loss(tower: VisionTower, reader: Reader, rng: np.random.Generator, count: int) -> Tensor:
     """Cross-entropy of the reader on `count` fresh tiles; patches that show nothing count a
     quarter.
     """
     config = tower.config
-    tiles, wanted = zip(*(example(rng, config.image_size, config.side) for _ in range(count)))
-    wanted = torch.from_numpy(np.stack(wanted)).flatten(0, 1)
+    tiles, labelled = zip(*(example(rng, config.image_size, config.side) for _ in range(count)))
+    wanted = torch.from_numpy(np.stack(labelled)).flatten(0, 1)
     groups = reader(tower(torch.from_numpy(np.stack(tiles))))
     weight = torch.where(wanted[:, 0] == 0, 0.25, 1.0)
-    total = 0.0
+    total = torch.zeros(())
     for index, logits in enumerate(groups):
         each = F.cross_entropy(logits.flatten(0, 1).float(), wanted[:, index], reduction="none")
-        counted = weight * (
-            (wanted[:, 2] > 0) if index >= 2 else 1
-        )  # digits are asked of numbers alone
+        # digits are asked of numbers alone
+        counted = weight * (wanted[:, 2] > 0) if index >= 2 else weight
         total = total + (each * counted).sum() / counted.sum().clamp_min(1)
     return total

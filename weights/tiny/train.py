@@ -39,10 +39,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ...base.progress import Progress
+from ...decoder import Block
 from ...engine.load import load
 from ...families import layouts
 from ...kernels import activation, rope
 from ...model import Network
+from ...vision import VisionTower
 from .. import names
 from . import exam, lessons, sight
 from .files import FOLDER
@@ -72,7 +74,7 @@ def warm() -> Network:
 
 
 def lesson_block(
-    block: nn.Module, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int
+    block: Block, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int
 ) -> Tensor:
     """A decoder block without a cache, under a mask: `hidden` [B 1 T T] is -1e30 where a token must
     not look.
@@ -120,8 +122,10 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embedding" in n]
-    return [torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)]  # fmt: skip
+    return [
+        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def rate(step: int, steps: int, warmup: int = 50) -> float:
@@ -151,7 +155,7 @@ class Training:
 
     def __init__(self, worker: int, options: argparse.Namespace):
         self.worker, self.options = worker, options
-        config = layouts.read(FOLDER)
+        config = layouts.read_config(FOLDER)
         self.teacher = lessons.Teacher(config, Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
         self.model = warm() if options.warm else fresh(config)
         self.reader = sight.Reader(config.vision.hidden_size)
@@ -165,7 +169,9 @@ class Training:
     def sight(self, rng: np.random.Generator) -> dict[str, float]:
         """Gradients of one step of the first stage; the losses by name."""
         with bfloat16():
-            loss = sight.loss(self.model.vision, self.reader, rng, 64)
+            tower = self.model.vision
+            assert isinstance(tower, VisionTower)
+            loss = sight.loss(tower, self.reader, rng, 64)
         loss.backward()
         return {"patch": loss.item()}
 
@@ -195,7 +201,8 @@ class Training:
             self.reader.load_state_dict(self.saved["reader"])
             for tool, state in zip(tools, self.saved["optimizers"]):
                 tool.load_state_dict(state)
-        clock, recent = time.time(), []
+        clock = time.time()
+        recent: list[dict[str, float]] = []
         for step in range(first, steps):
             for tool, lr in zip(tools, full):
                 tool.param_groups[0]["lr"] = lr * self.options.rate * rate(step, steps)
@@ -219,9 +226,13 @@ class Training:
             shown = "  ".join(f"{kind} {loss:.4f}" for kind, loss in losses.items())
             print(f"{name} {done}/{steps}  {shown}  {left / 60:.0f} min left", flush=True)
         if done % SAVE_EVERY == 0 or done == steps:
-            state = {"stage": name, "steps": self.done, "model": self.model.state_dict(),
-                     "reader": self.reader.state_dict(),
-                     "optimizers": [tool.state_dict() for tool in tools]}  # fmt: skip
+            state = {
+                "stage": name,
+                "steps": self.done,
+                "model": self.model.state_dict(),
+                "reader": self.reader.state_dict(),
+                "optimizers": [tool.state_dict() for tool in tools],
+            }
             part = self.options.state.with_suffix(".part")
             torch.save(state, part)
             os.replace(part, self.options.state)
@@ -239,8 +250,9 @@ def work(worker: int, options: argparse.Namespace, rendezvous: str) -> None:
     """One worker's training, from the saved state on: sight, then answers."""
     torch.set_num_threads(options.threads)
     if options.workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=worker,
-                                world_size=options.workers)  # fmt: skip
+        dist.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=worker, world_size=options.workers
+        )
     training = Training(worker, options)
     training.stage("sight", options.sight_steps)
     training.stage("answers", options.steps)
@@ -283,8 +295,12 @@ def evaluate(options) -> None:
             f"{10**6 + options.seed}, {time.strftime('%Y-%m-%d')}, {platform.machine()} CPU, "
             f"torch {torch.__version__}, {seconds:.0f} s."
         )
-        head = {"columns": exam.HEADS[0], "rule": exam.HEADS[1], "note": note,
-                "checkpoint": digest(FOLDER / "model.safetensors")}  # fmt: skip
+        head = {
+            "columns": exam.HEADS[0],
+            "rule": exam.HEADS[1],
+            "note": note,
+            "checkpoint": digest(FOLDER / "model.safetensors"),
+        }
         rows = [head, *({"task": task, "row": exam.row(task, marks[task])} for task in marks)]
         options.record.write_text("\n".join(map(json.dumps, rows)) + "\n")
 
@@ -299,25 +315,32 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="python -m llava_min.weights.tiny.train", description=__doc__.split("\n")[0]
     )
-    number = {"type": int, "metavar": "N"}
-    root.add_argument("--steps", default=2000, help="of the second stage (%(default)s)", **number)
-    root.add_argument("--sight-steps", default=1600, help="of the first (%(default)s)", **number)
+    counts = {
+        "--steps": (2000, "of the second stage"),
+        "--sight-steps": (1600, "of the first"),
+        "--workers": (2, "processes that share a step"),
+        "--threads": (1, "threads of each worker"),
+        "--seed": (0, "of the scenes"),
+        "--samples": (1000, "a task, with --evaluate"),
+    }
+    switches = {
+        "--compile": "compile the decoder's blocks; needs a C++ compiler",
+        "--warm": "begin from the committed weights (and --sight-steps 0)",
+        "--evaluate": "examine instead of training",
+    }
+    for flag, (default, words) in counts.items():
+        root.add_argument(flag, type=int, metavar="N", default=default, help=f"{words} ({default})")
+    for flag, words in switches.items():
+        root.add_argument(flag, action="store_true", help=words)
     root.add_argument(
-        "--workers", default=2, help="processes that share a step (%(default)s)", **number
+        "--rate", type=float, default=1.0, metavar="X", help="times the learning rates (1.0)"
     )
-    root.add_argument("--threads", default=1, help="threads of each worker (%(default)s)", **number)
-    root.add_argument("--compile", action="store_true",
-                      help="compile the decoder's blocks; needs a C++ compiler")  # fmt: skip
-    root.add_argument("--warm", action="store_true",
-                      help="begin from the committed weights (and --sight-steps 0)")  # fmt: skip
-    root.add_argument("--rate", type=float, default=1.0, metavar="X",
-                      help="times the learning rates (%(default)s)")  # fmt: skip
-    root.add_argument("--seed", default=0, help="of the scenes (%(default)s)", **number)
-    root.add_argument("--state", type=Path, default=FOLDER / "state.pt", metavar="FILE",
-                      help="where to resume from (%(default)s)")  # fmt: skip
-    root.add_argument("--evaluate", action="store_true", help="examine instead of training")
     root.add_argument(
-        "--samples", default=1000, help="a task, with --evaluate (%(default)s)", **number
+        "--state",
+        type=Path,
+        default=FOLDER / "state.pt",
+        metavar="FILE",
+        help="where to resume from (%(default)s)",
     )
     root.add_argument("--record", type=Path, metavar="FILE", help="write the result as JSON lines")
     return root

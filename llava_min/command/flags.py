@@ -1,0 +1,262 @@
+"""Every option of the command line: its flags, what --help says of it, how it is read.
+
+in:  nothing; command/arguments.py gives these to argparse
+out: DAILY and DETAILS
+
+No torch here: --help costs milliseconds. What a value must be is said as the end of a sentence that
+begins with the option: "--top-p must be a number above 0 and at most 1, not '2'."
+Read options.py first. Read next: command/arguments.py.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from typing import TypedDict
+
+from ..errors import shown
+
+Action = str | type[argparse.Action]
+
+
+class How(TypedDict, total=False):
+    """How argparse takes an option: arguments of add_argument."""
+
+    action: Action
+    type: Callable[[str], object]
+    const: object
+    default: object
+    dest: str
+    metavar: str
+
+
+Flag = tuple[str, str, How]  # flags, what --help says, how the option is taken
+
+
+def must_be(expected: str, text: str) -> argparse.ArgumentTypeError:
+    """The error for a value that an option cannot have."""
+    return argparse.ArgumentTypeError(f"must be {expected}, not {shown(text)}")
+
+
+def number(low: float, high: float, open_low: bool = False) -> Callable[[str], float]:
+    """A converter for numbers between bounds, whole ones where `low` is; open_low: above it.
+
+    >>> number(1, 8)("2"), number(0.0, 1.0)("1")
+    (2, 1.0)
+    """
+    whole = isinstance(low, int)
+    noun = "a whole number" if whole else "a number"
+    least, most = (low, high) if whole else (f"{low:g}", f"{high:g}")
+    expected = f"{noun} above {least} and at most {most}"
+    if not open_low:
+        expected = f"{noun} from {least} to {most}"
+
+    def convert(text: str) -> float:
+        value = math.nan  # which is in no range
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            pass
+        if not ((low < value if open_low else low <= value) and value <= high):
+            raise must_be(expected, text)
+        return value
+
+    return convert
+
+
+def choice(*names: str) -> How:
+    """How argparse takes one of a few names, of which the first is the default."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise must_be(f"{', '.join(names[:-1])} or {names[-1]}", text)
+        return text
+
+    return How(type=convert, default=names[0], metavar=f"{{{','.join(names)}}}")
+
+
+def seconds(text: str) -> float:
+    """Seconds, M:SS or H:MM:SS, each with a fraction or without.
+
+    >>> seconds("90.5"), seconds("1:02:03")
+    (90.5, 3723.0)
+    """
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
+        raise must_be("seconds or H:MM:SS", text)
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(text.split(":"))))
+
+
+def times(text: str) -> tuple[float, ...]:
+    """Times with commas between them."""
+    return tuple(map(seconds, text.split(",")))
+
+
+SWITCH = How(action="store_true")
+COUNT = number(1, 2**31 - 1)
+DAILY: tuple[Flag, ...] = (
+    # flags, what --help says, how argparse takes it
+    (
+        "-m --model",
+        "folder, alias (onevision-0.5b, onevision-7b, llava-video-7b, next-video-7b, "
+        "interleave-0.5b, long-llava-7b, ...) or org/name[@revision] on the Hugging Face hub "
+        "(default: the embedded toy, which knows drawn shapes only)",
+        How(metavar="MODEL"),
+    ),
+    (
+        "--image",
+        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
+        How(metavar="SRC", action="append", default=[]),
+    ),
+    (
+        "--video",
+        "a video: path, URL, data:, or a folder of pictures; repeatable",
+        How(metavar="SRC", action="append", default=[]),
+    ),
+    (
+        "--frames",
+        "frames to sample from a video (default: the checkpoint's)",
+        How(type=COUNT, metavar="N"),
+    ),
+    (
+        "--max-tokens",
+        "the longest answer (%(default)s)",
+        How(type=COUNT, default=512, metavar="N"),
+    ),
+    (
+        "--temperature",
+        "0 is greedy (%(default)s)",
+        How(type=number(0.0, 100.0), default=0.0, metavar="T"),
+    ),
+    (
+        "--seed",
+        "of the random numbers (%(default)s)",
+        How(type=number(0, 2**63 - 1), default=0, metavar="N"),
+    ),
+    ("--chat", "a conversation: ask again about the same media (/help inside)", SWITCH),
+    (
+        "--prompt-cache",
+        "keep the work on the prompt in FILE; where it is there, go on from it",
+        How(metavar="FILE"),
+    ),
+    ("--json", "print one JSON object instead of text", SWITCH),
+    ("--plan", "do not answer: count tokens, bytes and seconds from sizes alone", SWITCH),
+    ("--show-prompt", "print the rendered prompt to stderr", SWITCH),
+    ("--trace", "print every stage from pixels to words to stderr", SWITCH),
+    ("-q --quiet", "only the answer and errors", SWITCH),
+    ("-v --verbose", "more on stderr, and tracebacks", SWITCH),
+    ("--version", "print the version and exit", SWITCH),
+    ("--help-all", "every option", SWITCH),
+)
+DETAILS: tuple[Flag, ...] = (
+    (
+        "--fps",
+        "frames to sample from each second of a video, --frames at most",
+        How(type=number(0.0, 1000.0, open_low=True), metavar="F"),
+    ),
+    ("--start", "sample a video from here on: seconds or H:MM:SS", How(type=seconds, metavar="T")),
+    ("--end", "sample a video up to here", How(type=seconds, metavar="T")),
+    (
+        "--at",
+        "the frames of a video nearest to these times",
+        How(type=times, default=(), metavar="T,T,..."),
+    ),
+    (
+        "--subtitles",
+        "an .srt file: what is said at the sampled times is told before the question",
+        How(metavar="FILE"),
+    ),
+    ("--max-tiles", "grids of at most N tiles a picture", How(type=COUNT, metavar="N")),
+    (
+        "--multi-image",
+        "several pictures: auto, pad (one tile each) or anyres",
+        choice("auto", "pad", "anyres"),
+    ),
+    (
+        "--timestamps",
+        "tell the times of a video's frames (default: where the checkpoint was trained so)",
+        How(action=argparse.BooleanOptionalAction),
+    ),
+    ("--system", "a system turn", How(metavar="TEXT")),
+    ("--template", "how turns are written: auto, TEMPLATES", How(default="auto", metavar="NAME")),
+    (
+        "--raw",
+        "the prompt is complete: its special tokens are parsed, no template is applied",
+        SWITCH,
+    ),
+    ("--prefill", "the beginning of the answer", How(metavar="TEXT", default="")),
+    (
+        "--top-p",
+        "the smallest set of tokens with this much probability",
+        How(type=number(0.0, 1.0, open_low=True), default=1.0, metavar="P"),
+    ),
+    (
+        "--top-k",
+        "the K most likely tokens; 0 is all",
+        How(type=number(0, 2**31 - 1), default=0, metavar="K"),
+    ),
+    (
+        "--min-p",
+        "tokens at least this probable, relative to the best",
+        How(type=number(0.0, 1.0), default=0.0, metavar="P"),
+    ),
+    (
+        "--repetition-penalty",
+        "above 1 discourages tokens that have occurred",
+        How(type=number(0.01, 100.0), default=1.0, metavar="R"),
+    ),
+    (
+        "--stop",
+        "end the answer before this text; repeatable",
+        How(action="append", default=[], metavar="TEXT"),
+    ),
+    ("--ignore-eos", "do not stop at the end token", SWITCH),
+    ("--device", "auto, cpu, cuda, mps (mps: untested)", choice("auto", "cpu", "cuda", "mps")),
+    (
+        "--dtype",
+        "auto, bfloat16, float16, float32",
+        choice("auto", "bfloat16", "float16", "float32"),
+    ),
+    (
+        "--int4",
+        "quantise the decoder to four bits while loading",
+        How(action="store_const", const=4, dest="bits"),
+    ),
+    ("--int8", "quantise it to eight bits", How(action="store_const", const=8, dest="bits")),
+    ("--kv-dtype", "of the cache: auto (as the weights), int8, fp8", choice("auto", "int8", "fp8")),
+    ("--kernels", "auto, reference, triton", choice("auto", "reference", "triton")),
+    ("--threads", "threads on a CPU", How(type=number(1, 1024), metavar="N")),
+    (
+        "--context",
+        "the longest sequence, instead of the checkpoint's",
+        How(type=COUNT, metavar="N"),
+    ),
+    (
+        "--config",
+        "override a key of config.json; repeatable",
+        How(action="append", default=[], metavar="KEY=VALUE"),
+    ),
+    (
+        "--memory",
+        "GB that --plan should fit into (default: what is free)",
+        How(type=number(0.0, 1e6, open_low=True), metavar="GB"),
+    ),
+    ("--jsonl", "print one JSON object a line: the events, then the answer", SWITCH),
+    ("--no-stream", "print the answer at once", SWITCH),
+    (
+        "--batch",
+        "answer each line of a file: JSON with question or messages, images, videos, id, "
+        "and options of its own such as max_tokens; paths are relative to the working directory",
+        How(metavar="IN.JSONL"),
+    ),
+    (
+        "-o --output",
+        "where the answers of --batch go, an object a line, in the same order",
+        How(metavar="OUT.JSONL"),
+    ),
+    ("--resume", "go on with an output file: only lines without an answer are asked", SWITCH),
+    (
+        "--batch-size",
+        "lines that are answered together (%(default)s)",
+        How(type=COUNT, default=4, metavar="N"),
+    ),
+)
