@@ -134,9 +134,12 @@ def test_only_the_header_of_a_picture_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_parameters_are_counted_exactly(name):
-    settings = layouts.from_values(CHECKPOINTS[name][0])
+    settings = layouts.parse_config(CHECKPOINTS[name][0])
     count = sum(parameter.numel() for parameter in load.on_meta(settings).parameters())
-    assert needs.weight_bytes(settings, Storage("bfloat16")) == 2 * count
+    assert needs.weight_bytes(settings, Storage("bfloat16", device="cuda")) == 2 * count
+    assert needs.weight_bytes(settings, Storage("float32")) == 4 * count
+    head = settings.text.tied * settings.text.vocab_size * settings.text.hidden_size
+    assert needs.weight_bytes(settings, Storage("bfloat16")) == 2 * (count + head)
 
 
 def allocated(call) -> int:
@@ -169,20 +172,20 @@ def test_cache_and_activations_are_what_torch_allocates(text, size, frames, word
     model = small.random_model(values, dtype=getattr(torch, dtype))
     segments, tiles = [plans.Text((1,) * (words + 1))], []
     if size:
-        tiles.append((image.anyres_tiles(small.picture(*size), model.config), False))
+        tiles.append(image.anyres_tiles(small.picture(*size), model.config))
         segments.append(plans.picture(size, "anyres", model.config))
     if frames:
-        pixels = image.FrameTiles(small.frames(frames, 8, 8), model.config, range(frames))
-        tiles.append((image.Tiles(pixels, (8, 8), None), True))
-        segments.append(plans.clip(list(range(frames)), model.config))
+        tiles.append(image.FrameTiles(small.frames(frames, 8, 8), model.config, range(frames)))
+        segments.append(plans.clip(list(range(frames)), (8, 8), model.config))
     plan = plans.Plan(tuple(segments), 10**6)
 
     def run():
         cache = Cache.empty(model.config.text, 1, plan.tokens, getattr(torch, dtype))
-        model.prefill(plan, [model.encode(*visual) for visual in tiles], cache)
+        model.prefill(plan, map(model.encode, segments[1:], tiles), cache)
 
     run()  # what is made once, is made
-    found, need = allocated(run), needs.memory(model.config, plan, 0, Storage(dtype))
+    storage = Storage(dtype, device="cuda")  # in its portions, which are those of `encode`
+    found, need = allocated(run), needs.alone(model.config, plan, 0, storage)
     assert 0.99 * found <= need.cache + need.activations <= 1.1 * found
 
 
@@ -220,8 +223,8 @@ def test_frames_in_the_tower_take_what_is_said(dtype, activation):
         block.activation = activation
     frames = image.FrameTiles(small.frames(12, 8, 8), config, range(12))
     for k in (1, 4):
-        clip = image.Tiles(frames, (8, 8), None)
-        encode = lambda k=k, clip=clip: deque(model.encode(clip, True, k), maxlen=0)
+        clip = plans.clip(list(range(12)), (8, 8), config)
+        encode = lambda k=k, clip=clip: deque(model.encode(clip, frames, k), maxlen=0)
         encode()
         said = needs.vision_bytes(config, 12, Storage(dtype), k)
         assert said == pytest.approx(allocated(encode), rel=0.05)
@@ -232,9 +235,10 @@ def test_a_picture_put_together_takes_what_is_said(dtype):
     text = dict(hidden_size=512, num_attention_heads=8)
     model = small.random_model(tower_of(**text), dtype=getattr(torch, dtype))
     tiles = image.anyres_tiles(small.picture(560, 560), model.config)
-    encode = lambda: list(model.encode(tiles, False, 1))
+    segment = plans.picture((560, 560), "anyres", model.config)
+    encode = lambda: list(model.encode(segment, tiles, 1))
     encode()
-    said = needs.vision_bytes(model.config, len(tiles.pixels), Storage(dtype), 1)
+    said = needs.vision_bytes(model.config, len(tiles), Storage(dtype), 1)
     assert said == pytest.approx(allocated(encode), rel=0.06)
 
 
@@ -286,8 +290,9 @@ def test_operations_are_those_of_the_linears_and_of_attention():
         for layer in part.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.register_forward_hook(count)
-    model.prefill(plan, [model.encode(tiles, False)], Cache.empty(settings.text, 1, plan.tokens))
-    text, vision, seen = settings.text, settings.vision, len(tiles.pixels)
+    visual = model.encode(segments[0], tiles)
+    model.prefill(plan, [visual], Cache.empty(settings.text, 1, plan.tokens))
+    text, vision, seen = settings.text, settings.vision, len(tiles)
     heads = 4 * text.num_layers * text.num_heads * text.head_dim
     patches = 4 * vision.num_layers * vision.hidden_size
     counted["reading"] += heads * plan.tokens * (plan.tokens + 1) // 2
@@ -309,7 +314,9 @@ def options_of(remedy: str) -> dict:
 
 def test_a_prompt_may_fill_the_context_and_no_more():
     """The message has the arithmetic: what each kind takes, and the answer."""
-    segments = (plans.Text((1,) * 6), plans.Image((9, 9), None, 50), plans.Video((0.0,), 30))
+    picture = plans.Picture((9, 9), "square", side=7, newline=True, grid=None)
+    clip = plans.Clip((0.0,), (9, 9), side=5, newlines="grid")
+    segments = (plans.Text((1,) * 6), picture, clip)
     plan = plans.Plan(segments, 100)
     plan.check_fits(14)
     with pytest.raises(llava_min.PromptError, match=r"at most 100 tokens, found 6 text \+ 50 "

@@ -3,6 +3,7 @@ absent.
 """
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -19,12 +20,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import llava_min
+from llava_min.base import cpu
 from llava_min.config import Quantization
 from llava_min.engine import load as loading
 from llava_min.errors import CheckpointError, NumericsError, OutputError, ParameterError
 from llava_min.families import layouts
 from llava_min.kernels import onednn
-from llava_min.weights import names, packed, quantize
+from llava_min.weights import load, names, packed, quantize
 from llava_min.weights.__main__ import inspect
 from llava_min.weights.checkpoint import Checkpoint
 from llava_min.weights.tiny import exam, lessons, train
@@ -225,7 +227,7 @@ def test_refusals(tmp_path):
         quantize.quantize(done, tmp_path / "twice", Quantization())
     with pytest.raises(ParameterError, match="quantised"):
         llava_min.load(done, bits=4)
-    with pytest.raises(ParameterError, match="found 3"):
+    with pytest.raises(ParameterError, match="bits must be 4 or 8, not 3"):
         llava_min.load(source, bits=3)
     narrow = small.small(tmp_path / "narrow")
     with pytest.raises(CheckpointError, match="multiple of 128 inputs, found 48"):
@@ -251,7 +253,7 @@ def test_refusals(tmp_path):
 )
 def test_unknown_formats_are_refused(values, word):
     with pytest.raises(CheckpointError, match=word):
-        layouts.from_values(small.hf_config() | {"quantization_config": values})
+        layouts.parse_config(small.hf_config() | {"quantization_config": values})
 
 
 @pytest.mark.parametrize("wrong", ["missing", "float", "shape", "bytes for a weight"])
@@ -381,9 +383,7 @@ def quantised_in_memory(folder, wanted):
     from dataclasses import replace
     from functools import partial
 
-    from llava_min.weights import load
-
-    config = replace(layouts.read(folder), quantization=wanted)
+    config = replace(layouts.read_config(folder), quantization=wanted)
     network = load.on_meta(config)
     convert = partial(quantize.converted, config=config)
     load.fill(network, Checkpoint.open(folder), torch.float32, "cpu", convert=convert)
@@ -391,80 +391,136 @@ def quantised_in_memory(folder, wanted):
     return network
 
 
-def test_a_linear_layer_is_the_same_in_either_order():
-    if not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)):
-        pytest.skip("oneDNN has no bfloat16 here")
-    weight, bias = torch.randn(33, 48).bfloat16(), torch.randn(33).bfloat16()
-    layer = packed.CpuLinear(weight, bias)
-    for _ in range(2):
-        for shape in ((48,), (1, 48), (2, 3, 48), (70, 48), (0, 48)):
-            rows = torch.randn(shape).bfloat16()
-            exact = rows.double() @ weight.double().T + bias.double()
-            for product in (layer, alone(layer)):
-                assert product(rows).shape == exact.shape
-                if rows.numel():
-                    step = exact.abs().max() * 2**-8
-                    assert (product(rows).double() - exact).abs().max() <= step
-        layer.order()
-    with pytest.raises(RuntimeError):
-        alone(packed.CpuLinear(weight))(torch.zeros(1, 47).bfloat16())
-    assert torch.backends.mkldnn.enabled
+needs_onednn = pytest.mark.skipif(
+    not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)), reason="oneDNN has no bfloat16 here"
+)
 
 
-def alone(layer):
-    """The layer as decoding one row calls it."""
+@needs_onednn
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=2),
+    many=st.sampled_from([1, 70]),
+    outputs=st.integers(1, 40),
+    inputs=st.integers(1, 70),
+    biased=st.booleans(),
+)
+def test_an_ordered_layer_is_a_linear_layer(shape, many, outputs, inputs, biased):
+    """For no row, one and many, of any sizes: a product in float64, rounded to bfloat16."""
+    weight, rows = torch.randn(outputs, inputs).bfloat16(), torch.randn(*shape, many, inputs)
+    bias, rows = torch.randn(outputs).bfloat16() if biased else None, rows.bfloat16()
+    product = packed.CpuLinear(weight, bias)(rows)
+    exact = rows.double() @ weight.double().T + (bias.double() if biased else 0)
+    assert product.shape == exact.shape and product.dtype == torch.bfloat16
+    largest = exact.abs().max() if exact.numel() else 1
+    torch.testing.assert_close(product.double(), exact, rtol=0, atol=float(largest) * 2**-8)
 
-    def product(rows):
-        with onednn.products_for(torch.zeros(1, 48, dtype=torch.bfloat16)):
-            assert not torch.backends.mkldnn.enabled
-            return layer(rows)
 
-    return product
-
-
-def test_only_one_row_in_bfloat16_goes_without_onednn():
-    for shape, dtype in (((1, 1, 8), torch.float32), ((1, 2, 8), torch.bfloat16)):
-        with onednn.products_for(torch.zeros(shape, dtype=dtype)):
-            assert torch.backends.mkldnn.enabled
+@needs_onednn
+def test_an_ordered_layer_refuses_other_rows():
+    layer = packed.CpuLinear(torch.randn(33, 48).bfloat16())
+    for inputs in (47, 49):
+        with pytest.raises(RuntimeError):
+            layer(torch.zeros(1, inputs).bfloat16())
 
 
-def test_a_decoder_is_laid_out_for_what_it_does():
-    """One row at a time reads the weights as they are stored, a tied head those of the embedding;
-    a batch orders them; tower and projector see many rows from the first.
-    """
-    if not onednn.pays(torch.zeros(1, dtype=torch.bfloat16)):
-        pytest.skip("oneDNN has no bfloat16 here")
+@needs_onednn
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_layer_is_ordered_in_bfloat16_on_a_cpu(tmp_path, tied):
+    """The head too; a tied one is a copy, and the embedding stays as it is stored."""
+    source = folder_of(tmp_path / "in", tied=tied)
+    decoder = (network := llava_min.load(source, dtype="bfloat16", device="cpu").network).decoder
+    layers = [layer for layer in network.modules() if isinstance(layer, packed.CpuLinear)]
+    assert layers and all(layer.weight.is_mkldnn for layer in layers)
+    assert not [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    stored = load_file(source / "model.safetensors")
+    embedding = stored["language_model.model.embed_tokens.weight"]
+    assert torch.equal(decoder.embedding.weight, embedding)
+    head = embedding if tied else stored["language_model.lm_head.weight"]
+    hidden = torch.eye(head.shape[1]).bfloat16()
+    assert torch.equal(decoder.logits(hidden[None])[0], head.float().T)
+
+
+@needs_onednn
+def test_a_batch_in_bfloat16_answers_as_each_question_alone():
+    """oneDNN's product of a row is the same among others, in sums as short as the toy's."""
     model = llava_min.load(dtype="bfloat16", device="cpu")
-    layers = lambda: {name: layer.weight.is_mkldnn for name, layer in model.network.named_modules()
-                      if isinstance(layer, packed.CpuLinear)}  # fmt: skip
-    decoder = model.network.decoder
-    assert decoder.head.weight.data_ptr() == decoder.embedding.weight.data_ptr()
-    for _ in range(2):
-        assert layers() and all(
-            order != name.startswith("decoder") for name, order in layers().items()
-        )
-        model.generate_batch([{"question": "What is this?", "max_tokens": 2}])
-    model.generate_batch([{"question": "What is this?", "max_tokens": 2}] * 2)
-    assert all(layers().values())
+    texts = ["What is this?", "Where is the star?", "Is there a circle?", "Describe the picture."]
+    asked = [{"question": text, "images": [small.picture(90, 60)], "max_tokens": 12,
+              "ignore_eos": True} for text in texts]  # fmt: skip
+    together = model.generate_batch(asked)
+    assert [one.token_ids for one in together] == [model.generate(**q).token_ids for q in asked]
 
 
-def test_a_head_of_its_own_stays(tmp_path):
-    """In bfloat16 on a CPU only a tied head is the embedding."""
-    source = folder_of(tmp_path / "in", tied=False)
-    head = llava_min.load(source, dtype="bfloat16", device="cpu").network.decoder.head
-    assert torch.equal(
-        head.weight, load_file(source / "model.safetensors")["language_model.lm_head.weight"]
-    )
+def test_other_numbers_keep_their_layers():
+    network = llava_min.load(dtype="float32", device="cpu").network
+    assert not [layer for layer in network.modules() if isinstance(layer, packed.CpuLinear)]
+    assert network.decoder.head is None
 
 
-def test_small_models_stay_in_float32_on_a_cpu(monkeypatch):
-    """What fits into the caches gains nothing from half the bytes; large models do where it is
-    faster.
+# The dtype where none was chosen ------------------------------------------------
+
+CPUINFO = {
+    # what Linux says of a CPU -> whether it multiplies in bfloat16
+    "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n": True,
+    "processor\t: 0\nmodel name\t: Sapphire\nflags\t\t: fpu avx512f amx_bf16\n": True,
+    "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n": True,
+    "processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: avx512_bf16\n": False,
+    "model name\t: avx512_bf16\nflags\t\t: fpu\n": False,
+    "Features\t: fp asimd svebf16\n": False,
+    "flags\n": False,
+    "": False,
+    None: False,  # no such file
+}
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory):
+    """A folder, and how many weights it has."""
+    folder = folder_of(tmp_path_factory.mktemp("medium") / "in")
+    network = load.on_meta(layouts.read_config(folder))
+    return folder, sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("text", CPUINFO)
+@settings(max_examples=15, deadline=None)
+@given(more=st.sampled_from([-(10**6), -1, 0, 1, 10**6]), bits=st.sampled_from([None, 4, 8]))
+def test_loading_and_planning_choose_the_same_dtype(medium, text, more, bits):
+    """bfloat16 for a model larger than the caches on a CPU that multiplies in it, quantised or not;
+    float32 on any other.
     """
+    folder, count = medium
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "CPUINFO", folder / "cpuinfo")
+        (folder / "cpuinfo").unlink(missing_ok=True)
+        if text is not None:
+            (folder / "cpuinfo").write_text(text)
+        patch.setattr(cpu, "SMALL", count + more)
+        model = llava_min.load(folder, bits=bits, device="cpu")
+        planned = llava_min.plan(folder, "Why?", bits=bits, device="cpu").storage
+    assert model.storage == planned
+    assert planned.dtype == ("bfloat16" if CPUINFO[text] and more < 0 else "float32")
 
-    dtype = lambda: llava_min.load().network.decoder.embedding.weight.dtype
-    assert dtype() == torch.float32
-    monkeypatch.setattr(loading, "SMALL", 1000)
-    for faster, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(onednn, "faster", lambda faster=faster: faster)
-        assert dtype() == expected
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("capability", [None, (7, 5), (8, 0), (9, 0)])
+@pytest.mark.parametrize("small", [0, 2**62])
+def test_they_agree_on_every_device(medium, monkeypatch, device, capability, small):
+    """A GPU before sm_80 gets float16; where there is none, a plan is for a newer one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(cpu, "SMALL", small)
+    planned = llava_min.plan(medium[0], "Why?", device=device, memory=1.0).storage.dtype
+    chosen = loading.pick_dtype("auto", device, large=small == 0)
+    assert str(chosen) == f"torch.{planned}"
+    if device == "cuda":
+        assert planned == ("float16" if capability == (7, 5) else "bfloat16")
+
+
+def test_loading_says_which_dtype_it_chose_and_why(caplog):
+    """Where it was the user's choice there is nothing to say."""
+    with caplog.at_level(logging.DEBUG, "llava_min"):
+        llava_min.load(device="cpu", dtype="float32")
+        assert "dtype" not in caplog.text
+        llava_min.load(device="cpu")
+    assert "dtype float32: the caches of a CPU hold so small a model" in caplog.text

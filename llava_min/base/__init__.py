@@ -1,1 +1,1 @@
-"""Small things that many rooms need: files, memory errors, progress, the heap."""
+"""Small things that many rooms need: files, memory errors, progress, the CPU."""

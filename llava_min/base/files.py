@@ -9,6 +9,7 @@ Read next: config.py.
 import json
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import CheckpointError, shown
 
@@ -26,7 +27,7 @@ def regular(path: Path) -> bool:
         return False
 
 
-def parse_json(text: bytes):
+def parse_json(text: bytes) -> object:
     """The value of JSON text, read strictly: UTF-8, no key twice, no NaN.
 
     ValueError says what is wrong.
@@ -37,7 +38,7 @@ def parse_json(text: bytes):
         raise ValueError("brackets nested too deeply") from None
 
 
-def unique(pairs: list[tuple[str, object]]) -> dict:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """The object of these pairs; ValueError where a key appears twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -46,11 +47,12 @@ def unique(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def not_a_number(name: str):
+def not_a_number(name: str) -> NoReturn:
+    """ValueError: NaN and infinities are no JSON."""
     raise ValueError(f"the number {name}")
 
 
-def read_json(path: Path, what: str) -> dict:
+def read_json(path: Path, what: str) -> dict[str, object]:
     """The JSON object in a file, with a limit on its size."""
     name = path.name
     if not path.exists():

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Iterator
 
 from ..errors import MemoryBudgetError
 
@@ -9,7 +10,7 @@ EXHAUSTED = re.compile("out of memory|can't allocate|not enough memory|bad_alloc
 
 
 @contextlib.contextmanager
-def memory(what: str):
+def memory_guard(what: str) -> Iterator[None]:
     """MemoryBudgetError where the work inside runs out of memory, on the CPU or a GPU."""
     try:
         yield

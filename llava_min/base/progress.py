@@ -6,9 +6,9 @@ import sys
 class Progress:
     """A bar on a terminal for work of more than half a second; silent elsewhere."""
 
-    def __init__(self, what: str, quiet: bool):
+    def __init__(self, what: str, quiet: bool) -> None:
         self.what, self.quiet = what, quiet or not sys.stderr.isatty()
-        self.start = None
+        self.start: float | None = None
 
     def __call__(self, done: int, total: int) -> None:
         import time
@@ -16,7 +16,7 @@ class Progress:
         now = time.monotonic()
         start = self.start or now
         self.start = None if done == total else start
-        if self.quiet or now - start < 0.5:
+        if self.quiet or not done or now - start < 0.5:
             return
         left = (now - start) / done * (total - done)
         filled = 24 * done // total

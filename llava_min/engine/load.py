@@ -8,17 +8,18 @@ Read families/folder.py, weights/load.py first. Read next: engine/handle.py.
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from ..base import memory as memory_errors
-from ..errors import ParameterError
-from ..families.folder import EMBEDDED, settings_of
-from ..kernels import onednn
-from ..planning.forecast import free_bytes
-from ..tokenizer import read as read_tokenizer
+from ..base.memory import memory_guard
+from ..errors import ParameterError, wrong_value
+from ..families.folder import EMBEDDED, config_of
+from ..planning.forecast import default_dtype, free_bytes, is_large
+from ..tokenizer import read_tokenizer
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.checkpoint import Checkpoint
@@ -27,7 +28,6 @@ from .prefix import description
 from .recording import RecordedTower
 
 log = logging.getLogger("llava_min")
-SMALL = 2**25  # weights that a CPU's caches hold: halving their bytes gains nothing
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -39,21 +39,22 @@ DTYPES = {
 # Loading -----------------------------------------------------------------------
 
 
-@memory_errors.memory("load the model")
+@memory_guard("load the model")
 def load(
-    folder=None,
+    folder: str | Path | None = None,
     *,
-    device="auto",
-    dtype="auto",
-    kv_dtype="auto",
-    config=None,
-    context=None,
-    bits=None,
-    progress=None,
+    device: str = "auto",
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    config: Mapping[str, object] | None = None,
+    context: int | None = None,
+    bits: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
-    With `bits`, 4 or 8, it is quantised while loading. Raises LlavaMinError.
+    With `bits`, 4 or 8, it is quantised while loading. progress(done, total) is called after each
+    tensor. Raises LlavaMinError.
     """
     start = time.perf_counter()
     device, path = pick_device(device), EMBEDDED
@@ -65,16 +66,17 @@ def load(
         log.warning(restriction)
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
-    settings = settings_of(path, config, context)
+    settings = config_of(path, config, context)
     if tokenizer is not None:
         tokenizer.check_rows(settings.text.vocab_size)
-    convert = iter
+    convert: Callable[[weights.Tensors], weights.Tensors] = iter
     if bits is not None:
         settings = replace(settings, quantization=quantize.on_load(settings, bits))
         convert = partial(quantize.converted, config=settings)
     network = weights.on_meta(settings)
-    large = sum(weight.numel() for weight in network.parameters()) > SMALL
-    torch_dtype = pick_dtype(dtype, device, large)
+    torch_dtype = pick_dtype(dtype, device, is_large(settings))
+    if dtype == "auto":
+        log.debug("dtype %s: %s", *default_dtype(device, is_large(settings)))
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
     made = description(network)
     packed.ready(network)
@@ -90,36 +92,29 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda", "mps"):
-        raise ParameterError("cannot load", "device", "auto, cpu, cuda or mps", repr(device))
+        raise wrong_value("device", "auto, cpu, cuda or mps", device)
     if device == "cuda" and not torch.cuda.is_available():
-        raise ParameterError(
-            "cannot load", "device", "a CUDA GPU that torch can use", "none", "Use --device cpu."
-        )
+        raise ParameterError("torch finds no CUDA GPU that it can use; --device cpu needs none.")
     return device
 
 
 def pick_dtype(dtype: str, device: str, large: bool) -> torch.dtype:
-    """The dtype by name; "auto" is bfloat16 on a GPU, and on a CPU where it is faster.
-
-    A GPU before sm_80 has no bfloat16 arithmetic and gets float16. A CPU gets bfloat16 only for a
-    large model.
-    """
-    if dtype == "auto" and device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return torch.float16
+    """The dtype by name; "auto" is what planning/forecast.py says of such a model and device."""
     if dtype == "auto":
-        wide = device == "cpu" and not (large and onednn.faster())
-        return torch.float32 if wide else torch.bfloat16
+        dtype, _ = default_dtype(device, large)
     if dtype not in DTYPES:
-        raise ParameterError("cannot load", "dtype", f"auto, {', '.join(DTYPES)}", repr(dtype))
+        raise wrong_value("dtype", f"one of auto, {', '.join(DTYPES)}", dtype)
     return DTYPES[dtype]
 
 
 def pick_kv_dtype(kv_dtype: str, device: str) -> torch.dtype | None:
     """The dtype of the cache; "auto" is that of the weights. A GPU converts fp8 from sm_89 on."""
     if kv_dtype not in KV_DTYPES:
-        raise ParameterError("cannot load", "kv_dtype", ", ".join(KV_DTYPES), repr(kv_dtype))
+        raise wrong_value("kv_dtype", f"one of {', '.join(KV_DTYPES)}", kv_dtype)
     old = device == "cuda" and torch.cuda.get_device_capability() < (8, 9)
     if kv_dtype == "fp8" and (old or device == "mps"):
-        expected = "a GPU of compute capability 8.9 or newer, or a CPU, for fp8"
-        raise ParameterError("cannot load", "kv_dtype", expected, device, "Use int8.")
+        raise ParameterError(
+            "kv_dtype fp8 needs a GPU of compute capability 8.9 or newer, or a CPU; "
+            "int8 works on any device."
+        )
     return KV_DTYPES[kv_dtype]

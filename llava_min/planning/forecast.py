@@ -8,20 +8,23 @@ Read segments.py, planning/memory.py, request/prepare.py first. Read next: engin
 """
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from .. import segments as plans
+from ..base import cpu
 from ..config import LlavaConfig
-from ..errors import MemoryBudgetError, ParameterError
-from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, settings_of
+from ..errors import MemoryBudgetError, wrong_value
+from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, config_of
 from ..options import Options
-from ..prompt import Visual
-from ..request.prepare import prepare
+from ..prompt import Piece, Visual
+from ..request.prepare import Pictures, Question, Videos, prepare
+from ..request.visuals import Entry
 from ..segments import Plan
-from ..tokenizer import VISUAL
-from ..tokenizer import read as read_tokenizer
+from ..tokenizer import VISUAL, Tokenizer, read_tokenizer
 from ..weights import hub
 from . import memory as needs
 from .memory import Memory, Storage
@@ -29,16 +32,17 @@ from .memory import Memory, Storage
 GB = 10**9
 BAR = 60  # characters
 KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 4))
-STORAGES = [Storage(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
+WAYS = [(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
 
 
-class Guess:
+class Guess(Tokenizer):
     """Takes the place of a missing tokenizer: a token for every three bytes of text."""
 
-    special: dict = {}
+    def __init__(self) -> None:
+        self.special = {}
 
-    def encode(self, pieces) -> list[int]:
-        ids = []
+    def encode(self, pieces: Iterable[Piece]) -> list[int]:
+        ids: list[int] = []
         for piece in pieces:
             count = -(-len(piece.encode()) // 3) if isinstance(piece, str) else 1
             ids += [VISUAL if isinstance(piece, Visual) else 0] * count
@@ -51,26 +55,26 @@ class Forecast:
 
     room: bytes that weights, cache and activations may take together, None where it is not known.
     guessed: whether the tokens of the text are a guess. seconds: {"looking", "reading", "a token"},
-    where they were estimated.
+    where they were estimated. results: bytes that are kept for the caller, besides the answer.
     """
 
     name: str
     config: LlavaConfig
     plan: Plan
-    media: list[dict]
+    media: list[Entry]
     answer: int
     storage: Storage
     room: int | None
     guessed: bool = False
     seconds: dict[str, float] | None = None
+    results: int = 0
 
     def memory(self, storage: Storage | None = None, saved: int = 0) -> Memory:
         """What is needed, or would be with other storage, or `saved` tokens less in the cache."""
         storage = storage or self.storage
-        need = needs.memory(self.config, self.plan, self.answer, storage)
-        return replace(
-            need, cache=need.cache - saved * needs.token_bytes(self.config.text, storage)
-        )
+        need = needs.alone(self.config, self.plan, self.answer, storage)
+        cache = need.cache - saved * needs.token_bytes(self.config.text, storage)
+        return replace(need, cache=cache, activations=need.activations + self.results)
 
     @property
     def fits(self) -> bool | None:
@@ -78,59 +82,73 @@ class Forecast:
 
     def remedies(self) -> list[str]:
         """Options each of which would make it fit; two together where it takes both."""
-        eight, four = dict(kv_dtype="int8"), dict(bits=4)
-        changes = {"--dtype bfloat16": dict(dtype="bfloat16"), "--kv-dtype int8": eight,
-                   "--int4": four, "--int4 --kv-dtype int8": eight | four}  # fmt: skip
-        others = {option: replace(self.storage, **change) for option, change in changes.items()}
+        if self.room is None:
+            return []
+        own = self.storage
+        others = {
+            "--dtype bfloat16": replace(own, dtype="bfloat16"),
+            "--kv-dtype int8": replace(own, kv_dtype="int8"),
+            "--int4": replace(own, bits=4),
+            "--int4 --kv-dtype int8": replace(own, bits=4, kv_dtype="int8"),
+        }
         found = [
             option
             for option, other in others.items()
-            if other.size <= self.storage.size and self.memory(other).total <= self.room
+            if other.size <= own.size and self.memory(other).total <= self.room
         ]
         found = found[:-1] if len(found) > 1 else found
         for option, unit in (("--frames", "frames"), ("--max-tiles", "tiles")):
-            many = [entry for entry in self.media if entry.get(unit, 1) > 1]
-            for count in range(max((entry[unit] for entry in many), default=1) - 1, 0, -1):
+            many = [entry for entry in self.media if counted(entry, unit) > 1]
+            most = max((counted(entry, unit) for entry in many), default=1)
+            for count in range(most - 1, 0, -1):
                 saved = sum(max(0, e["tokens"] - self.tokens_of(e, unit, count)) for e in many)
                 if saved and self.memory(saved=saved).total <= self.room:
                     found.append(f"{option} {count}")
                     break
         return found or ["less of everything"]
 
-    def tokens_of(self, entry: dict, unit: str, count: int) -> int:
+    def tokens_of(self, entry: Entry, unit: str, count: int) -> int:
         """Tokens of a medium if it had so many frames, or grids of so many tiles at most."""
         if unit == "frames":
             return entry["tokens"] * count // entry["frames"]
         grids = tuple(g for g in self.config.grids if g[0] * g[1] <= count)
         config = replace(self.config, grids=grids or self.config.grids[:1])
-        return plans.picture(tuple(entry["size"]), "anyres", config).tokens
+        width, height = entry["size"]
+        return plans.picture((width, height), "anyres", config).tokens
 
     def check_room(self) -> None:
         """MemoryBudgetError, with the arithmetic and what would fit, where it does not fit."""
-        if self.fits is False:
-            sizes = asdict(need := self.memory())
-            sum_of = " + ".join(f"{size / GB:.2f} {name}" for name, size in sizes.items())
-            raise MemoryBudgetError(
-                "cannot answer", "memory", f"at most {self.room / GB:.2f} GB",
-                f"{sum_of} = {need.total / GB:.2f} GB",
-                f"What would fit: {', or '.join(self.remedies())}.",
-            )  # fmt: skip
+        if self.room is not None and not self.fits:
+            raise does_not_fit(self.memory(), self.room, self.remedies())
 
-    def json(self) -> dict:
+    def json(self) -> dict[str, Any]:
         """Everything, for programs."""
         visual = sum(entry["tokens"] for entry in self.media)
         tokens = {"text": self.plan.tokens - visual, "visual": visual, "answer": self.answer}
         return {
-            "model": self.name, "family": self.config.family, "media": self.media,
+            "model": self.name,
+            "family": self.config.family,
+            "media": self.media,
             "tokens": tokens | {"all": sum(tokens.values()), "context": self.plan.context},
             "text_is_a_guess": self.guessed,
             "cache_bytes_a_token": needs.token_bytes(self.config.text, self.storage),
-            "memory": [asdict(storage) | asdict(need := self.memory(storage))
-                       | {"total": need.total, "chosen": storage == self.storage}
-                       for storage in dict.fromkeys([*STORAGES, self.storage])],
-            "room_bytes": self.room, "fits": self.fits, "seconds": self.seconds,
+            "memory": self.rows(),
+            "room_bytes": self.room,
+            "fits": self.fits,
+            "seconds": self.seconds,
             "what_would_fit": self.remedies() if self.fits is False else [],
-        }  # fmt: skip
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table over ways of storing."""
+        own, found = self.storage, []
+        ways = dict.fromkeys([*WAYS, (own.dtype, own.bits, own.kv_dtype)])
+        for dtype, bits, kv_dtype in ways:
+            need = self.memory(storage := Storage(dtype, bits, kv_dtype, own.device))
+            named = {"dtype": dtype, "bits": bits, "kv_dtype": kv_dtype}
+            sums = {"total": need.total, "chosen": storage == own}
+            found.append(named | asdict(need) | sums)
+        return found
 
     def __str__(self) -> str:
         return "\n".join([*self.token_lines(), *self.memory_lines()])
@@ -146,10 +164,12 @@ class Forecast:
         ends = [round(BAR * end / ends[-1]) for end in ends]
         bar = "".join(sign * (end - start) for sign, start, end in zip("=#+.", [0, *ends], ends))
         left = f"{context - total:,} free" if total <= context else f"{total - context:,} TOO MANY"
-        return [f"{self.name} ({self.config.family})",
-                *(f"  {name[-40:]:40} {kind:28} {tokens:>9,}" for name, kind, tokens in rows),
-                f"[{bar}] = text # visual + answer",
-                f"{total:,} of {context:,} tokens, {left}"]  # fmt: skip
+        return [
+            f"{self.name} ({self.config.family})",
+            *(f"  {name[-40:]:40} {kind:28} {tokens:>9,}" for name, kind, tokens in rows),
+            f"[{bar}] = text # visual + answer",
+            f"{total:,} of {context:,} tokens, {left}",
+        ]
 
     def memory_lines(self) -> list[str]:
         """The arithmetic of the cache, a table over ways of storing, the verdict, the seconds."""
@@ -157,49 +177,73 @@ class Forecast:
         vector, columns = f"{text.head_dim} x {chosen.size}", [*Memory.__annotations__, "total"]
         if chosen.kv_dtype != "auto":
             vector = f"({text.head_dim} and a scale of 4)"
-        lines = [f"cache: 2 x {text.num_layers} layers x {text.num_kv_heads} heads x {vector} bytes"
-                 f" = {whole['cache_bytes_a_token']:,} bytes a token",
-                 f"  {'GB':32}" + "".join(f"{name:>12}" for name in columns)]  # fmt: skip
+        lines = [
+            f"cache: 2 x {text.num_layers} layers x {text.num_kv_heads} heads x {vector} bytes"
+            f" = {whole['cache_bytes_a_token']:,} bytes a token",
+            f"  {'GB':32}" + "".join(f"{name:>12}" for name in columns),
+        ]
         for row in whole["memory"]:
             name = (f"int{row['bits']}, else " if row["bits"] else "") + row["dtype"]
             name += f", {row['kv_dtype']} cache" * (row["kv_dtype"] != "auto")
             sizes = "".join(f"{row[column] / GB:12.3f}" for column in columns)
             lines.append(f"{'>' if row['chosen'] else ' '} {name:32}{sizes}")
         others = ", or ".join(whole["what_would_fit"])
-        verdict = {None: "whether it fits is not known: see --memory", True: "it fits",
-                   False: f"it does not fit; {others} would"}  # fmt: skip
+        verdicts = {
+            None: "whether it fits is not known: see --memory",
+            True: "it fits",
+            False: f"it does not fit; {others} would",
+        }
         room = "" if self.room is None else f"{self.room / GB:.2f} GB at hand: "
         seconds = ", ".join(f"{s:.2g} s {name}" for name, s in (self.seconds or {}).items())
-        return [*lines, room + verdict[self.fits], *([f"at best: {seconds}"] if seconds else [])]
+        times = [f"at best: {seconds}"] if seconds else []
+        return [*lines, room + verdicts[self.fits], *times]
 
 
-def becomes(entry: dict) -> str:
+def does_not_fit(need: Memory, room: int, remedies: list[str]) -> MemoryBudgetError:
+    """The error of what needs more than `room` bytes, with the arithmetic and what would fit."""
+    unit, of = ("GB", GB) if need.total >= GB else ("MB", 10**6)
+    sum_of = " + ".join(f"{size / of:.2f} {name}" for name, size in asdict(need).items())
+    return MemoryBudgetError(
+        "cannot answer",
+        "memory",
+        f"at most {room / of:.2f} {unit}",
+        f"{sum_of} = {need.total / of:.2f} {unit}",
+        f"What would fit: {', or '.join(remedies)}.",
+    )
+
+
+def counted(entry: Entry, unit: str) -> int:
+    """How many frames or tiles a medium has; 1 where it has none of that unit."""
+    return entry.get("frames", 1) if unit == "frames" else entry.get("tiles", 1)
+
+
+def becomes(entry: Entry) -> str:
     """What a medium becomes, in a few words."""
     unit = "frames" if "frames" in entry else "tiles"
-    return f"{' x '.join(map(str, entry['size']))}, {unit}: {entry[unit]}"
+    return f"{' x '.join(map(str, entry['size']))}, {unit}: {counted(entry, unit)}"
 
 
 def forecast(
-    folder=None,
-    question=None,
+    folder: str | Path | None = None,
+    question: Question = None,
     *,
-    images=(),
-    videos=(),
-    device="auto",
-    dtype="auto",
-    bits=None,
-    kv_dtype="auto",
-    config=None,
-    context=None,
-    memory=None,
-    **options,
+    images: Pictures = (),
+    videos: Videos = (),
+    device: str = "auto",
+    dtype: str = "auto",
+    bits: int | None = None,
+    kv_dtype: str = "auto",
+    config: Mapping[str, object] | None = None,
+    context: int | None = None,
+    memory: float | None = None,
+    **options: object,
 ) -> Forecast:
     """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
 
     memory: GB to fit in, instead of what is free.
     """
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
-    chosen, settings = Options.of(**options), settings_of(path, config, context)
+    chosen, settings = Options.of(**options), config_of(path, config, context)
     if question is None and not images and not videos:
         question, images = EXAMPLE_QUESTION, (EXAMPLE_PICTURE,)
     tokenizer = read_tokenizer(path)
@@ -209,23 +253,43 @@ def forecast(
     if device == "auto":
         device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
     if dtype == "auto":
-        dtype = "bfloat16" if device != "cpu" or halved(settings) else "float32"
+        dtype, _ = default_dtype(device, is_large(settings))
     if dtype not in needs.BYTES:
-        raise ParameterError("cannot plan", "dtype", f"auto, {', '.join(needs.BYTES)}", repr(dtype))
+        raise wrong_value("dtype", f"one of auto, {', '.join(needs.BYTES)}", dtype)
     if settings.quantization is not None:
         bits = settings.quantization.bits
     room = round(memory * GB) if memory else free_bytes(device)
-    found = Forecast("embedded toy" if folder is None else str(folder), settings, prepared.plan,
-                     prepared.media, chosen.max_tokens, Storage(dtype, bits, kv_dtype), room,
-                     guessed=tokenizer is None)  # fmt: skip
+    found = Forecast(
+        name="embedded toy" if folder is None else str(folder),
+        config=settings,
+        plan=prepared.plan,
+        media=prepared.media,
+        answer=chosen.max_tokens,
+        storage=Storage(dtype, bits, kv_dtype, device),
+        room=room,
+        guessed=tokenizer is None,
+    )
     return replace(found, seconds=estimate(found)) if device == "cpu" else found
 
 
-def halved(config: LlavaConfig) -> bool:
-    """Whether load() may take bfloat16 on this CPU: if the model is large and the CPU knows it."""
-    cpu = Path("/proc/cpuinfo")
-    large = needs.weight_bytes(config, Storage()) > 2**27
-    return large and cpu.exists() and "_bf16" in cpu.read_text()
+def is_large(config: LlavaConfig) -> bool:
+    """Whether a CPU's caches do not hold the weights."""
+    return needs.weight_bytes(config, Storage("float32")) > 4 * cpu.SMALL
+
+
+def default_dtype(device: str, large: bool) -> tuple[str, str]:
+    """(dtype, reason) where none was chosen, for load() and plan() alike.
+
+    A GPU before sm_80 has no bfloat16 arithmetic. Where there is no GPU to ask, it is a newer one.
+    """
+    if device == "cpu":
+        return cpu.default_dtype(large)
+    if device == "cuda":
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+            return "float16", "a GPU before sm_80 does not multiply in bfloat16"
+    return "bfloat16", "half the bytes of float32, and its range"
 
 
 # The machine -------------------------------------------------------------------
@@ -258,11 +322,11 @@ def estimate(found: Forecast) -> dict[str, float]:
     copy = fastest(lambda: np.copyto(target, block)) / (2 * block.nbytes)
     looking, reading = needs.operations(found.config, found.plan)
     need = found.memory()
-    return {"looking": looking * product, "reading": reading * product,
-            "a token": (need.weights + need.cache) * copy}  # fmt: skip
+    token = (need.weights + need.cache) * copy
+    return {"looking": looking * product, "reading": reading * product, "a token": token}
 
 
-def fastest(call, rounds: int = 3) -> float:
+def fastest(call: Callable[[], object], rounds: int = 3) -> float:
     """Seconds of the fastest of a few calls."""
     times = []
     for _ in range(rounds):

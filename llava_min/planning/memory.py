@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..config import LlavaConfig, TextConfig, VisionConfig
-from ..segments import CHUNK, TILES, Image, Plan, Text, Video
+from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 
 # Memory and work ---------------------------------------------------------------
 
@@ -20,7 +20,7 @@ UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
 
 @dataclass(frozen=True)
 class Storage:
-    """How numbers are stored: all as `dtype`, unless `bits` or `kv_dtype` says otherwise.
+    """How and where numbers are stored: as `dtype`, unless `bits` or `kv_dtype` says otherwise.
 
     With `bits`, 4 or 8, the matrices of the decoder's blocks have that many bits and the head 8.
     With kv_dtype int8 or fp8 the cache has 8.
@@ -29,11 +29,20 @@ class Storage:
     dtype: str = "float32"
     bits: int | None = None
     kv_dtype: str = "auto"
+    device: str = "cpu"
 
     @property
     def size(self) -> int:
         """Bytes of a number."""
         return BYTES[self.dtype]
+
+    @property
+    def portions(self) -> tuple[int, int]:
+        """(tiles, tokens) to work on at a time, at most.
+
+        A CPU is no faster with more, and its heap fills with holes (bench frames).
+        """
+        return (2, 1024) if self.device == "cpu" else (TILES, CHUNK)
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,14 @@ def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
     """Bytes of all weights.
 
     Quantised weights have, for each four bits of 128, a scale and a zero. The head has a packed
-    form of its own, next to the embedding where the two are tied.
+    form of its own, next to the embedding where the two are tied; in bfloat16 on a CPU too
+    (weights/packed.py).
     """
     text, others = config.text, other_parameters(config)
-    if storage.bits is None:
-        return (matrices(text) + others) * storage.size
     head = text.vocab_size * text.hidden_size
+    if storage.bits is None:
+        ordered = text.tied and (storage.device, storage.dtype) == ("cpu", "bfloat16")
+        return (matrices(text) + others + ordered * head) * storage.size
     nibbles = matrices(text) * storage.bits // 4 + 2 * head
     packed = nibbles // 2 + nibbles // 128 * 2 * storage.size
     return packed + (others - (not text.tied) * head) * storage.size
@@ -105,40 +116,39 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     """The most that a chunk of a prompt of `tokens` needs besides weights and cache.
 
     It is the larger of two moments. The MLP needs twice the gate and up. Attention before it needs
-    one layer's keys and values where 8 bits are multiplied out.
+    what rotating makes, one layer's keys and values where 8 bits are multiplied out, and after the
+    first chunk the results over earlier and own tokens, which are added up in float32.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
-    mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size + 2 * heads)
-    angles = 16 * new * text.head_dim  # float32, and what rotating keeps of them
+    angles = 8 * new * text.head_dim  # cosines and sines in float32
+    mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size)
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
-    attention = (
-        new * size * (4 * text.hidden_size + 6 * heads) + (storage.kv_dtype != "auto") * read
-    )
+    attention = new * size * (4 * text.hidden_size + 5 * heads) + angles
+    attention += (storage.kv_dtype != "auto") * read
+    attention += (tokens > new) * new * heads * (size + (size < 4) * 12)
     largest = 2 * text.intermediate_size * text.hidden_size
     unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
     return max(mlp, attention) + angles + unpacked
 
 
 def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TILES) -> int:
-    """The most that encoding needs: k tiles in a block of the tower, or the rows of a picture.
+    """The most that encoding needs: k tiles in an MLP of the tower, or the rows of a picture.
 
     A picture of `tiles` is put together whole, from four copies.
     """
     vision, size = config.vision, storage.size
     copies = 3 if vision.activation == "quick_gelu" else 2
-    block = vision.num_positions * (5 * vision.hidden_size + copies * vision.intermediate_size)
-    pixels = 3 * vision.image_size**2
+    block = vision.num_positions * (2 * vision.hidden_size + copies * vision.intermediate_size)
     together = 4 * tiles * vision.side**2 * config.text.hidden_size
-    return max(min(k, tiles) * (block * size + pixels), together * size)
+    return max(min(k, tiles) * block, together) * size
 
 
 def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:
     """(tiles, tokens) to work on at a time.
 
-    They are TILES and CHUNK, each halved until it takes at most an eighth of `free` bytes. More of
-    them are hardly faster.
+    They are storage.portions, each halved until it takes at most an eighth of `free` bytes.
     """
-    k, chunk, most = TILES, CHUNK, math.inf if free is None else free / 8
+    (k, chunk), most = storage.portions, math.inf if free is None else free / 8
     while k > 1 and vision_bytes(config, k, storage, k) > most:
         k //= 2
     while chunk > 64 and prefill_bytes(config.text, chunk, storage, chunk) > most:
@@ -146,17 +156,48 @@ def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[i
     return k, chunk
 
 
-def memory(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Memory:
+def alone(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Memory:
     """What a prompt and an answer of up to `answer` tokens need."""
-    tokens = plan.tokens + answer
-    tiles = max((s.tiles for s in plan.segments if isinstance(s, Image)), default=0)
-    clips = [len(s.times) for s in plan.segments if isinstance(s, Video)]
-    seen = max(vision_bytes(config, n, storage) for n in (tiles, *(min(n, TILES) for n in clips)))
-    decoder = prefill_bytes(config.text, plan.tokens, storage)
-    whole = max((s.tokens for s in plan.segments if not isinstance(s, Video)), default=0)
-    waiting = (whole + 2 * min(CHUNK, plan.tokens)) * config.text.hidden_size * storage.size
+    tokens, (_, chunk) = plan.tokens + answer, storage.portions
+    decoder = prefill_bytes(config.text, plan.tokens, storage, chunk)
+    whole = max((s.tokens for s in plan.segments if not isinstance(s, Clip)), default=0)
+    waiting = row_bytes(config, whole + 2 * min(chunk, plan.tokens), storage)
+    activations = max(tower_bytes(config, plan, storage), decoder) + waiting
     cache = tokens * token_bytes(config.text, storage)
-    return Memory(weight_bytes(config, storage), cache, max(seen, decoder) + waiting)
+    return Memory(weight_bytes(config, storage), cache, activations)
+
+
+def tower_bytes(config: LlavaConfig, plan: Plan, storage: Storage) -> int:
+    """The most that encoding one of the visuals of a plan needs."""
+    k, _ = storage.portions
+    tiles = max((s.tiles for s in plan.segments if isinstance(s, Picture)), default=0)
+    frames = max((s.tiles for s in plan.segments if isinstance(s, Clip)), default=0)
+    return max(vision_bytes(config, n, storage, k) for n in (tiles, min(frames, k)))
+
+
+def together(config: LlavaConfig, prompts: list[tuple[Plan, int]], storage: Storage) -> Memory:
+    """What prompts and answers of up to so many tokens need when they are written together.
+
+    Each row has room for the longest of them. Prompts are read one by one, and each keeps the
+    logits of its last token until all are read.
+    """
+    each = [alone(config, plan, answer, storage) for plan, answer in prompts]
+    waiting = (len(each) - 1) * logit_bytes(config, 1)
+    return Memory(
+        weights=each[0].weights,
+        cache=len(each) * max(need.cache for need in each),
+        activations=max(need.activations for need in each) + waiting,
+    )
+
+
+def row_bytes(config: LlavaConfig, tokens: int, storage: Storage) -> int:
+    """Bytes of so many rows as they enter the decoder."""
+    return tokens * config.text.hidden_size * storage.size
+
+
+def logit_bytes(config: LlavaConfig, tokens: int) -> int:
+    """Bytes of the logits of so many tokens: float32, and the head's product before it is wide."""
+    return 2 * 4 * tokens * config.text.vocab_size
 
 
 def operations(config: LlavaConfig, plan: Plan) -> tuple[int, int]:
@@ -166,8 +207,7 @@ def operations(config: LlavaConfig, plan: Plan) -> tuple[int, int]:
     numbers a head.
     """
     text, vision, rows = config.text, config.vision, config.vision.num_positions
-    tiles = sum(s.tiles if isinstance(s, Image) else len(s.times)
-                for s in plan.segments if not isinstance(s, Text))  # fmt: skip
+    tiles = sum(s.tiles for s in plan.segments if not isinstance(s, Text))
     width = text.hidden_size
     weights = tower_matrices(vision) + (vision.hidden_size + width) * width
     pairs = 4 * rows * vision.hidden_size * vision.num_layers
