@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, Layer
 from .config import TextConfig
-from .kernels import activation, attention, norm, onednn, rope
+from .kernels import activation, attention, norm, rope
 from .kernels.decode_attention import decode_attention
 from .trace import see
 
@@ -38,6 +38,17 @@ class RMSNorm(nn.Module):
             return rows, self(rows)
         return norm.add_rms_norm(rows, update, self.weight, self.eps)
 
+    def whole_stream(
+        self, rows: Tensor, update: Tensor | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """(rows + update, their RMSNorm) where a layer begins; the sum can be watched and edited.
+
+        The norm of an edited sum is taken again.
+        """
+        rows, normed = self.added(rows, update)
+        stream = see("stream", rows, "B T D", layer)
+        return stream, normed if stream is rows else self(stream)
+
 
 class Block(nn.Module):
     """Attention over the cache, then SwiGLU; both read normalised rows and add to the stream."""
@@ -52,20 +63,28 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
 
+    def attend(self, normed: Tensor, angles: Tensor, layer: Layer) -> Tensor:
+        """Normalised rows [B T D] -> what attention adds to the stream [B T D].
+
+        The new keys and values are written into the cache layer.
+        """
+        query = rope.write(self.qkv(normed), angles, layer)
+        query = see("query", query, "B T H E", layer.index)
+        attend = decode_attention if query.shape[1] <= DECODE_QUERIES else attention.prefill
+        mixed = see("mixed", attend(query, layer), "B T H E", layer.index)
+        return see("attention_update", self.output(mixed.flatten(2)), "B T D", layer.index)
+
     def forward(
         self, rows: Tensor, update: Tensor | None, angles: Tensor, layer: Layer
     ) -> tuple[Tensor, Tensor]:
         """The stream [B T D] and what is still to be added to it, before and after this block.
 
-        Each sum is taken in the kernel of the norm that reads it. The new keys and values are
-        written into the cache layer.
+        Each sum is taken in the kernel of the norm that reads it.
         """
-        rows, normed = self.attention_norm.added(rows, update)
-        query = rope.write(self.qkv(normed), angles, layer)
-        attend = decode_attention if query.shape[1] <= DECODE_QUERIES else attention.prefill
-        mixed = see("mixed", attend(query, layer), "B T H E")
-        rows, normed = self.mlp_norm.added(rows, self.output(mixed.flatten(2)))
-        return see("rows", rows, "B T D"), self.down(activation.swiglu(self.gate_up(normed)))
+        rows, normed = self.attention_norm.whole_stream(rows, update, layer.index)
+        rows, normed = self.mlp_norm.added(rows, self.attend(normed, angles, layer))
+        update = self.down(activation.swiglu(self.gate_up(normed)))
+        return rows, see("mlp_update", update, "B T D", layer.index)
 
 
 class Decoder(nn.Module):
@@ -77,9 +96,9 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = (
-            None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.head: nn.Module | None = None
+        if not config.tied:
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [B T] -> rows [B T D]."""
@@ -89,10 +108,10 @@ class Decoder(nn.Module):
         """Rows [B T D] -> hidden [B T D], writing into the cache without advancing it."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles, update = self.angles(positions, rows.dtype), None
-        with onednn.products_for(rows):
-            for block, layer in zip(self.blocks, cache.layers()):
-                rows, update = block(rows, update, angles, layer)
-        return see("hidden", self.norm.added(rows, update)[1], "B T D")
+        for block, layer in zip(self.blocks, cache.layers()):
+            rows, update = block(rows, update, angles, layer)
+        hidden = self.norm.whole_stream(rows, update, len(self.blocks))[1]
+        return see("hidden", hidden, "B T D")
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Cosine and sine of positions [B T], in float32 at least: [2 B T E]."""
@@ -103,5 +122,4 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V], in float32 at least."""
         head = self.head or partial(nn.functional.linear, weight=self.embedding.weight)
-        with onednn.products_for(hidden):
-            return norm.wide(see("logits", head(hidden), "B T V"))
+        return see("logits", norm.wide(head(hidden)), "B T V")

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .anyres import capped, unpadded
-from .config import LlavaConfig
+from .anyres import Grid
 from .kernels import activation
 from .trace import see
 
@@ -52,34 +51,24 @@ def end_rows(patch_map: Tensor, newline: Tensor) -> Tensor:
     return torch.cat([rows, ends], dim=-2).flatten(-3, -2)
 
 
-def picture_rows(
-    projected: Tensor,
-    size: tuple[int, int],
-    grid: tuple[int, int],
-    newline: Tensor,
-    config: LlavaConfig,
-) -> Tensor:
+def picture_rows(projected: Tensor, grid: Grid, newline: Tensor) -> Tensor:
     """The rows of an anyres picture: the base tile, then the grid's patches.
 
     The grid's patches are unpadded and capped, with a newline after each row. projected:
-    [1 + grid rows x grid columns, N, W]. size: (width, height) of the original picture in pixels.
+    [1 + tiles of the grid, N, W].
     """
-    (grid_rows, grid_columns), tiles = grid, square(projected[1:])
-    side = tiles.shape[-1]
-    tiles = tiles.unflatten(0, (grid_rows, grid_columns)).permute(2, 0, 3, 1, 4)  # W gr P gc P
+    tiles = square(projected[1:]).unflatten(0, grid.tiles).permute(2, 0, 3, 1, 4)  # W gr P gc P
     patch_map = see("patch_map", tiles.flatten(3).flatten(1, 2), "W R C")
-    rows, columns = unpadded(size, patch_map.shape[1:], rounded=config.unpad_rounded)
-    patch_map = patch_map[:, rows, columns]
-    target = capped(tuple(patch_map.shape[1:]), side * side, config.max_tiles)
-    if target != tuple(patch_map.shape[1:]):
-        patch_map = F.interpolate(patch_map[None], target, mode="bilinear")[0]
-    return see("rows", torch.cat([projected[0], end_rows(patch_map, newline)]), "tokens W")
+    patch_map = patch_map[:, grid.rows, grid.columns]
+    if patch_map.shape[1:] != grid.shape:
+        patch_map = F.interpolate(patch_map[None], grid.shape, mode="bilinear")[0]
+    return see("visual_rows", torch.cat([projected[0], end_rows(patch_map, newline)]), "tokens W")
 
 
 def single_tile_rows(projected: Tensor, newline: Tensor | None) -> Tensor:
     """A picture of one tile [1 N W]: its patches, and one newline where the family has one."""
     rows = projected[0] if newline is None else torch.cat([projected[0], newline[None]])
-    return see("rows", rows, "tokens W")
+    return see("visual_rows", rows, "tokens W")
 
 
 POOLS = {
@@ -103,12 +92,17 @@ def frames_rows(pooled: Tensor, newline: Tensor | None, position: str) -> Tensor
     nowhere here (the one token closes the whole clip: see `clip_end`).
     """
     if position == "grid":
-        return end_rows(square(pooled), newline).flatten(0, 1)
-    if position == "frame":
-        return torch.cat([pooled, newline.expand(len(pooled), 1, -1)], dim=1).flatten(0, 1)
-    return see("rows", pooled.flatten(0, 1), "tokens W")
+        assert newline is not None
+        pooled = end_rows(square(pooled), newline)
+    elif position == "frame":
+        assert newline is not None
+        pooled = torch.cat([pooled, newline.expand(len(pooled), 1, -1)], dim=1)
+    return see("visual_rows", pooled.flatten(0, 1), "tokens W")
 
 
 def clip_end(newline: Tensor | None, position: str) -> Tensor | None:
     """What follows the last frame: the newline [1 W] for "one_token", otherwise nothing."""
-    return newline[None] if position == "one_token" else None
+    if position != "one_token":
+        return None
+    assert newline is not None
+    return see("visual_rows", newline[None], "tokens W")

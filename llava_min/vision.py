@@ -72,14 +72,19 @@ class Block(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """[B N D] -> [B N D]."""
-        qkv = self.qkv(self.attention_norm(patches))
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        mixed = see("mixed", attention.bidirectional(query, key, value), "B N H E")
-        patches = patches + self.output(mixed.flatten(2))
+    def attend(self, normed: Tensor, layer: int) -> Tensor:
+        """Normalised patches [B N D] -> what attention adds to the stream [B N D]."""
+        query, key, value = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        mixed = attention.bidirectional(query, key, value)
+        mixed = see("tower.mixed", mixed, "B N H E", layer)
+        return see("tower.attention_update", self.output(mixed.flatten(2)), "B N D", layer)
+
+    def forward(self, patches: Tensor, layer: int) -> Tensor:
+        """[B N D] -> [B N D]; `layer` is the block's number."""
+        patches = see("tower.stream", patches, "B N D", layer)
+        patches = patches + self.attend(self.attention_norm(patches), layer)
         hidden = activation.gelu(self.up(self.mlp_norm(patches)), self.activation)
-        return see("patches", patches + self.down(hidden), "B N D")
+        return patches + see("tower.mlp_update", self.down(hidden), "B N D", layer)
 
 
 class VisionTower(nn.Module):
@@ -107,8 +112,8 @@ class VisionTower(nn.Module):
             patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
         patches = see("patch_embedding", patches + self.position_embedding.weight, "B N D")
         patches = self.pre_norm(patches)
-        for block in self.blocks:
-            patches = block(patches)
+        for layer, block in enumerate(self.blocks):
+            patches = block(patches, layer)
         if self.class_embedding is not None:
             patches = patches[:, 1:]
         return see("features", patches, "B N D")

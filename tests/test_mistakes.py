@@ -20,7 +20,7 @@ from test_families import FAMILIES, GRIDS, TILE, Family, clip_processor
 import llava_min
 from llava_min import anyres, image, model, projector, vision
 from llava_min import segments as plans
-from llava_min.families import layouts
+from llava_min.families import layouts, sections
 from llava_min.kernels import rope
 from llava_min.weights import names
 
@@ -119,7 +119,7 @@ def original_count(_) -> tuple[float, float]:
     """196 x 1323 in the original layout: 108 rows of 15 patches (transformers keeps 17)."""
     wide = {"image_grid_pinpoints": [[384 * a, 384 * b] for a in range(1, 7) for b in range(1, 7)]}
     tower = {"vision_config": {**small.hf_config()["vision_config"], "image_size": 384}}
-    settings = layouts.from_values({**small.original_config(small.hf_config()), **wide, **tower})
+    settings = layouts.parse_config({**small.original_config(small.hf_config()), **wide, **tower})
     return abs(plans.picture((196, 1323), "anyres", settings).tokens - 27 * 27 - 108 * 16), 0
 
 
@@ -128,9 +128,9 @@ def defaults(_) -> tuple[float, float]:
     from transformers import CLIPVisionConfig, Qwen2Config, SiglipVisionConfig
 
     clip, siglip, text = CLIPVisionConfig(), SiglipVisionConfig(), Qwen2Config()
-    long, other = (layouts.from_values(FAMILIES[name]) for name in ("long_llava", "interleave"))
+    long, other = (layouts.parse_config(FAMILIES[name]) for name in ("long_llava", "interleave"))
     bare = {k: v for k, v in FAMILIES["long_llava"]["text_config"].items() if k != "rms_norm_eps"}
-    bare = layouts.from_values({**FAMILIES["long_llava"], "text_config": bare})
+    bare = layouts.parse_config({**FAMILIES["long_llava"], "text_config": bare})
     pairs = ((long.vision.norm_eps, clip.layer_norm_eps), (bare.text.norm_eps, text.rms_norm_eps),
              (other.vision.norm_eps, siglip.layer_norm_eps))  # fmt: skip
     return max(abs(mine - their) for mine, their in pairs), 0
@@ -153,7 +153,7 @@ PICTURE, GRID = golden("ov_single_300x200"), golden("ov_single_640x480")
 CAPPED = golden("ov_single_2000x700")
 PAIR, CLIP = golden("ov_two_pad"), golden("ov_video_one_token")
 LONG, NEXT, FILM = family("long_llava", 90, 60), family("next", 56, 56), family("next_video")
-INTERPOLATE = 'F.interpolate(patch_map[None], target, mode="bilinear"'
+INTERPOLATE = 'F.interpolate(patch_map[None], grid.shape, mode="bilinear"'
 MISTAKES = {
     # name: (module, the right words, the wrong words, what shows it)
     "tanh GELU in the projector": (
@@ -165,15 +165,16 @@ MISTAKES = {
         vision, "self.mlp_norm(patches)), self.activation",
         'self.mlp_norm(patches)), "gelu"', LONG),
     "SigLIP's epsilon in CLIP": (
-        layouts, '"quick_gelu", norm_eps=1e-5', '"quick_gelu", norm_eps=1e-6', defaults),
+        sections, '"quick_gelu",\n        norm_eps=1e-5',
+        '"quick_gelu",\n        norm_eps=1e-6', defaults),
     "CLIP's epsilon in SigLIP": (
-        layouts, '"gelu_pytorch_tanh", norm_eps=1e-6',
-        '"gelu_pytorch_tanh", norm_eps=1e-5', defaults),
+        sections, '"gelu_pytorch_tanh",\n        norm_eps=1e-6',
+        '"gelu_pytorch_tanh",\n        norm_eps=1e-5', defaults),
     "Vicuna's epsilon in Qwen2": (
-        layouts, 'fields.positive("rms_norm_eps", 1e-6)',
+        sections, 'fields.positive("rms_norm_eps", 1e-6)',
         'fields.positive("rms_norm_eps", 1e-5)', defaults),
     "the class token kept, a patch dropped": (vision, "patches[:, 1:]", "patches[:, :-1]", LONG),
-    "CLIP's last block": (layouts, "num_layers=stored + 1 + layer", "num_layers=stored", LONG),
+    "CLIP's last block": (sections, "num_layers=stored + 1 + layer", "num_layers=stored", LONG),
     "SigLIP's last but one block": (
         layouts, "vision_config(vision, -1)", "vision_config(vision, -2)", PICTURE),
     "CLIP's first norm forgotten": (vision, "self.pre_norm(patches)\n", "patches\n", LONG),
@@ -183,8 +184,8 @@ MISTAKES = {
     "pairs of neighbours in RoPE": (
         rope, "values.roll(values.shape[-1] // 2, dims=-1)",
         "values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)", PICTURE),
-    "the default theta": (layouts, 'fields.positive("rope_theta", 10_000.0)', "10_000.0", PICTURE),
-    "linear scaling forgotten": (layouts, 'scaling.positive("factor") if', "1.0 if", FILM),
+    "the default theta": (sections, 'fields.positive("rope_theta", 10_000.0)', "10_000.0", PICTURE),
+    "linear scaling forgotten": (sections, 'scaling.positive("factor") if', "1.0 if", FILM),
     "linear scaling the wrong way": (rope, "/ factor *", "* factor *", FILM),
     "keys for values": (
         names, '"decoder.blocks.{n}.qkv.", "key"', '"decoder.blocks.{n}.qkv.", "value"', PICTURE),
@@ -208,7 +209,7 @@ MISTAKES = {
         projector, "[projected[0], end_rows(patch_map, newline)]",
         "[end_rows(patch_map, newline), projected[0]]", PICTURE),
     "tiles in columns": (projector, ".permute(2, 0, 3, 1, 4)", ".permute(2, 1, 3, 0, 4)", GRID),
-    "the border kept": (projector, "patch_map[:, rows, columns]", "patch_map", PICTURE),
+    "the border kept": (projector, "patch_map[:, grid.rows, grid.columns]", "patch_map", PICTURE),
     "pooling that rounds down": (projector, "math.ceil(s / 2)", "s // 2", CLIP),
     "pooling before the projector": (
         model, "projector.pool(self.projector(features), mode)",
@@ -216,7 +217,7 @@ MISTAKES = {
     "pooling behind the projector": (
         layouts, "pool_before_projector=True", "pool_before_projector=False", FILM),
     "no newline behind the clip": (
-        projector, 'newline[None] if position == "one_token" else None', "None", CLIP),
+        projector, 'if position != "one_token":', "if True:", CLIP),
     "a newline a frame for one a row": (
         projector, 'if position == "grid":',
         'if position == "never":', golden("video_grid_average")),
@@ -232,7 +233,7 @@ MISTAKES = {
         "left, top = (size[0] - tile + 1) // 2", family("long_llava", 57, 56)),
     "pixels over 256": (vision, "tiles.to(wide) / 255", "tiles.to(wide) / 256", PICTURE),
     "mean and deviation of SigLIP in CLIP": (
-        layouts, "mean=(0.48145466, 0.4578275, 0.40821073)", "mean=(0.5, 0.5, 0.5)", LONG),
+        sections, "mean=(0.48145466, 0.4578275, 0.40821073)", "mean=(0.5, 0.5, 0.5)", LONG),
 }  # fmt: skip
 ANYTHING = (AssertionError, RuntimeError, ValueError, KeyError, llava_min.LlavaMinError)
 

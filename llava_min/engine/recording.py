@@ -1,86 +1,94 @@
 """Work that is made to be repeated: on CUDA a graph, recorded once and replayed by one launch.
 
 in:  work on tensors that keep their addresses
-out: the same work, done again by each call
+out: the same work, done again by each call, and its results
 
 Python needs longer to launch the kernels of a decode step or of one tile than a GPU needs to run
 them. A recording repeats the same kernels at the same addresses. So nothing in the work may depend
 on a number of the host or wait for the device. On a CPU the same work runs unrecorded, which is how
-it is tested without a GPU.
+it is tested without a GPU; and so it does while somebody watches, edits or traces (trace.py).
 Read next: engine/step.py.
 """
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import trace
-from ..vision import VisionTower
 
 TILES = (8, 4, 2, 1)  # tiles of a recording of the tower: any number is a sum of these
+Results = TypeVar("Results")
 
 
-class Recording:
-    """`work`, which takes and returns nothing, done again by each call."""
+class Recording(Generic[Results]):
+    """`work`, which takes nothing, done again by each call."""
 
     def __init__(
         self,
-        work: Callable[[], None],
+        work: Callable[[], Results],
         device: torch.device,
         undo: Callable[[], None] | None = None,
-        pool=None,
+        shared: torch.cuda.CUDAGraph | None = None,
     ):
         """On CUDA: do the work once on a stream of its own, `undo` it, and record it.
 
-        The first time compiles its kernels; recording runs nothing. `pool`: memory that is shared
-        with another graph.
+        The first time compiles its kernels; recording runs nothing. No observer sees either.
+        `shared`: a graph that never runs at the same time, whose memory is used.
         """
-        self.work, self.graph = work, None
-        if device.type != "cuda":
-            return
+        self.work = work
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            with trace.unobserved():
+                self.record(undo, shared)
+
+    def record(self, undo: Callable[[], None] | None, shared: torch.cuda.CUDAGraph | None) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            work()
+            self.work()
             if undo is not None:
                 undo()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            work()
+        with torch.cuda.graph(self.graph, pool=None if shared is None else shared.pool()):
+            self.results = self.work()
 
-    def __call__(self) -> None:
-        self.work() if self.graph is None else self.graph.replay()
+    def __call__(self) -> Results:
+        """The results of the work; a replay writes them over those of the one before."""
+        if self.graph is None or trace.observed():
+            return self.work()
+        self.graph.replay()
+        return self.results
 
 
 class Pass:
     """A pass of a tower over a fixed number of tiles, recorded over tensors of its own."""
 
-    def __init__(self, tower: VisionTower, tiles: Tensor, pool=None):
+    def __init__(self, tower: nn.Module, tiles: Tensor, shared: torch.cuda.CUDAGraph | None):
         self.tower, self.tiles = tower, tiles.clone()
-        self.recording = Recording(self.run, tiles.device, pool=pool)
+        self.recording = Recording(self.work, tiles.device, shared=shared)
 
-    def run(self) -> None:
-        self.features = self.tower(self.tiles)
+    def work(self) -> Tensor:
+        return self.tower(self.tiles)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """[B S S 3] uint8 -> features [B N D]."""
         self.tiles.copy_(tiles)
-        self.recording()
-        return self.features.clone()  # the next replay overwrites it
+        return self.recording().clone()  # the next replay overwrites it
 
 
 class RecordedTower(nn.Module):
     """A vision tower whose passes over 8, 4, 2 and 1 tiles are recorded, each when it comes again.
 
     The first pass of a number of tiles is an ordinary one, so that a single picture never waits for
-    a recording. Under --trace every pass is ordinary.
+    a recording.
     """
 
-    def __init__(self, tower: VisionTower):
+    def __init__(self, tower: nn.Module):
         super().__init__()
-        self.tower, self.config = tower, tower.config
+        self.tower = tower
         self.passes: dict[int, Pass | None] = {}  # by tiles; None: seen once
 
     def forward(self, tiles: Tensor) -> Tensor:
@@ -90,17 +98,17 @@ class RecordedTower(nn.Module):
 
     def part(self, tiles: Tensor) -> Tensor:
         count = len(tiles)
-        if trace.observed() or count not in self.passes:
-            self.passes.setdefault(count)
+        if count not in self.passes:
+            self.passes[count] = None
             return self.tower(tiles)
-        if self.passes[count] is None:
-            self.passes[count] = Pass(self.tower, tiles, self.pool())
-        return self.passes[count](tiles)
+        recorded = self.passes[count] or Pass(self.tower, tiles, self.any_graph())
+        self.passes[count] = recorded
+        return recorded(tiles)
 
-    def pool(self):
-        """The memory of the graphs that are there: only one of them runs at a time."""
+    def any_graph(self) -> torch.cuda.CUDAGraph | None:
+        """A graph that is there, if any: only one of them runs at a time, so all share memory."""
         graphs = (one.recording.graph for one in self.passes.values() if one is not None)
-        return next((graph.pool() for graph in graphs if graph is not None), None)
+        return next((graph for graph in graphs if graph is not None), None)
 
 
 def sums(count: int) -> list[int]:
