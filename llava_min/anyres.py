@@ -6,13 +6,41 @@ out: sizes, grids (rows, columns) and ranges of patches; integers only
 The vision tower sees a picture twice. It sees the whole of it, squeezed into one square tile; and
 its details, fitted into the best of the allowed grids of tiles. The black border is then cut off
 the grid's patches ("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
-segments.py counts the tokens.
+`Grid` is that geometry for one picture: image.py cuts its tiles by it, segments.py counts its
+tokens, projector.py makes its rows.
 Read config.py first. Read next: image.py.
 Agrees with: LLaVA-NeXT llava/mm_utils.py and llava_arch.py; image_processing_llava_onevision.py of
 transformers. The two differ in one rounding: see `unpadded`.
 """
 
 import math
+from dataclasses import dataclass
+
+from .config import LlavaConfig
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a picture lies on a grid of tiles.
+
+    tiles: (rows, columns) of the grid. rows, columns: those of its patches that show the picture
+    and not its border. shape: (rows, columns) of patches that are left of these, fewer where the
+    grid is capped.
+    """
+
+    tiles: tuple[int, int]
+    rows: slice
+    columns: slice
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], config: LlavaConfig) -> "Grid":
+        """The grid of a picture of `size` (width, height) in pixels."""
+        tiles, side = best_grid(size, config.grids, config.tile), config.vision.side
+        patches = (tiles[0] * side, tiles[1] * side)
+        rows, columns = unpadded(size, patches, rounded=config.unpad_rounded)
+        shown = (rows.stop - rows.start, columns.stop - columns.start)
+        return cls(tiles, rows, columns, capped(shown, side * side, config.max_tiles))
 
 
 def best_grid(

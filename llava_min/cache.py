@@ -24,6 +24,8 @@ from torch import Tensor
 from .config import TextConfig
 from .kernels import rope
 
+Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # keys, values, and their scales
+
 
 @dataclass
 class Layer:
@@ -34,10 +36,14 @@ class Layer:
     key_scales: Tensor | None  # [B K S] float32 where keys and values have 8 bits
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
-    host_lengths: (
-        np.ndarray | None
-    )  # the same numbers on the host, or None where only the device counts
+    host_lengths: np.ndarray  # int64 [B], the same on the host; empty where only the device counts
     arrived: Tensor | None = None  # int32 [B K]: kernels/decode_attention.py counts programs here
+    index: int = 0  # which layer of the decoder it is
+
+    @property
+    def counted(self) -> bool:
+        """Whether the host knows how many tokens were seen, and not the device alone."""
+        return len(self.host_lengths) > 0
 
     @property
     def longest(self) -> int:
@@ -46,34 +52,34 @@ class Layer:
 
     def next_places(self, row: int, new: int) -> slice | Tensor:
         """The places of a row's next `new` tokens; as an index where only the device knows them."""
-        if self.host_lengths is None:
+        if not self.counted:
             return self.lengths[row] + torch.arange(new, device=self.lengths.device)
         return slice(int(self.host_lengths[row]), int(self.host_lengths[row]) + new)
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Write keys, already rotated, and values [B T K E] after what each row has seen."""
         stored = [(self.keys, key), (self.values, value)]
-        if self.key_scales is not None:
+        if self.key_scales is not None and self.value_scales is not None:
             key, key_scales = rope.quantise(key, self.keys.dtype)
             value, value_scales = rope.quantise(value, self.values.dtype)
-            stored = [(self.keys, key), (self.key_scales, key_scales),
-                      (self.values, value), (self.value_scales, value_scales)]  # fmt: skip
+            stored = [(self.keys, key), (self.values, value)]
+            stored += [(self.key_scales, key_scales), (self.value_scales, value_scales)]
         for row in range(len(key)):
             places = self.next_places(row, key.shape[1])
             for tensor, vectors in stored:
                 tensor[row, :, places] = vectors[row].transpose(0, 1)
 
-    def read(self, new: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, new: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values [B K S E] of all tokens seen and the `new` tokens after them.
 
         8 bits are multiplied out to `dtype`. Where only the device counts, S is the capacity.
         """
-        stop = self.keys.shape[2] if self.host_lengths is None else self.longest + new
+        stop = self.longest + new if self.counted else self.keys.shape[2]
         keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
-        if self.key_scales is None:
+        if self.key_scales is None or self.value_scales is None:
             return keys, values
-        return (rope.dequantise(keys, self.key_scales[:, :, :stop], dtype),
-                rope.dequantise(values, self.value_scales[:, :, :stop], dtype))  # fmt: skip
+        keys = rope.dequantise(keys, self.key_scales[:, :, :stop], dtype)
+        return keys, rope.dequantise(values, self.value_scales[:, :, :stop], dtype)
 
 
 @dataclass
@@ -85,7 +91,7 @@ class Cache:
     key_scales: Tensor | None
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
-    host_lengths: np.ndarray | None  # the same numbers on the host
+    host_lengths: np.ndarray  # int64 [B], the same on the host; empty where only the device counts
     arrived: Tensor  # int32 [B K] of zeros, which all layers share: see Layer
 
     @classmethod
@@ -94,31 +100,34 @@ class Cache:
         config: TextConfig,
         batch: int = 1,
         capacity: int = 0,
-        dtype=torch.float32,
-        kv_dtype=None,
-        device="cpu",
+        dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
     ) -> "Cache":
         """A cache with room for `capacity` tokens in each of `batch` rows.
 
         It is in `dtype`, or in 8 bits: `kv_dtype` torch.int8 or torch.float8_e4m3fn.
         """
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        kinds = [kv_dtype or dtype] * 2 + [torch.float32 if kv_dtype in rope.LARGEST else None] * 2
-        sizes = [shape, shape, shape[:4], shape[:4]]
+        keys, values = (torch.empty(shape, dtype=kv_dtype or dtype, device=device) for _ in "kv")
+        key_scales = value_scales = None
+        if kv_dtype in rope.LARGEST:
+            key_scales, value_scales = (torch.empty(shape[:4], device=device) for _ in "kv")
         return cls(
-            *(
-                None if kind is None else torch.empty(size, dtype=kind, device=device)
-                for size, kind in zip(sizes, kinds)
-            ),
-            torch.zeros(batch, dtype=torch.int32, device=device),
-            np.zeros(batch, dtype=np.int64),
-            torch.zeros(batch, config.num_kv_heads, dtype=torch.int32, device=device),
+            keys,
+            values,
+            key_scales,
+            value_scales,
+            lengths=torch.zeros(batch, dtype=torch.int32, device=device),
+            host_lengths=np.zeros(batch, dtype=np.int64),
+            arrived=torch.zeros(batch, config.num_kv_heads, dtype=torch.int32, device=device),
         )
 
-    def stored(self, view: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    def stored(self, view: Callable[[Tensor], Tensor]) -> Stored:
         """`view` of keys, values and, with 8 bits, their scales."""
-        tensors = (self.keys, self.values, self.key_scales, self.value_scales)
-        return [tensor if tensor is None else view(tensor) for tensor in tensors]
+        scales = self.key_scales, self.value_scales
+        key_scales, value_scales = (None if one is None else view(one) for one in scales)
+        return view(self.keys), view(self.values), key_scales, value_scales
 
     @property
     def capacity(self) -> int:
@@ -126,9 +135,12 @@ class Cache:
 
     def layers(self) -> list[Layer]:
         """A view for each layer, in order."""
-        views = [view or [None] * len(self.keys) for view in self.stored(torch.unbind)]
+        none = [None] * len(self.keys)
+        scales = self.key_scales, self.value_scales
+        key_scales, value_scales = (none if one is None else one.unbind() for one in scales)
+        views = zip(self.keys.unbind(), self.values.unbind(), key_scales, value_scales)
         counted = self.lengths, self.host_lengths, self.arrived
-        return [Layer(*view, *counted) for view in zip(*views)]
+        return [Layer(*view, *counted, index) for index, view in enumerate(views)]
 
     def row(self, index: int) -> "Cache":
         """One row as a cache of its own.
@@ -141,17 +153,15 @@ class Cache:
 
     def on_device(self) -> "Cache":
         """The same memory and lengths, counted on the device alone."""
-        return Cache(*self.stored(lambda tensor: tensor), self.lengths, None, self.arrived)
+        stored = self.stored(lambda tensor: tensor)
+        return Cache(*stored, self.lengths, np.empty(0, dtype=np.int64), self.arrived)
 
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""
         self.lengths += count
-        if self.host_lengths is not None:
-            assert self.capacity >= self.host_lengths.max() + count, (
-                self.capacity,
-                self.host_lengths,
-                count,
-            )
+        if len(self.host_lengths):
+            longest = int(self.host_lengths.max()) + count
+            assert longest <= self.capacity, (longest, self.capacity)
             self.host_lengths += count
 
     def rewind(self, count: int) -> None:

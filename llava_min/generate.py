@@ -1,12 +1,12 @@
-"""The token loop: logits -> id -> text, one event at a time, until something says stop.
+"""The token loop: logits -> id -> text, one token at a time, until something says stop.
 
-in:  the logits of a prefilled prompt, its cache, Options
-out: Token events, then one Finished
+in:  the logits of prompts that were read, a Sequence for each, a step that makes the next logits
+out: Tokens
 
-Read sampling.py first. This is the end of the walk. Read next: engine/handle.py.
+Read sampling.py first. This is the end of the walk. Read next: engine/answers.py.
 Agrees with: GenerationMixin.generate of transformers for greedy decoding.
 
-B rows of a batch, V vocabulary.
+B answers that grow together, V vocabulary.
 """
 
 if __name__ == "__main__":  # the command; above the imports, so that --help does not wait for torch
@@ -14,22 +14,18 @@ if __name__ == "__main__":  # the command; above the imports, so that --help doe
 
     run()
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base.memory import memory
-from .cache import Cache
-from .model import Network
 from .options import Options
 from .sampling import next_id
 from .tokenizer import CharacterStream, Tokenizer
 
-Chosen = tuple[Tensor, list[int] | None]  # logits [B V] and, where it is known, `greedy` of them
-# from (model, cache, how many ids have a meaning): the newest id of each row -> Chosen
-Stepping = Callable[[Network, Cache, int], Callable[[list[int]], Chosen]]
+# logits [B V] and, where they are known already, the most likely ids (sampling.greedy)
+Logits = tuple[Tensor, list[int] | None]
+Step = Callable[[list[int]], Logits]  # the newest id of each answer -> what follows
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,6 @@ class Token:
 
     id: int
     text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer: why it ended, its last text, and two times.
-
-    reason: "stop", "length" or "interrupted". first, last: the seconds at which the first and the
-    last token were known.
-    """
-
-    reason: str
-    text: str
-    first: float
-    last: float
 
 
 class StopTexts:
@@ -86,78 +68,71 @@ class StopTexts:
         return "" if self.found else self.held
 
 
-def known_ids(model: Network, tokenizer: Tokenizer | None) -> int:
-    """How many ids have a meaning: a head may have more rows than the tokenizer has tokens."""
-    vocabulary = model.config.text.vocab_size
-    return min(vocabulary, len(tokenizer)) if tokenizer else vocabulary
+class Sequence:
+    """One answer as it grows: it chooses ids, makes text of them and knows when to stop.
 
-
-class Continuation:
-    """One row's answer as it grows: it chooses ids, makes text of them and knows when to stop.
-
-    `ids` are the prompt's and then its own, for the repetition penalty. `reason` is empty until
-    the answer ends.
+    ids: those of the prompt's text, and then of the answer, for the repetition penalty. position:
+    tokens of the whole prompt, after which the answer begins. known: ids from there on have no
+    meaning. eos: ids that end an answer.
     """
 
     def __init__(
-        self, model: Network, tokenizer: Tokenizer | None, ids: list[int], options: Options
+        self,
+        ids: list[int],
+        position: int,
+        options: Options,
+        known: int,
+        eos: tuple[int, ...],
+        tokenizer: Tokenizer | None,
     ):
-        self.options, self.ids, self.new, self.reason = options, list(ids), [], ""
+        self.ids, self.position, self.options = list(ids), position, options
+        self.known, self.eos = known, () if options.ignore_eos else eos
+        self.new: list[int] = []  # the answer's ids
+        self.text = ""  # of these, as far as it can be shown
+        self.reason = ""  # why it ended: "stop", "length"; "interrupted" if somebody says so
         self.stream = CharacterStream(tokenizer) if tokenizer else None
         self.stops = StopTexts(options.stop)
-        self.known = known_ids(model, tokenizer)
-        self.eos = () if options.ignore_eos else model.config.text.eos_ids
 
-    def take(self, logits: Tensor, position: int, likely: int | None = None) -> Token:
-        """Choose the token at `position` from logits [V]; likely: see next_id."""
+    def take(self, logits: Tensor, likely: int | None = None) -> Token:
+        """Choose the next token from logits [V]; likely: see next_id."""
+        position = self.position + len(self.new)
         chosen = next_id(logits, self.ids, position, self.options, self.known, likely)
         self.ids.append(chosen)
         self.new.append(chosen)
+        text = ""
         if chosen in self.eos:
             self.reason = "stop"
-            return Token(chosen, "")
-        text = self.stops.feed(self.stream.feed(chosen)) if self.stream else ""
+        elif self.stream:
+            text = self.stops.feed(self.stream.feed(chosen))
         if self.stops.found:
             self.reason = "stop"
-        elif len(self.new) == self.options.max_tokens:
+        elif not self.reason and len(self.new) == self.options.max_tokens:
             self.reason = "length"
+        self.text += text
         return Token(chosen, text)
 
     def finish(self) -> str:
         """The text that was still held back."""
         if self.stream is None:
             return ""
-        return self.stops.feed(self.stream.finish()) + self.stops.finish()
+        held = self.stops.feed(self.stream.finish()) + self.stops.finish()
+        self.text += held
+        return held
 
 
 def generate(
-    model: Network,
-    tokenizer: Tokenizer | None,
-    logits: Tensor,
-    cache: Cache,
-    ids: list[int],
-    options: Options,
-    stepping: Stepping,
-) -> Iterator[Token | Finished]:
-    """Tokens after a prefilled prompt of one row: logits [V] of its last token, its text's ids.
+    sequences: list[Sequence], logits: Tensor, step: Step
+) -> Iterator[tuple[Sequence, Token]]:
+    """Tokens of answers that are written together, until each of them has a reason to end.
 
-    stepping: how this device makes one step after another. It is called when a second token is
-    wanted.
-
-    Ctrl-C ends the answer with the reason "interrupted"; the text so far stays.
+    logits [B V]: those of each prompt's last token. step: how this device makes one step after
+    another. Answers that have ended go along in it and are ignored.
     """
-    row, first, step = Continuation(model, tokenizer, ids, options), 0.0, None
     likely = None
-    try:
-        while True:
-            token = row.take(logits, int(cache.host_lengths[0]), likely and likely[0])
-            first = first or time.perf_counter()
-            yield token
-            if row.reason:
-                break
-            with memory("continue the answer"):
-                step = step or stepping(model, cache, row.known)
-                (logits,), likely = step([token.id])
-    except KeyboardInterrupt:
-        row.reason = "interrupted"
-    yield Finished(row.reason, row.finish(), first, time.perf_counter())
+    while True:
+        for index, sequence in enumerate(sequences):
+            if not sequence.reason:
+                yield sequence, sequence.take(logits[index], likely[index] if likely else None)
+        if all(sequence.reason for sequence in sequences):
+            return
+        logits, likely = step([sequence.new[-1] for sequence in sequences])

@@ -1,7 +1,7 @@
 """A picture file -> RGB -> square tiles of uint8, as the vision tower was trained to see them.
 
 in:  bytes of a file, or a PIL image
-out: Tiles: pixels [B S S 3] uint8, size (width, height), grid
+out: tiles [B S S 3] uint8
 
 Everything here is Pillow's bicubic on uint8 and integer arithmetic: the tiles are bit-equal to
 those of the original code. vision.py normalises them later, on the model's device.
@@ -11,27 +11,13 @@ Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_ima
 B tiles, S tile side in pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from .anyres import best_grid, fitted
+from .anyres import Grid, fitted
 from .config import LlavaConfig
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of one picture: the whole picture first, then the grid's tiles in reading order.
-
-    `grid` (rows, columns) is None for a picture of one tile; it gets no newline per row. The tiles
-    of a clip are its frames, possibly not decoded yet.
-    """
-
-    pixels: np.ndarray | Sequence[np.ndarray]
-    size: tuple[int, int]
-    grid: tuple[int, int] | None
 
 
 def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
@@ -39,20 +25,18 @@ def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
     return np.array(picture.resize((tile, tile), Image.Resampling.BICUBIC))
 
 
-def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> Tiles:
-    """The squeezed picture, then the tiles of the best grid, the picture centred on black."""
-    tile = config.tile
-    grid = best_grid(picture.size, config.grids, tile)
+def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
+    """The squeezed picture, then the tiles of its grid in reading order, centred on black."""
+    tile, grid = config.tile, Grid.of(picture.size, config).tiles
     canvas_size = (grid[1] * tile, grid[0] * tile)
     inner = picture.resize(fitted(picture.size, canvas_size), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", canvas_size)
     canvas.paste(inner, ((canvas_size[0] - inner.width) // 2, (canvas_size[1] - inner.height) // 2))
     cut = np.asarray(canvas).reshape(grid[0], tile, grid[1], tile, 3).swapaxes(1, 2)
-    pixels = np.concatenate([squeezed(picture, tile)[None], cut.reshape(-1, tile, tile, 3)])
-    return Tiles(pixels, picture.size, grid)
+    return np.concatenate([squeezed(picture, tile)[None], cut.reshape(-1, tile, tile, 3)])
 
 
-def padded_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+def padded_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     """One tile: the picture centred on a square of the mean colour.
 
     It is used for several pictures at once.
@@ -61,15 +45,15 @@ def padded_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
     mean = tuple(int(255 * channel) for channel in config.vision.mean)
     canvas = Image.new("RGB", (side, side), mean)
     canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return Tiles(squeezed(canvas, config.tile)[None], picture.size, None)
+    return squeezed(canvas, config.tile)[None]
 
 
-def square_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+def square_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     """One tile: the picture squeezed."""
-    return Tiles(squeezed(picture, config.tile)[None], picture.size, None)
+    return squeezed(picture, config.tile)[None]
 
 
-def cropped_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
+def cropped_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     """One tile: the shorter side resized to the tile, then the middle of the longer one."""
     tile, (width, height) = config.tile, picture.size
     short, long = min(width, height), max(width, height)
@@ -77,17 +61,27 @@ def cropped_tile(picture: Image.Image, config: LlavaConfig) -> Tiles:
     size = (tile, longer) if width <= height else (longer, tile)
     resized = picture.resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - tile) // 2, (size[1] - tile) // 2
-    pixels = np.array(resized)[top : top + tile, left : left + tile]
-    return Tiles(pixels[None], picture.size, None)
+    return np.array(resized)[top : top + tile, left : left + tile][None]
 
 
 MODES = {"anyres": anyres_tiles, "pad": padded_tile, "square": square_tile, "crop": cropped_tile}
 
 
-class FrameTiles(Sequence):
-    """Some frames [H W 3] of a clip as one tile each [S S 3], made when they are asked for."""
+class Frames(Protocol):
+    """Pictures of one size that are made when they are asked for; `hash` makes none of them."""
 
-    def __init__(self, frames: Sequence[np.ndarray], config: LlavaConfig, which: range):
+    @property
+    def hash(self) -> bytes: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class FrameTiles:
+    """Some frames [H W 3] of a clip as one tile each [S S 3]: Frames themselves."""
+
+    def __init__(self, frames: Frames, config: LlavaConfig, which: range) -> None:
         self.frames, self.config, self.which = frames, config, which
 
     @property
@@ -100,4 +94,7 @@ class FrameTiles(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         frame = Image.fromarray(self.frames[self.which[index]])
-        return MODES[self.config.frame_mode](frame, self.config).pixels[0]
+        return MODES[self.config.frame_mode](frame, self.config)[0]
+
+
+Pixels = np.ndarray | FrameTiles  # tiles [B S S 3], at hand or made one by one

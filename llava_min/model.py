@@ -4,7 +4,7 @@ in:  a plan and its visuals (tiles), or the newest ids
 out: logits [B V], float32; the cache grows
 
     encode   tiles -> rows, a few tiles or frames at a time
-    prefill  a whole prompt, chunk by chunk, into the cache
+    reading  a prompt, chunk by chunk, into the cache; prefill is all of it at once
     decode   one more token for every row of a batch
 Read decoder.py first. Read next: sampling.py.
 Agrees with: LlavaOnevisionForConditionalGeneration of transformers; LlavaQwenForCausalLM of
@@ -13,21 +13,30 @@ LLaVA-NeXT.
 B rows of a batch, T tokens, W decoder width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import projector
-from .base import heap
 from .cache import Cache
 from .config import LlavaConfig
 from .decoder import Decoder
-from .image import Tiles
-from .segments import CHUNK, TILES, Plan, Text
+from .errors import PromptError
+from .image import Pixels
+from .segments import CHUNK, TILES, Clip, Plan, Text, Visual
 from .trace import see
 from .vision import VisionTower
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A portion of a prompt was read: `done` of its `total` tokens so far."""
+
+    done: int
+    total: int
 
 
 class Network(nn.Module):
@@ -36,7 +45,7 @@ class Network(nn.Module):
     def __init__(self, config: LlavaConfig):
         super().__init__()
         self.config = config
-        self.vision = VisionTower(config.vision)
+        self.vision: nn.Module = VisionTower(config.vision)
         self.projector = projector.Projector(config.vision.hidden_size, config.text.hidden_size)
         self.newline = (
             nn.Parameter(torch.empty(config.text.hidden_size)) if config.newline else None
@@ -47,11 +56,9 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.embedding.weight.device
 
-    def features(self, pixels: Sequence[np.ndarray], k: int) -> Iterator[Tensor]:
+    def features(self, pixels: Pixels, k: int) -> Iterator[Tensor]:
         """Tiles [B S S 3] -> the tower's features [k N D], k tiles at a time."""
         for start in range(0, len(pixels), k):
-            if self.device.type == "cpu":
-                heap.give_back()
             some = [pixels[index] for index in range(start, min(start + k, len(pixels)))]
             tiles = torch.from_numpy(np.stack(some)).to(self.device)
             yield self.vision(see("tiles", tiles, "B S S 3"))
@@ -69,61 +76,86 @@ class Network(nn.Module):
         return projector.pool(self.projector(features), mode)
 
     @torch.inference_mode()
-    def encode(self, visual: Tiles, video: bool, k: int = TILES) -> Iterator[Tensor]:
-        """The rows [tokens W] of a picture in one piece, or of a clip k frames at a time."""
-        config = self.config
-        if video:
-            for pooled in map(self.pooled, self.features(visual.pixels, k)):
-                yield projector.frames_rows(pooled, self.newline, config.newline_position)
-            end = projector.clip_end(self.newline, config.newline_position)
+    def encode(
+        self, visual: Visual, pixels: Pixels, k: int = TILES
+    ) -> Generator[Tensor, None, None]:
+        """The rows [tokens W] of a picture or clip, whose tiles are `pixels`, k tiles at a time.
+
+        A clip's rows come as its frames are encoded. A picture's come in one piece at the end, and
+        before it a piece of no rows after each k tiles, so that other work can come between.
+        """
+        if isinstance(visual, Clip):
+            for pooled in map(self.pooled, self.features(pixels, k)):
+                yield projector.frames_rows(pooled, self.newline, visual.newlines)
+            end = projector.clip_end(self.newline, visual.newlines)
             if end is not None:
                 yield end
             return
-        projected = torch.cat(list(map(self.projector, self.features(visual.pixels, k))))
+        parts = []
+        for projected in map(self.projector, self.features(pixels, k)):
+            parts.append(projected)
+            yield projected.new_empty(0, projected.shape[-1])  # a view would keep it alive
+        projected = torch.cat(parts)
+        parts.clear()  # only the whole is needed from here on
         if visual.grid is None:
             yield projector.single_tile_rows(projected, self.newline)
         else:
-            yield projector.picture_rows(projected, visual.size, visual.grid, self.newline, config)
+            assert self.newline is not None  # families with grids have one
+            yield projector.picture_rows(projected, visual.grid, self.newline)
 
     @torch.inference_mode()
-    def rows(self, plan: Plan, visuals: list[Iterator[Tensor]]) -> Iterator[Tensor]:
+    def rows(self, plan: Plan, visuals: Iterable[Iterator[Tensor]]) -> Iterator[Tensor]:
         """The rows of a prompt in order, in pieces [tokens W] of any length.
 
-        A visual is encoded when it is reached.
+        A visual is encoded when it is reached. PromptError where its rows are not those planned.
         """
         remaining = iter(visuals)
-        for segment in plan.segments:
+        for number, segment in enumerate(plan.segments, start=1):
             if isinstance(segment, Text):
                 yield self.decoder.embed(torch.tensor([segment.ids], device=self.device))[0]
             else:
-                yield from next(remaining)
+                yield from as_planned(next(remaining, iter(())), segment.tokens, number)
+        if next(remaining, None) is not None:
+            raise PromptError(UNPLANNED, "visuals", "as many as were planned", "more")
 
     @torch.inference_mode()
-    def prefill(
+    def reading(
         self,
         plan: Plan,
-        visuals: list[Iterator[Tensor]],
+        visuals: Iterable[Iterator[Tensor]],
         cache: Cache,
         chunk: int = CHUNK,
         keep: str = "last",
-        progress: Callable | None = None,
-    ) -> Tensor:
+    ) -> Generator[Portion, None, Tensor]:
         """Run a prompt through the decoder into a cache of one row, `chunk` tokens at a time.
 
-        `visuals` are what `encode` gives, one for each picture or clip of the plan, in order.
-        Returns logits [1 V] of the last token, or [T V] of all with keep="all". progress(done,
-        total) is called with counts of tokens.
+        `visuals` are what `encode` gives, one for each picture or clip of the plan, in order. After
+        each chunk, and after a few tiles, it yields a Portion, so that other work can come between.
+        It returns logits [1 V] of the last token, or [T V] of all with keep="all".
         """
-        kept, done = [], 0
+        kept: list[Tensor] = []
+        done = 0
         for rows in chunks(self.rows(plan, visuals), chunk):
-            hidden = self.decoder(rows[None], cache)
-            cache.advance(rows.shape[0])
-            done += len(rows)
-            if progress:
-                progress(done, plan.tokens)
-            kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:].clone()]
-            del rows, hidden  # while the next frames are in the tower
+            if len(rows):
+                hidden = self.decoder(rows[None], cache)
+                cache.advance(len(rows))
+                done += len(rows)
+                kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:].clone()]
+                del hidden
+            del rows  # while the next tiles are in the tower
+            yield Portion(done, plan.tokens)
         return self.decoder.logits(torch.cat(kept, dim=1))[0]
+
+    def prefill(
+        self,
+        plan: Plan,
+        visuals: Iterable[Iterator[Tensor]],
+        cache: Cache,
+        chunk: int = CHUNK,
+        keep: str = "last",
+    ) -> Tensor:
+        """`reading` to its end: logits [1 V] of the last token, or [T V] of all."""
+        return finished(self.reading(plan, visuals, cache, chunk, keep))
 
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: Cache) -> Tensor:
@@ -133,10 +165,40 @@ class Network(nn.Module):
         return self.decoder.logits(hidden)[:, 0]
 
 
+UNPLANNED = "cannot read the prompt"
+
+
+def as_planned(pieces: Iterator[Tensor], tokens: int, number: int) -> Iterator[Tensor]:
+    """The pieces [n W] of a visual, which must be `tokens` rows together; PromptError otherwise."""
+    done = 0
+    for piece in pieces:
+        done += len(piece)
+        if done > tokens:
+            break
+        yield piece
+    if done != tokens:
+        where, found = f"the rows of segment {number}", f"{done:,} rows"
+        raise PromptError(UNPLANNED, where, f"{tokens:,} rows as planned", found)
+
+
+def finished(work: Generator[Portion, None, Tensor]) -> Tensor:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Pieces [tokens W] of any length -> the same rows in pieces of `size`, the last shorter."""
+    """Pieces [tokens W] of any length -> the same rows in pieces of `size`, the last shorter.
+
+    A piece of no rows goes through as it comes.
+    """
     waiting: list[Tensor] = []
     for piece in pieces:
+        if not len(piece):
+            yield piece
         while len(piece):
             room = size - sum(map(len, waiting))
             waiting.append(piece[:room])

@@ -53,9 +53,9 @@ def next_id(
         order, weights = candidates(logits, sampling)
         chosen = int(order[draw(weights, sampling.seed, position)])
     if chosen < 0:
-        where, found = f"logits at position {position}", "NaN or infinity"
-        raise NumericsError("cannot choose the next token", where, "finite numbers", found,
-                            "Try --dtype float32.")  # fmt: skip
+        what, where = "cannot choose the next token", f"logits at position {position}"
+        hint = "Try --dtype float32."
+        raise NumericsError(what, where, "finite numbers", "NaN or infinity", hint)
     return chosen
 
 

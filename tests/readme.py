@@ -17,8 +17,16 @@ from pathlib import Path
 from test_house import ROOT, chain
 
 RESULTS = ROOT / "bench" / "results"
-TRACED = ["python", "-m", "llava_min.generate", "Where is the star?", "--image",
-          "weights/tiny/samples/shapes.png", "--trace", "--quiet"]  # fmt: skip
+TRACED = [
+    "python",
+    "-m",
+    "llava_min.generate",
+    "Where is the star?",
+    "--image",
+    "weights/tiny/samples/shapes.png",
+    "--trace",
+    "--quiet",
+]
 CONDUCTOR = (  # in the order in which load() and then generate() come through them
     "engine/load.py",
     "families/layouts.py",
@@ -126,9 +134,15 @@ def families() -> str:
 
 def cache() -> str:
     """What a cache of 8 bits costs the embedded checkpoint."""
-    rows = [[row["format"], f"{row['token_bytes']:,} of {row['token_bytes_bf16']:,}",
-             f"{100 * row['same']:.2f}% of {row['n']:,}", f"{row['kl']:.1e}"]
-            for row in results("quality", section="cache", name="all")]  # fmt: skip
+    rows = [
+        [
+            row["format"],
+            f"{row['token_bytes']:,} of {row['token_bytes_bf16']:,}",
+            f"{100 * row['same']:.2f}% of {row['n']:,}",
+            f"{row['kl']:.1e}",
+        ]
+        for row in results("quality", section="cache", name="all")
+    ]
     heads = ["cache", "bytes a token, of bfloat16's", "same greedy answer", "KL per token"]
     return table(heads, rows)
 
@@ -141,12 +155,24 @@ def machine(row: dict) -> str:
 
 def speed() -> str:
     """Rates of the 0.5B shape on a CPU, and how many times those of transformers in bfloat16."""
-    parts, what = [], {"vision": "vision, tiles/s", "prefill": "prefill of {:,}, tokens/s",
-                       "decode": "decode after {:,}, tokens/s"}  # fmt: skip
+    parts = []
+    what = {
+        "vision": "vision, tiles/s",
+        "prefill": "prefill of {:,}, tokens/s",
+        "decode": "decode after {:,}, tokens/s",
+    }
     every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
     every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
-    order = ["transformers float32", "transformers bf16", "llava_min float32", "llava_min bf16",
-             "llava_min int8", "llava_min int4", "llama.cpp bf16", "llama.cpp int4"]  # fmt: skip
+    order = [
+        "transformers float32",
+        "transformers bf16",
+        "llava_min float32",
+        "llava_min bf16",
+        "llava_min int8",
+        "llava_min int4",
+        "llama.cpp bf16",
+        "llama.cpp int4",
+    ]
     for capability in sorted({row["capability"] for row in every}, reverse=True):
         rows = [row for row in every if row["capability"] == capability]
         lines = {}
@@ -176,12 +202,19 @@ def loading() -> str:
     for row in results("load-cpu", section="load"):
         over = f"{row['peak_bytes'] / 1e9:.2f} GB", f"{row['over_file']:.2f}"
         rows.append([f"{row['name']} {row['format']}", f"{row['seconds']:.1f} s", *over])
-    heads = ["0.5B shape loaded by", "whole process", "peak memory",
-             "memory above torch's, over the file's size"]  # fmt: skip
-    ours, theirs = (results("load-cpu", section="cold", name=name)[0]
-                    for name in ("llava_min", "transformers"))  # fmt: skip
-    written, answer = (results("load-cpu", section="quantise", shape="7B", name=name)[0]
-                       for name in ("quantise", "answer"))  # fmt: skip
+    heads = [
+        "0.5B shape loaded by",
+        "whole process",
+        "peak memory",
+        "memory above torch's, over the file's size",
+    ]
+    ours, theirs = (
+        results("load-cpu", section="cold", name=name)[0] for name in ("llava_min", "transformers")
+    )
+    written, answer = (
+        results("load-cpu", section="quantise", shape="7B", name=name)[0]
+        for name in ("quantise", "answer")
+    )
     return (
         f"{table(heads, rows)}\n\nThe whole command on the embedded checkpoint to its first token: "
         f"{ours['seconds']:.2f} s; the same work with transformers: {theirs['seconds']:.2f} s, "
@@ -203,12 +236,26 @@ def quality() -> str:
     for row in results("quality", section="answers", name="all"):
         same = {"format": row["format"]}
         lost = [each["lost_points"] for each in results("quality", section="answers", **same)]
-        errors = [each["relative"] / q4_0[each["name"]]
-                  for each in results("quality", section="errors", **same)]  # fmt: skip
-        rows.append([row["format"], f"{row['lost_points']:.2f}", f"{max(lost):.2f}",
-                     f"{row['kl']:.5f}", f"{max(errors):.2f}"])  # fmt: skip
-    heads = ["method, group", "points lost", "in the worst task", "KL per token",
-             "error of a weight over that of Q4_0"]  # fmt: skip
+        errors = [
+            each["relative"] / q4_0[each["name"]]
+            for each in results("quality", section="errors", **same)
+        ]
+        rows.append(
+            [
+                row["format"],
+                f"{row['lost_points']:.2f}",
+                f"{max(lost):.2f}",
+                f"{row['kl']:.5f}",
+                f"{max(errors):.2f}",
+            ]
+        )
+    heads = [
+        "method, group",
+        "points lost",
+        "in the worst task",
+        "KL per token",
+        "error of a weight over that of Q4_0",
+    ]
     return table(heads, rows)
 
 
@@ -219,11 +266,22 @@ def frames() -> str:
         ways = [{"context": row["context"], "name": name} for name in ("chunked", "naive")]
         memory = [results("frames-cpu", section="memory", **way)[0] for way in ways]
         speed = [results("frames-cpu", section="prefill", **way)[0] for way in ways]
-        rows.append([row["context"], f"{row['tokens']:,}",
-                     *(f"{way['above_bytes'] / 2**20:,.0f} MiB" for way in memory),
-                     *(f"{way['per_second']:.0f}" for way in speed)])  # fmt: skip
-    heads = ["frames", "tokens", "memory, in chunks", "all at once",
-             "prefill in chunks, tokens/s", "all at once"]  # fmt: skip
+        rows.append(
+            [
+                row["context"],
+                f"{row['tokens']:,}",
+                *(f"{way['above_bytes'] / 2**20:,.0f} MiB" for way in memory),
+                *(f"{way['per_second']:.0f}" for way in speed),
+            ]
+        )
+    heads = [
+        "frames",
+        "tokens",
+        "memory, in chunks",
+        "all at once",
+        "prefill in chunks, tokens/s",
+        "all at once",
+    ]
     return f"{table(heads, rows)}\n\n{machine(row)}."
 
 
@@ -234,18 +292,26 @@ def clips() -> str:
     bound = "the spans alone"
     floor = {row["clip"]: middle(row) for row in rows if row["name"] == bound}
     called = {bound: "PyAV, key frames known", "PyAV, everything": "PyAV, every frame"}
-    lines = [[f"{row['clip']}, {called.get(row['name'], row['name'])}", f"{middle(row):.1f} s",
-              f"{middle(row) / floor[row['clip']]:.2f}x", f"{row['decoded']:,}",
-              f"{row['peak_mb']:.0f} MB"] for row in rows]  # fmt: skip
+    lines = [
+        [
+            f"{row['clip']}, {called.get(row['name'], row['name'])}",
+            f"{middle(row):.1f} s",
+            f"{middle(row) / floor[row['clip']]:.2f}x",
+            f"{row['decoded']:,}",
+            f"{row['peak_mb']:.0f} MB",
+        ]
+        for row in rows
+    ]
     heads = ["64 frames of", "time", "over key frames known", "frames decoded", "memory"]
     return f"{table(heads, lines)}\n\n{machine(rows[0])}."
 
 
 def again() -> str:
     """How soon second questions are answered; the first row, a first question, is left out."""
-    rows = [[row["case"], f"{row['p50_s']:.2f} s",
-             f"{row['times_sooner']:.1f}x"]
-            for row in results("ask-0.5B")[1:]]  # fmt: skip
+    rows = [
+        [row["case"], f"{row['p50_s']:.2f} s", f"{row['times_sooner']:.1f}x"]
+        for row in results("ask-0.5B")[1:]
+    ]
     heads = ["case", "time to the first token", "speed-up over a cold run"]
     return f"{table(heads, rows)}\n\n{machine(results('ask-0.5B')[1])}."
 
@@ -286,17 +352,32 @@ def summary() -> str:
     above = lambda **of: results("frames-cpu", section="memory", context=64, **of)[0]["above_bytes"]
     chat = results("ask-0.5B", case="second question of a chat")[0]["times_sooner"]
     rows = [
-        ["unseen drawn scenes that the toy describes word for word",
-         described.split("|")[3].strip(" *"), "the-toys-exam"],
-        ["decode in bfloat16 after 1,500 tokens, over transformers",
-         f"{ratio:.2f}x", "speed-on-a-cpu"],
-        ["decode in int4 after 1,500 tokens, over llama.cpp's Q4_0", f"{int4:.2f}x",
-         "speed-on-a-cpu"],
-        ["memory of a prompt of 64 frames, over that of all frames at once",
-         f"{above(name='chunked') / above(name='naive'):.2f}x", "long-clips"],
-        ["second question about 32 frames in a chat, speed-up over a cold run",
-         f"{chat:.0f}x", "long-clips"],
-    ]  # fmt: skip
+        [
+            "unseen drawn scenes that the toy describes word for word",
+            described.split("|")[3].strip(" *"),
+            "the-toys-exam",
+        ],
+        [
+            "decode in bfloat16 after 1,500 tokens, over transformers",
+            f"{ratio:.2f}x",
+            "speed-on-a-cpu",
+        ],
+        [
+            "decode in int4 after 1,500 tokens, over llama.cpp's Q4_0",
+            f"{int4:.2f}x",
+            "speed-on-a-cpu",
+        ],
+        [
+            "memory of a prompt of 64 frames, over that of all frames at once",
+            f"{above(name='chunked') / above(name='naive'):.2f}x",
+            "long-clips",
+        ],
+        [
+            "second question about 32 frames in a chat, speed-up over a cold run",
+            f"{chat:.0f}x",
+            "long-clips",
+        ],
+    ]
     linked = [[f"[{what}](docs/results.md#{where})", number] for what, number, where in rows]
     return table(["on a CPU", "measured"], linked)
 

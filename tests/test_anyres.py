@@ -14,16 +14,21 @@ from llava_min.families import layouts
 TILE, SIDE = 384, 27
 GRIDS = tuple((r, c) for r in range(1, 7) for c in range(1, 7))
 side = st.integers(1, 2400)
-ONEVISION = layouts.from_values(
+ONEVISION = layouts.parse_config(
     {
         **small.hf_config(),
         "image_grid_pinpoints": [[TILE * r, TILE * c] for r, c in GRIDS],
         "vision_config": {
-            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": TILE, "patch_size": 14,
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": TILE,
+            "patch_size": 14,
         },
     }
-)  # fmt: skip
+)
 # (width, height) -> tokens: counted by transformers 5.23, equal to the outputs of the original code
 KNOWN = {
     (336, 336): 1485,

@@ -27,8 +27,14 @@ GPUS = (90, 80, 89, 86, 100, 120)
 BOTH = (90,)  # where float16 is compiled too, and float32
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB that one block may have
 SPILLED = 48  # bytes of stack of a thread that cost nothing, before and after the loop
-POINTWISE = ("rms_norm_kernel", "layer_norm_kernel", "gelu_kernel", "swiglu_kernel",
-             "dequantise_kernel", "write_kernel")  # fmt: skip
+POINTWISE = (
+    "rms_norm_kernel",
+    "layer_norm_kernel",
+    "gelu_kernel",
+    "swiglu_kernel",
+    "dequantise_kernel",
+    "write_kernel",
+)
 MUTANTS = {
     # name: (tower, what is right in its attention, what is wrong)
     "none": ("SigLIP", "", ""),
@@ -109,8 +115,9 @@ def benchmark_calls():
     import torch
 
     from bench import kernels
+    from bench.kernels.case import Bench
 
-    class Short(kernels.Bench):
+    class Short(Bench):
         def copies(self, size: float) -> int:
             return 2
 
@@ -131,7 +138,7 @@ def step_of_the_embedded_checkpoint():
 
     network = llava_min.load(dtype="float16").network
     cache = Cache.empty(network.config.text, 2, 77, torch.float16)
-    Step(network, cache, 500).run()
+    Step(network, cache, 500).work()
 
 
 def compare_keys(gpu: int) -> None:
@@ -159,8 +166,11 @@ def environment(folder: str) -> dict[str, str]:
 
 def run(command: str, folder: str) -> list[dict]:
     """The lines of one child process."""
-    done = subprocess.run([sys.executable, __file__, *command.split()], stdout=subprocess.PIPE,
-                          env=environment(f"{folder}/{command}"))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, *command.split()],
+        stdout=subprocess.PIPE,
+        env=environment(f"{folder}/{command}"),
+    )
     assert done.returncode == 0, command
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -236,7 +246,11 @@ def test_every_kernel_compiles(gpu):
     rows = [row for row in results() if row["gpu"] == gpu and "mutant" not in row]
     compiled = [row for row in rows if "name" in row]
     assert {row["name"] for row in compiled} == {
-        *POINTWISE, "attention_kernel", "decode_kernel", "linear_kernel"}  # fmt: skip
+        *POINTWISE,
+        "attention_kernel",
+        "decode_kernel",
+        "linear_kernel",
+    }
     assert len(compiled) > 30
     check(compiled)
 
@@ -252,17 +266,21 @@ def test_every_published_shape_is_launched():
     """The sizes of each published configuration, of text and tower, are among those called."""
     from test_real_sizes import CHECKPOINTS
 
-    from bench.lease import launches
+    from bench.shapes import TEXTS, TOWERS
     from llava_min.families import layouts
 
-    texts = {sizes[:4] for sizes in launches.TEXTS.values()}
-    towers = {sizes[1:4] for sizes in launches.TOWERS.values()}
+    def text_sizes(config) -> tuple[int, ...]:
+        return config.hidden_size, config.intermediate_size, config.num_heads, config.num_kv_heads
+
+    def tower_sizes(config) -> tuple[int, ...]:
+        return config.hidden_size, config.intermediate_size, config.num_heads
+
+    texts = {text_sizes(config) for config in TEXTS.values()}
+    towers = {tower_sizes(config) for config in TOWERS.values()}
     for values, *_ in CHECKPOINTS.values():
-        found = layouts.from_values(values)
-        text, tower = found.text, found.vision
-        sizes = text.hidden_size, text.intermediate_size, text.num_heads, text.num_kv_heads
-        assert sizes in texts
-        assert (tower.hidden_size, tower.intermediate_size, tower.num_heads) in towers
+        found = layouts.parse_config(values)
+        assert text_sizes(found.text) in texts
+        assert tower_sizes(found.vision) in towers
 
 
 @pytest.mark.slow
@@ -290,14 +308,39 @@ def test_nothing_else_is_launched():
 def test_what_is_wrong_is_found():
     """Each limit fails where it is passed: a check that cannot fail would let spills through."""
     options = dict(HEAD_DIM=128, BLOCK_KEY=64, BLOCK_M=16, BLOCK_N=128, GROUP=128)
-    fine = dict(name="attention_kernel", gpu=90, key="", options=options, stack=0, local=0,
-                spills_in_loop=0, shared=0, loads=9, wide_loads=8, loads_in_loop=4,
-                wide_loads_in_loop=4, single_loads_in_loop=0, products_in_loop=8, wgmma=8,
-                waits_in_loop=3, loop=350, warps=4)  # fmt: skip
+    fine = dict(
+        name="attention_kernel",
+        gpu=90,
+        key="",
+        options=options,
+        stack=0,
+        local=0,
+        spills_in_loop=0,
+        shared=0,
+        loads=9,
+        wide_loads=8,
+        loads_in_loop=4,
+        wide_loads_in_loop=4,
+        single_loads_in_loop=0,
+        products_in_loop=8,
+        wgmma=8,
+        waits_in_loop=3,
+        loop=350,
+        warps=4,
+    )
     assert not found_wrong(fine)
-    limits = dict(stack=56, spills_in_loop=1, shared=300_000, wide_loads=0, wide_loads_in_loop=0,
-                  single_loads_in_loop=1, products_in_loop=0, wgmma=0, waits_in_loop=16,
-                  loop=400)  # fmt: skip
+    limits = dict(
+        stack=56,
+        spills_in_loop=1,
+        shared=300_000,
+        wide_loads=0,
+        wide_loads_in_loop=0,
+        single_loads_in_loop=1,
+        products_in_loop=0,
+        wgmma=0,
+        waits_in_loop=16,
+        loop=400,
+    )
     for name, value in limits.items():
         assert found_wrong(fine | {name: value}), name
     assert found_wrong(fine | {"name": "linear_kernel", "loop": 400})

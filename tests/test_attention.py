@@ -135,9 +135,8 @@ def test_what_is_not_finite_is_not_hidden(where, wrong):
     layer, query = layer_of(0, [3], 20, 1, 16, torch.float32), rows_of(2, (1, 20, 1, 16))
     at = {"query": query[0, 9], "key": layer.keys[0, 0, 12], "value": layer.values[0, 0, 12]}
     at[where][...] = wrong
-    for attend in (attention.prefill, lambda *given: attention.attention_triton(
-            given[0], layer.keys, layer.values, layer.lengths, SMALL)):  # fmt: skip
-        mixed = attend(query, layer)
+    by_triton = attention.attention_triton(query, layer.keys, layer.values, layer.lengths, SMALL)
+    for mixed in (attention.prefill(query, layer), by_triton):
         assert not mixed[0, 9].isfinite().any()
         assert where == "value" or mixed[0, :9].isfinite().all()  # 0 times NaN is NaN
 
@@ -180,8 +179,9 @@ def test_public_functions_launch_once():
 def test_torch_on_a_cpu_and_with_a_mask(seen, new, heads, head_dim, scale, seed):
     """In float64 equal to the formula; scale 20: shares of the past of nearly 0 and nearly 1."""
     query = rows_of(seed, (2, new, heads[0], head_dim), torch.float64, scale)
-    key, value = (rows_of(seed + i, (2, heads[1], seen + new, head_dim), torch.float64)
-                  for i in (1, 2))  # fmt: skip
+    key, value = (
+        rows_of(seed + i, (2, heads[1], seen + new, head_dim), torch.float64) for i in (1, 2)
+    )
     exact = attention.attention_formula(query, key, value, attention.causal_mask(new, seen))
     for by_torch in (attention.attention_merged, attention.attention_masked):
         torch.testing.assert_close(by_torch(query, key, value), exact, atol=1e-12, rtol=0)
@@ -190,8 +190,10 @@ def test_torch_on_a_cpu_and_with_a_mask(seen, new, heads, head_dim, scale, seed)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_two_parts_lose_nothing_to_rounding(dtype):
     """The 2x rule where the past weighs nearly all: cancellation in its share would show."""
-    query, key, value = (rows_of(seed, shape, dtype) for seed, shape in
-                         enumerate([(1, 20, 4, 16), (1, 2, 900, 16), (1, 2, 900, 16)]))  # fmt: skip
+    query, key, value = (
+        rows_of(seed, shape, dtype)
+        for seed, shape in enumerate([(1, 20, 4, 16), (1, 2, 900, 16), (1, 2, 900, 16)])
+    )
     mask = attention.causal_mask(20, 880)
     exact = attention.attention_formula(*(x.double() for x in (query, key, value)), mask)
     mixed = attention.attention_merged(query, key, value)

@@ -518,7 +518,7 @@ def test_pictures_of_any_shape_are_answered(loaded):
             for size in ((short_side, side), (side, short_side)):
                 prepared = loaded.prepare("What?", [Image.new("RGB", size)])
                 visual = prepared.visuals[0]
-                rows = sum(map(len, loaded.network.encode(visual.tiles, False)))
+                rows = sum(map(len, loaded.network.encode(visual.segment, visual.pixels)))
                 assert rows == visual.segment.tokens, size
     assert loaded.generate("What?", images=[Image.new("RGB", (1, 4000))], max_tokens=1).token_ids
 
@@ -528,13 +528,18 @@ def test_every_mode_comes_out_in_rgb():
     ramp = Image.fromarray(np.arange(0, 256, 5, dtype=np.uint8)[None].repeat(4, axis=0))
     values = np.asarray(ramp)
     pictures = {
-        "1": ramp.point(lambda level: 255 * (level > 127), "1"), "L": ramp, "P": ramp.convert("P"),
-        "LA": ramp.convert("LA"), "PA": ramp.convert("PA"), "CMYK": ramp.convert("CMYK"),
-        "YCbCr": ramp.convert("YCbCr"), "RGBX": ramp.convert("RGBX"),
+        "1": ramp.point(lambda level: 255 * (level > 127), "1"),
+        "L": ramp,
+        "P": ramp.convert("P"),
+        "LA": ramp.convert("LA"),
+        "PA": ramp.convert("PA"),
+        "CMYK": ramp.convert("CMYK"),
+        "YCbCr": ramp.convert("YCbCr"),
+        "RGBX": ramp.convert("RGBX"),
         "I;16": Image.fromarray(values.astype(np.uint16) * 257),
         "I": Image.fromarray(values.astype(np.int32) * 257),
         "F": Image.fromarray(values.astype(np.float32)),
-    }  # fmt: skip
+    }
     for mode, picture in pictures.items():
         assert picture.mode == mode
         expected = np.where(values > 127, 255, 0) if mode == "1" else values
@@ -551,7 +556,7 @@ def test_every_mode_comes_out_in_rgb():
 def frames_of(loaded, data, count: int = 3) -> np.ndarray:
     """The tiles of a clip as the model sees them, [F S S 3]."""
     visual = loaded.prepare("What?", videos=[data], frames=count).visuals[0]
-    return np.stack([np.asarray(tile) for tile in visual.tiles.pixels]).astype(int)
+    return np.stack([np.asarray(tile) for tile in visual.pixels]).astype(int)
 
 
 ONE, W = 1 << 16, 1 << 30  # in an MP4's matrix: 16 bits behind the point, 30 in the last column

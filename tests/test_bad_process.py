@@ -18,11 +18,12 @@ from bad_input import command, forked
 
 import llava_min
 from llava_min import sampling
-from llava_min.base import memory as memory_errors
+from llava_min.base.memory import memory_guard
 from llava_min.command.main import main
 from llava_min.engine import handle
 from llava_min.engine import load as loading
 from llava_min.errors import MemoryBudgetError, NumericsError
+from llava_min.generate import Token
 from llava_min.request import prepare
 
 STAR = str(small.TINY / "samples" / "shapes.png")
@@ -44,10 +45,17 @@ def interrupt_at(owner, name: str, call: int):
 
 
 @catalogue("CLI-INT", "while loading, preparing, encoding, prefilling, decoding")
-@pytest.mark.parametrize("owner, name, call", [
-    (loading.weights, "place", 20), (handle, "prepare", 1), (handle.Network, "encode", 1),
-    (handle.Network, "prefill", 1), (handle.Network, "decode", 1), (handle.Network, "decode", 9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "owner, name, call",
+    [
+        (loading.weights, "place", 20),
+        (handle, "prepare", 1),
+        (handle.Network, "encode", 1),
+        (handle.Network, "reading", 1),
+        (handle.Network, "decode", 1),
+        (handle.Network, "decode", 9),
+    ],
+)
 def test_ctrl_c_ends_with_one_line_and_keeps_the_text(owner, name, call):
     ended = command(ASK, before=lambda: interrupt_at(owner, name, call))
     assert ended.code == 130 and "Traceback" not in ended.err, ended
@@ -82,8 +90,10 @@ def test_a_signal_at_any_moment():
     for delay in (0.0, 0.1, 0.5):
         running = subprocess.Popen(
             [sys.executable, "-c", start, *ASK, "--max-tokens", "500", "--ignore-eos"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert running.stdout.read(1) == b"."
         time.sleep(delay)
         running.send_signal(signal.SIGINT)
@@ -123,10 +133,12 @@ def test_a_terminal_without_unicode(monkeypatch):
     def speak():
         sys.stdout = open(1, "w", encoding="ascii", closefd=False)
         handle.Network.decode = None
-        handle.generate = lambda *_: iter(
-            [handle.Token(1, "★ é"), handle.Finished("stop", "", 0, 0)]
-        )
+        handle.Reply.take = say
         return main(ASK)
+
+    def say(reply, *given):
+        reply.reason = "stop"
+        return Token(1, "★ é")
 
     ended = forked(speak)
     assert ended.code == 0 and ended.out == "\\u2605 \\xe9\n", ended
@@ -158,9 +170,9 @@ def test_memory_that_runs_out_while_decoding():
 
 
 @catalogue("MEM-RUN", "the address space ends while loading, preparing or prefilling")
-@pytest.mark.parametrize("owner, name", [
-    (loading.weights, "place"), (prepare, "open_media"), (handle.Cache, "empty")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "owner, name", [(loading.weights, "place"), (prepare, "open_media"), (handle.Cache, "empty")]
+)
 def test_memory_that_runs_out_earlier(owner, name):
     """A real limit: a tensor beyond the child's address space is asked for on the way."""
 
@@ -179,17 +191,23 @@ def test_memory_that_runs_out_earlier(owner, name):
 
 
 @catalogue("MEM-RUN", "every kind of report becomes one error, and no other error does")
-@pytest.mark.parametrize("error", [
-    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
-    RuntimeError("std::bad_alloc"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
 def test_reports_of_no_memory(error):
     with pytest.raises(MemoryBudgetError, match="cannot think"):
-        with memory_errors.memory("think"):
+        with memory_guard("think"):
             raise error
     with pytest.raises(RuntimeError, match="shapes"):
-        with memory_errors.memory("think"):
+        with memory_guard("think"):
             raise RuntimeError("shapes do not fit")
 
 

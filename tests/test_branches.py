@@ -15,11 +15,21 @@ import test_activation
 import test_attention
 import test_decode_attention
 import test_int4
+import test_int4_packing
 import test_norm
 import test_rope
 import torch
 
-from llava_min.kernels import activation, attention, decode_attention, int4, language, norm, rope
+from llava_min.kernels import (
+    activation,
+    attention,
+    decode_attention,
+    int4,
+    int4_packing,
+    language,
+    norm,
+    rope,
+)
 
 FOLDER = Path(rope.__file__).resolve().parent
 ONLY_COMPILED = {"ASM"}  # instructions of a GPU: test_aot.py compiles them
@@ -28,9 +38,11 @@ HALF, WHOLE = torch.float16, torch.float32
 CASES = {
     "activation.py": [
         lambda: test_activation.check_swiglu(activation, 2, 40, WHOLE, 1.0, 0),
-        *(lambda kind=kind, biased=biased: test_activation.check_gelu(
-            activation, kind, 2, 40, WHOLE, 1.0, biased, 0)
-          for kind in activation.GELUS for biased in (False, True)),
+        lambda: [
+            test_activation.check_gelu(activation, kind, 2, 40, WHOLE, 1.0, biased, 0)
+            for kind in activation.GELUS
+            for biased in (False, True)
+        ],
     ],
     "attention.py": [
         lambda: test_attention.check_prefill(attention, [70], 40, 2, 1, 32, WHOLE, 0),
@@ -38,18 +50,26 @@ CASES = {
         lambda: test_attention.check_bidirectional(attention, 1, 60, 2, 72, WHOLE, 0),
     ],
     "decode_attention.py": [
-        lambda start=start, kind=kind, programs=programs: test_decode_attention.check_decode(
-            decode_attention, [start], 2, 2, 1, 16, WHOLE, kind, programs, 0)
-        for start, kind, programs in ((90, None, 1), (90, torch.int8, 1), (1300, None, 80))
+        lambda: test_decode_attention.check_decode(
+            decode_attention, [90], 2, 2, 1, 16, WHOLE, None, 1, 0
+        ),
+        lambda: test_decode_attention.check_decode(
+            decode_attention, [90], 2, 2, 1, 16, WHOLE, torch.int8, 1, 0
+        ),
+        lambda: test_decode_attention.check_decode(
+            decode_attention, [1300], 2, 2, 1, 16, WHOLE, None, 80, 0
+        ),
     ],
     "int4.py": [
-        lambda kind=kind, group=group, symmetric=symmetric, dtype=dtype: test_int4.check_linear(
-            int4, kind, 3, 40, 1024, group, symmetric, dtype, 0)
-        for kind, group, symmetric, dtype in (
-            ("small", 128, True, HALF), ("small", 32, False, WHOLE), ("large", 64, True, WHOLE),
-            ("large", 64, False, HALF))
-    ] + [lambda: test_int4.check_linear(int4, "small", 3, 40, 128, 64, True, WHOLE, 0),
-         lambda: test_int4.check_shares(int4)],
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 128, True, HALF, 0),
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 32, False, WHOLE, 0),
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 128, 64, True, WHOLE, 0),
+        lambda: test_int4.check_shares(int4),
+    ],
+    "int4_packing.py": [
+        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, True, WHOLE, 0),
+        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, False, HALF, 0),
+    ],
     "norm.py": [
         lambda: test_norm.check_rms_norm(norm, 3, 40, WHOLE, 1.0, 0),
         lambda: test_norm.check_layer_norm(norm, 3, 40, WHOLE, 1.0, 0.0, 0),
@@ -59,14 +79,18 @@ CASES = {
         lambda: test_rope.check_write_8bit(rope),
         lambda: test_rope.check_write_8bit(rope, torch.float8_e4m3fn),
     ],
-}  # fmt: skip
+}
 
 
 def jitted(path: Path) -> list[ast.FunctionDef]:
     """The functions of a file that Triton compiles."""
     tree = ast.parse(path.read_text())
-    return [node for node in tree.body if isinstance(node, ast.FunctionDef)
-            if any("triton.jit" in ast.unparse(mark) for mark in node.decorator_list)]  # fmt: skip
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        if any("triton.jit" in ast.unparse(mark) for mark in node.decorator_list)
+    ]
 
 
 @contextmanager

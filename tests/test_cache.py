@@ -41,8 +41,11 @@ def seen_of(cache):
     """A copy of what each row has seen, tensor by tensor."""
     found = cache.tensors()
     lengths = found.pop("lengths").tolist()
-    return [tensor[:, row, :, :length].double() + 0
-            for tensor in found.values() for row, length in enumerate(lengths)]  # fmt: skip
+    return [
+        tensor[:, row, :, :length].double() + 0
+        for tensor in found.values()
+        for row, length in enumerate(lengths)
+    ]
 
 
 def allowed(vectors, kind):
@@ -56,8 +59,12 @@ def allowed(vectors, kind):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(1, 5),
-       st.sampled_from(KINDS), st.integers(0, 999))  # fmt: skip
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    st.integers(1, 5),
+    st.sampled_from(KINDS),
+    st.integers(0, 999),
+)
 def test_what_is_stored_comes_back(llava, lengths, new, kind, seed):
     """Behind each row's own length, counted on the host or on the device; nothing else changes."""
     config = llava.config.text
@@ -69,7 +76,7 @@ def test_what_is_stored_comes_back(llava, lengths, new, kind, seed):
     for kept, old in zip(seen_of(cache), before, strict=True):
         assert torch.equal(kept, old)
     for counted, stop in ((cache, max(lengths) + new), (other.on_device(), cache.capacity)):
-        found = counted.layers()[1].read(new, torch.float64)
+        found = counted.layers()[1].keys_and_values(new, torch.float64)
         assert found[0].shape == (len(lengths), HEADS, stop, WIDTH)
         for row, length in enumerate(lengths):
             for kept, vectors in zip(found, (key, value)):
@@ -78,8 +85,12 @@ def test_what_is_stored_comes_back(llava, lengths, new, kind, seed):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=3), st.integers(1, 8),
-       st.integers(0, 999), st.floats(0.1, 4.0))  # fmt: skip
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    st.integers(1, 8),
+    st.integers(0, 999),
+    st.floats(0.1, 4.0),
+)
 def test_attention_over_8_bits_stays_near(llava, lengths, new, seed, scale):
     """A key that is off by half a step s/2 moves a score by at most e = |query|_1 s/2 / sqrt(E),
     and its weight by a factor of at most exp(2e); a value is off by half a step of its own.
@@ -91,7 +102,8 @@ def test_attention_over_8_bits_stays_near(llava, lengths, new, seed, scale):
     for cache in caches:
         cache.layers()[0].store(key, value)
     exact, near = (decode_attention(query, cache.layers()[0]) for cache in caches)
-    keys, values = (x.nan_to_num(0.0) for x in caches[0].layers()[0].read(new, torch.float64))
+    both = caches[0].layers()[0].keys_and_values(new, torch.float64)
+    keys, values = (tensor.nan_to_num(0.0) for tensor in both)
     score = query.abs().sum(-1).max() * keys.abs().max() / 254 / WIDTH**0.5
     bound = torch.expm1(2 * score) * values.abs().max() + values.abs().max() / 254
     assert (exact - near).abs().max() <= bound
@@ -189,9 +201,11 @@ MUTANTS = {
     "cut, not rounded": (
         "quantise",
         lambda x, kind: (
-            (x / x.abs().amax(-1, keepdim=True) * 127).to(kind), x.abs().amax(-1) / 127),
+            (x / x.abs().amax(-1, keepdim=True) * 127).to(kind),
+            x.abs().amax(-1) / 127,
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -199,5 +213,5 @@ def test_mutants_are_caught(llava, name, monkeypatch):
     monkeypatch.setattr(rope, *MUTANTS[name])
     cache, (key, value) = filled(llava.config.text, [3], 5, torch.int8)
     cache.layers()[1].store(key, value)
-    kept = cache.layers()[1].read(5, torch.float64)[0][0, :, 3:8].transpose(0, 1)
+    kept = cache.layers()[1].keys_and_values(5, torch.float64)[0][0, :, 3:8].transpose(0, 1)
     assert torch.any((kept - key[0]).abs() > allowed(key[0], torch.int8))

@@ -20,8 +20,10 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    made = {name: Family(name, folder / name).ours
-            for name in ("long_llava", "interleave", "next_video")}  # fmt: skip
+    made = {
+        name: Family(name, folder / name).ours
+        for name in ("long_llava", "interleave", "next_video")
+    }
     made["onevision"] = llava_min.load(small.small(folder / "hf"), dtype="float32")
     original = small.small(folder / "original", "original")
     made["original"] = llava_min.load(original, dtype="float32")
@@ -121,11 +123,19 @@ def test_next_video_batch_of_a_picture_and_a_clip(models):
     """(d) Two prompts at once, one about a picture, one about a clip: each as alone."""
     model = models["next_video"]
     requests = [
-        {"question": "USER: <image>\nHow many cats are there in the image? ASSISTANT:",
-         "images": [PICTURE], "raw": True, "max_tokens": 4},
-        {"question": "USER: <video>\nWhy is this video funny? ASSISTANT:",
-         "videos": [CLIP], "raw": True, "max_tokens": 4},
-    ]  # fmt: skip
+        {
+            "question": "USER: <image>\nHow many cats are there in the image? ASSISTANT:",
+            "images": [PICTURE],
+            "raw": True,
+            "max_tokens": 4,
+        },
+        {
+            "question": "USER: <video>\nWhy is this video funny? ASSISTANT:",
+            "videos": [CLIP],
+            "raw": True,
+            "max_tokens": 4,
+        },
+    ]
     together = model.generate_batch(requests)
     for request, answer in zip(requests, together):
         given = dict(request)

@@ -63,23 +63,30 @@ def test_every_other_family(capsys, tmp_path, name):
 MUTANTS = {
     # a slip: (module, name, what stands there instead, the first stage that shows it)
     "quick GELU in the projector": (
-        activation, "gelu_torch",
+        activation,
+        "gelu_torch",
         lambda rows, kind: gelu_torch(rows, "quick_gelu" if kind == "gelu" else kind),
         "picture: projector",
     ),
     "no newlines": (
-        projector, "end_rows", lambda patches, newline: end_rows(patches, 0 * newline),
+        projector,
+        "end_rows",
+        lambda patches, newline: end_rows(patches, 0 * newline),
         "picture: rows",
     ),
     "a wrong rope": (
-        rope, "angles", lambda at, theta, *rest: angles(at, theta * 1.01, *rest),
+        rope,
+        "angles",
+        lambda at, theta, *rest: angles(at, theta * 1.01, *rest),
         "picture: layer 0",
     ),
     "a wrong scale in the tower": (
-        attention, "bidirectional", lambda q, k, v: bidirectional(1.01 * q, k, v),
+        attention,
+        "bidirectional",
+        lambda q, k, v: bidirectional(1.01 * q, k, v),
         "picture: tower 0",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -153,22 +153,25 @@ def test_a_tied_head_must_be_the_embedding(tmp_path):
         llava_min.load(folder)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"vision_aspect_ratio": "anyres_min_3"}, "vision_aspect_ratio"),
-    ({"vision_feature_layer": 3}, "vision_feature_layer"),
-    ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
-    ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
-    ({"architectures": ["LlavaPhiForCausalLM"]}, "LlavaPhi"),
-    ({"text_config__use_sliding_window": True}, "use_sliding_window"),
-    ({"text_config__hidden_act": "gelu"}, "hidden_act"),
-    ({"text_config__num_attention_heads": 5}, "num_attention_heads"),
-    ({"text_config__hidden_size": -48}, "hidden_size"),
-    ({"text_config__hidden_size": "48"}, "hidden_size"),
-    ({"text_config__rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-    ({"text_config": []}, "text_config"),
-    ({"vision_config__model_type": "dinov2"}, "dinov2"),
-    ({"image_grid_pinpoints": [[56, 57]]}, "image_grid_pinpoints"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"vision_aspect_ratio": "anyres_min_3"}, "vision_aspect_ratio"),
+        ({"vision_feature_layer": 3}, "vision_feature_layer"),
+        ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ({"architectures": ["LlavaPhiForCausalLM"]}, "LlavaPhi"),
+        ({"text_config__use_sliding_window": True}, "use_sliding_window"),
+        ({"text_config__hidden_act": "gelu"}, "hidden_act"),
+        ({"text_config__num_attention_heads": 5}, "num_attention_heads"),
+        ({"text_config__hidden_size": -48}, "hidden_size"),
+        ({"text_config__hidden_size": "48"}, "hidden_size"),
+        ({"text_config__rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"text_config": []}, "text_config"),
+        ({"vision_config__model_type": "dinov2"}, "dinov2"),
+        ({"image_grid_pinpoints": [[56, 57]]}, "image_grid_pinpoints"),
+    ],
+)
 def test_values_that_are_not_understood_are_refused_by_name(folder, change, named):
     edit_config(folder, **change)
     with pytest.raises(CheckpointError, match=named):
@@ -253,4 +256,4 @@ def test_the_embedded_checkpoint_is_whole_and_small():
     checkpoint = Checkpoint.open(small.TINY)
     size = (small.TINY / "model.safetensors").stat().st_size
     assert size <= 8 << 20 and len(checkpoint.names) > 100
-    assert layouts.read(small.TINY).ignored == ()
+    assert layouts.read_config(small.TINY).ignored == ()

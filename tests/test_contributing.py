@@ -18,8 +18,9 @@ from llava_min.prompt import Special, Visual
 from llava_min.weights import names
 
 ROOT = Path(__file__).parent.parent
-LIST = re.findall(r"^\d\. (.+?)(?=^\d\. |^\n|\Z)", (ROOT / "CONTRIBUTING.md").read_text(),
-                  re.M | re.S)  # fmt: skip
+LIST = re.findall(
+    r"^\d\. (.+?)(?=^\d\. |^\n|\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
+)
 OPTIONAL = {"PUBLISHED", "PARTS"}  # for what this family does not have
 
 
@@ -28,11 +29,15 @@ def from_star(fields: layouts.Fields) -> LlavaConfig:
     text, vision = fields.section("mouth"), fields.section("eye")
     eos = layouts.eos_ids(text.values)
     return LlavaConfig(
-        family="star", vision=layouts.vision_config(vision, -1),
+        family="star",
+        vision=layouts.vision_config(vision, -1),
         text=layouts.text_config(text, "qwen2", text.get("tie_word_embeddings", bool), eos),
         template="star",
-        image_modes=("square",), several_images="square", newline=True,
-        ignored=layouts.ignored(fields, text, vision))  # fmt: skip
+        image_modes=("square",),
+        several_images="square",
+        newline=True,
+        ignored=layouts.ignored(fields, text, vision),
+    )
 
 
 def star(turns):
@@ -49,15 +54,21 @@ def star(turns):
 def folder(tmp_path):
     """The embedded checkpoint, written as this family would publish it."""
     known = json.loads((EMBEDDED / "config.json").read_text())
-    values = {"architectures": ["StarForConditionalGeneration"],
-              "mouth": known["text_config"], "eye": known["vision_config"]}  # fmt: skip
+    values = {
+        "architectures": ["StarForConditionalGeneration"],
+        "mouth": known["text_config"],
+        "eye": known["vision_config"],
+    }
     tensors = {}
     for name, tensor in load_file(EMBEDDED / "model.safetensors").items():
         inner, piece = names.ours(name)
         first = {"vision": "eye.", "projector": "nerve.", "decoder": "mouth.", "newline": "blink"}
         part = inner.partition(".")[0]
-        rest = re.sub(r"^.*?(layers|embed_tokens|norm|embeddings|encoder|post_layernorm|linear_\d)",
-                      r"\1", name)  # fmt: skip
+        rest = re.sub(
+            r"^.*?(layers|embed_tokens|norm|embeddings|encoder|post_layernorm|linear_\d)",
+            r"\1",
+            name,
+        )
         tensors[first[part] + ("" if part == "newline" else rest)] = tensor
     return small.write(tmp_path / "star", values, tensors)
 
@@ -67,8 +78,13 @@ def added(monkeypatch):
     """The list, step by step; what was changed by name."""
     monkeypatch.setitem(layouts.LAYOUTS, "StarForConditionalGeneration", from_star)
     monkeypatch.setitem(templates.TEMPLATES, "star", star)
-    prefixes = (("eye.", "vision."), ("nerve.", "projector."), ("mouth.", "decoder."),
-                ("blink", "newline"), *names.PREFIXES)  # fmt: skip
+    prefixes = (
+        ("eye.", "vision."),
+        ("nerve.", "projector."),
+        ("mouth.", "decoder."),
+        ("blink", "newline"),
+        *names.PREFIXES,
+    )
     monkeypatch.setattr(names, "PREFIXES", prefixes)
     monkeypatch.setitem(aliases.ALIASES, "star", ("nobody/star", 0.01))
     return {"LAYOUTS", "TEMPLATES", "PREFIXES", "ALIASES"}

@@ -2,6 +2,7 @@
 lengths.
 """
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,9 +91,9 @@ def test_decode_on_a_cpu(starts, heads, dtype, seed):
     query = rows_of(seed + 2, (len(starts), 1, heads[0], 16), dtype)
     mixed = decode.decode_attention(query, layer)
     assert mixed.is_contiguous()
-    wider = layer.double().read(1, torch.float64)
+    wider = layer.double().keys_and_values(1, torch.float64)
     exact = decode.decode_formula(query.double(), *wider, layer.lengths)
-    by_formula = decode.decode_formula(query, *layer.read(1, dtype), layer.lengths)
+    by_formula = decode.decode_formula(query, *layer.keys_and_values(1, dtype), layer.lengths)
     no_worse_than_torch(mixed, by_formula, exact, score=4)
 
 
@@ -195,14 +196,21 @@ def check_counter(decode):
 
 @pytest.mark.parametrize(
     ("capability", "multiprocessors", "capacity", "kv_heads", "splits"),
-    [((9, 0), 132, 131_100, 4, 66), ((9, 0), 132, 1_100, 4, 18), ((8, 0), 108, 131_100, 4, 27),
-     ((8, 6), 82, 131_100, 2, 82), ((9, 0), 132, 131_100, 32, 8), ((9, 0), 132, 30, 4, 1)],
-)  # fmt: skip
+    [
+        ((9, 0), 132, 131_100, 4, 66),
+        ((9, 0), 132, 1_100, 4, 18),
+        ((8, 0), 108, 131_100, 4, 27),
+        ((8, 6), 82, 131_100, 2, 82),
+        ((9, 0), 132, 131_100, 32, 8),
+        ((9, 0), 132, 30, 4, 1),
+    ],
+)
 def test_splits_fill_the_gpu_once(capability, multiprocessors, capacity, kv_heads, splits):
     """As many programs as run at once on this GPU, and none without keys in a full cache."""
     gpu = choose.Gpu(capability, multiprocessors)
     keys = torch.empty(1, kv_heads, capacity, 128, dtype=torch.bfloat16, device="meta")
-    layer = Layer(keys, keys, None, None, torch.zeros(1, dtype=torch.int32), None)
+    lengths = torch.zeros(1, dtype=torch.int32)
+    layer = Layer(keys, keys, None, None, lengths, np.zeros(0, int))
     assert decode.splits_of(layer, 1, gpu, decode.BLOCKS[gpu.part, 16]) == splits
 
 

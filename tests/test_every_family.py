@@ -19,8 +19,10 @@ from llava_min.families import layouts
 pytest.importorskip("transformers")
 side = st.one_of(st.integers(1, 130), st.integers(1, 2400))
 size = st.tuples(side, side).filter(lambda pair: pair[0] * pair[1] < 250_000)
-sizes = st.one_of(st.sampled_from(agreement.EXTREMES).map(lambda one: [one]),
-                  st.lists(size, min_size=1, max_size=3))  # fmt: skip
+sizes = st.one_of(
+    st.sampled_from(agreement.EXTREMES).map(lambda one: [one]),
+    st.lists(size, min_size=1, max_size=3),
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_greedy_answers(families, name):
 def counter(name: str):
     """(our configuration at the real size, a function that counts as their processor does)."""
     values = test_real_sizes.CHECKPOINTS[name][0]
-    ours = layouts.from_values(values)
+    ours = layouts.parse_config(values)
     tile, rows = ours.tile, ours.vision.side
     if ours.family == "llava":
         return ours, lambda width, height: rows * rows

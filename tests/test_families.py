@@ -266,7 +266,7 @@ def test_a_picture_and_a_clip_in_one_prompt(families):
         if isinstance(segment, plans.Text):
             ids += segment.ids
         else:
-            ids += [510 if isinstance(segment, plans.Image) else 511] * segment.tokens
+            ids += [510 if isinstance(segment, plans.Picture) else 511] * segment.tokens
     theirs = family.logits(
         ids, **processor([picture], return_tensors="pt"), pixel_values_videos=video
     )
@@ -308,7 +308,7 @@ def test_a_stray_factor_without_rope_scaling_is_not_obeyed():
         **FAMILIES["next_video"],
         "text_config": decoder("llama", factor=2.0, type="linear"),
     }
-    assert layouts.from_values(settings).text.rope_factor == 1.0
+    assert layouts.parse_config(settings).text.rope_factor == 1.0
 
 
 def test_the_original_walks_its_grids_by_width_first():
@@ -354,21 +354,19 @@ def test_token_counts_of_next_video_at_its_real_size(size, grid, tokens):
         "vision_config": clip(image_size=336),
         "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
     }
-    segment = plans.picture(size, "anyres", layouts.from_values(settings))
-    assert (segment.grid, segment.tokens) == (grid, tokens)
+    segment = plans.picture(size, "anyres", layouts.parse_config(settings))
+    assert (segment.grid.tiles, segment.tokens) == (grid, tokens)
 
 
 def test_cropping_takes_the_floor_of_the_middle():
     """339 x 336: offset 1; torchvision's own centre crop would round to 2."""
-    settings = layouts.from_values(
+    settings = layouts.parse_config(
         {**FAMILIES["long_llava"], "vision_config": clip(image_size=336)}
     )
     picture = small.picture(339, 336)
     import numpy as np
 
-    assert np.array_equal(
-        image.cropped_tile(picture, settings).pixels[0], np.asarray(picture)[:, 1:337]
-    )
+    assert np.array_equal(image.cropped_tile(picture, settings)[0], np.asarray(picture)[:, 1:337])
 
 
 def test_time_instruction_word_for_word():

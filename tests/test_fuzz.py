@@ -26,10 +26,11 @@ from llava_min.media import sources as media
 
 SECONDS = 60  # for one mutant, on the clock; a quiet machine needs milliseconds
 ORDINARY, SLOW = 200, 2000  # mutants of each kind
-ODD_VALUES = [None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e300, "", "x",
-              "\ud800", "1", [], [[]], {}, {"a": 1}, [0] * 50]  # fmt: skip
-ODD_BYTES = [b"\0", b"\xff", b"\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x80\0\0\0", b"{", b"]",
-             b'"', b"9" * 30, b"-", b"NaN", b"\xed\xa0\x80", b"\n"]  # fmt: skip
+ODD_NUMBERS = [0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e300]
+ODD_TEXTS = ["", "x", "\ud800", "1"]
+ODD_VALUES = [None, True, False, *ODD_NUMBERS, *ODD_TEXTS, [], [[]], {}, {"a": 1}, [0] * 50]
+ODD_BYTES = [b"\0", b"\xff", b"\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x80\0\0\0"]
+ODD_BYTES += [b"{", b"]", b'"', b"9" * 30, b"-", b"NaN", b"\xed\xa0\x80", b"\n"]
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -59,8 +59,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
             {"type": "file", "path": p, "rfilename": p, "size": len(b), "oid": etag(b)}
             for p, b in files.items()
         ]
-        info = {"id": name, "sha": revision, "siblings": listing, "tags": [], "private": False,
-                "cardData": {"license": "cc-by-nc-4.0"}}  # fmt: skip
+        info = {
+            "id": name,
+            "sha": revision,
+            "siblings": listing,
+            "tags": [],
+            "private": False,
+            "cardData": {"license": "cc-by-nc-4.0"},
+        }
         self.reply(200, json.dumps(listing if api[2] == "tree" else info).encode())
 
     do_HEAD = do_GET
@@ -117,8 +123,13 @@ def run(server, tmp_path):
         endpoint = f"http://127.0.0.1:{server.server_port}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), **environment}
-        result = subprocess.run([sys.executable, *command], env=kept, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, *command],
+            env=kept,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         return result.returncode, result.stdout
 
     return run
@@ -304,5 +315,10 @@ def test_aliases_are_in_the_order_of_their_size_and_complete():
     sizes = [size for _, size in hub.ALIASES.values()]
     assert sizes == sorted(sizes)
     assert all(re.fullmatch(r"[\w-]+/[\w.-]+", name) for name, _ in hub.ALIASES.values())
-    assert {"onevision-0.5b", "onevision-7b", "llava-video-7b", "interleave-0.5b",
-            "long-llava-7b"} <= hub.ALIASES.keys()  # fmt: skip
+    assert {
+        "onevision-0.5b",
+        "onevision-7b",
+        "llava-video-7b",
+        "interleave-0.5b",
+        "long-llava-7b",
+    } <= hub.ALIASES.keys()

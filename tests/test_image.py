@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_min import image
+from llava_min.anyres import Grid
 from llava_min.families import layouts
 
-CONFIG = layouts.read(small.TINY)
+CONFIG = layouts.read_config(small.TINY)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,14 @@ def test_tiles_are_bit_equal(processor, width, height, seed):
     picture = small.picture(width, height, seed)
     theirs = processor([picture], return_tensors="np", do_normalize=False, do_rescale=False)
     tiles = image.anyres_tiles(picture, CONFIG)
-    assert np.array_equal(tiles.pixels.transpose(0, 3, 1, 2), theirs["pixel_values"][0])
+    assert np.array_equal(tiles.transpose(0, 3, 1, 2), theirs["pixel_values"][0])
 
 
 @pytest.mark.parametrize("size", [(1, 2400), (2400, 1), (3, 700)])
 def test_extreme_ratios_are_within_one_level(processor, size):
     picture = small.picture(*size)
     theirs = processor([picture], return_tensors="np", do_normalize=False, do_rescale=False)
-    ours = image.anyres_tiles(picture, CONFIG).pixels.transpose(0, 3, 1, 2).astype(int)
+    ours = image.anyres_tiles(picture, CONFIG).transpose(0, 3, 1, 2).astype(int)
     assert np.abs(ours - theirs["pixel_values"][0].astype(int)).max() <= 1
 
 
@@ -46,7 +47,7 @@ def test_extreme_ratios_are_within_one_level(processor, size):
 def test_padded_tiles_are_bit_equal(processor, width, height, seed):
     pictures = [small.picture(width, height, seed), small.picture(height, width, seed + 1)]
     theirs = processor([pictures], return_tensors="np", do_normalize=False, do_rescale=False)
-    ours = np.stack([image.padded_tile(picture, CONFIG).pixels for picture in pictures])
+    ours = np.stack([image.padded_tile(picture, CONFIG) for picture in pictures])
     assert np.array_equal(ours.transpose(0, 1, 4, 2, 3), theirs["pixel_values"])
 
 
@@ -66,8 +67,8 @@ def test_grid_tiles_put_the_canvas_together_again():
     """Tiles are cut row by row: a picture that fits its grid exactly comes back whole."""
     picture = small.picture(3 * CONFIG.tile, 2 * CONFIG.tile)
     tiles = image.anyres_tiles(picture, CONFIG)
-    assert tiles.grid == (2, 3)
-    rows = [np.concatenate(tiles.pixels[1 + 3 * row : 4 + 3 * row], axis=1) for row in range(2)]
+    assert Grid.of(picture.size, CONFIG).tiles == (2, 3)
+    rows = [np.concatenate(tiles[1 + 3 * row : 4 + 3 * row], axis=1) for row in range(2)]
     assert np.array_equal(np.concatenate(rows), np.asarray(picture))
 
 
@@ -75,6 +76,6 @@ def test_grid_tiles_put_the_canvas_together_again():
 def test_padding_is_grey_and_centred(size):
     from PIL import Image
 
-    tile = image.padded_tile(Image.new("RGB", size, "red"), CONFIG).pixels[0]
+    tile = image.padded_tile(Image.new("RGB", size, "red"), CONFIG)[0]
     assert (tile[0, 0] == 127).all() and (tile[-1, -1] == 127).all()
     assert (tile[CONFIG.tile // 2, CONFIG.tile // 2] == (255, 0, 0)).all()

@@ -232,10 +232,16 @@ def test_a_url_is_fetched_through_redirects(server):
         assert np.array_equal(np.asarray(media.open_picture(server + path)), expected)
 
 
-@pytest.mark.parametrize("path, found", [("/loop", "redirect"), ("/to-file", "redirect"),
-                                         ("/lies", "expected"), ("/endless", "at most 1000000 "
-                                                                             "bytes"),
-                                         ("/missing", "404")])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, found",
+    [
+        ("/loop", "redirect"),
+        ("/to-file", "redirect"),
+        ("/lies", "expected"),
+        ("/endless", "at most 1000000 bytes"),
+        ("/missing", "404"),
+    ],
+)
 def test_hostile_answers_are_refused(server, path, found, monkeypatch):
     monkeypatch.setattr(limits, "IMAGE_BYTES", 1_000_000)
     with pytest.raises(MediaError, match=found):

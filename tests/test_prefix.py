@@ -92,7 +92,7 @@ def test_the_file_holds_the_cache_bit_for_bit(folder, tmp_path, kv_dtype):
     options = {"images": [FIRST], "videos": [CLIP], "max_tokens": 3}
     answer = model.generate("What?", **options, prefix=kept, prompt_cache=path)
     kept.cache.rewind(int(kept.cache.host_lengths[0]) - answer.usage["prompt_tokens"] + 1)
-    assert read.read(path, model.description, model.prepare("What?", [FIRST], [CLIP]), 3)
+    assert read.load(path, model.description, model.prepare("What?", [FIRST], [CLIP]), 3)
     assert read.cache.tensors().keys() == kept.cache.tensors().keys()
     for name, tensor in kept.cache.tensors().items():
         bits = torch.uint8 if tensor.dtype == torch.float8_e4m3fn else tensor.dtype
@@ -222,9 +222,9 @@ def test_a_clip_is_known_by_its_file_and_times(model, tmp_path, monkeypatch):
     folder.mkdir()
     for number in range(3):
         small.picture(60, 50, seed=number).save(folder / f"{number}.png")
-    hashes = [video.read(folder, video.Choice(2)).hash for _ in range(2)]
+    hashes = [video.sample_clip(folder, video.Choice(2)).hash for _ in range(2)]
     small.picture(60, 50, seed=9).save(folder / "2.png")
-    assert hashes[0] == hashes[1] != video.read(folder, video.Choice(2)).hash
+    assert hashes[0] == hashes[1] != video.sample_clip(folder, video.Choice(2)).hash
 
 
 def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):

@@ -102,14 +102,21 @@ def test_every_visual_appears_once_in_order(text, images, videos):
 
 
 def test_messages_keep_the_order_of_their_parts():
-    turns, images, videos = chat_messages.from_messages([
-        {"role": "user", "content": [
-            {"type": "text", "text": "First <image>"},
-            {"type": "image_url", "image_url": {"url": "a.png"}},
-            {"type": "image"},
-            {"type": "video", "video": "b.mp4"},
-            {"type": "text", "text": "last"}]},
-        {"role": "assistant", "content": "ok"}])  # fmt: skip
+    turns, images, videos = chat_messages.from_messages(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "First <image>"},
+                    {"type": "image_url", "image_url": {"url": "a.png"}},
+                    {"type": "image"},
+                    {"type": "video", "video": "b.mp4"},
+                    {"type": "text", "text": "last"},
+                ],
+            },
+            {"role": "assistant", "content": "ok"},
+        ]
+    )
     assert images == ["a.png", None] and videos == ["b.mp4"]
     assert written(templates.onevision(turns)) == (
         "<|im_start|>user \nFirst <image><image 0><image 1><video 0>\nlast<|im_end|>"

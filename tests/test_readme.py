@@ -42,8 +42,13 @@ def printed(command: str) -> str:
     """What a terminal would show: stdout and stderr, in order."""
     program, *words = [word for word in shlex.split(command) if word != "2>&1"]
     assert program == "python", command
-    run = subprocess.run([sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert run.returncode == 0, run.stdout
     return run.stdout
 

@@ -138,7 +138,7 @@ CHECKPOINTS = {
 def test_a_published_configuration_has_the_published_size(name):
     """Within 1%: shards also hold headers and the parts of the tower that are dropped."""
     values, published, family, context, frames = CHECKPOINTS[name]
-    settings = layouts.from_values(values)
+    settings = layouts.parse_config(values)
     assert (settings.family, settings.text.context, settings.frames) == (family, context, frames)
     model = load.on_meta(settings)
     size = 2 * sum(parameter.numel() for parameter in model.parameters())
@@ -151,11 +151,11 @@ def test_llava_onevision_7b_has_765_tensors():
     """28 x 12 + 3 of text, 4 of the projector, the newline, 26 x 16 + 3 of the tower, and 2 that
     are dropped.
     """
-    model = load.on_meta(layouts.from_values(CHECKPOINTS["llava-onevision-7b-ov"][0]))
+    model = load.on_meta(layouts.parse_config(CHECKPOINTS["llava-onevision-7b-ov"][0]))
     stored = [name for own in model.state_dict() for name, _ in names.theirs(own, "original")]
     assert len(stored) == len(set(stored)) == 765 - 2
 
 
 def test_23_of_24_blocks_of_clip_run():
-    settings = layouts.from_values(CHECKPOINTS["long-llava-qwen2-7b"][0])
+    settings = layouts.parse_config(CHECKPOINTS["long-llava-qwen2-7b"][0])
     assert settings.vision.num_layers == 23 and settings.vision.num_positions == 577

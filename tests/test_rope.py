@@ -85,8 +85,12 @@ def check_write_8bit(rope, kind=torch.int8):
     plain = layer_of(0, starts, new, kv_heads, head_dim, torch.float32)
     rope.write_triton(qkv, angles, plain, tokens=4)
     shape = plain.keys.shape
-    layer = Layer(*torch.zeros(2, *shape, dtype=kind), *torch.zeros(2, *shape[:3]), plain.lengths,
-                  plain.host_lengths)  # fmt: skip
+    layer = Layer(
+        *torch.zeros(2, *shape, dtype=kind),
+        *torch.zeros(2, *shape[:3]),
+        plain.lengths,
+        plain.host_lengths,
+    )
     rope.write_triton(qkv, angles, layer, tokens=4)
     steps, scales = rope.quantise(written(plain, new), kind)
     found, right = written(layer, new).float(), steps.float()
@@ -96,8 +100,14 @@ def check_write_8bit(rope, kind=torch.int8):
         assert rounded_up.float().mean() < 0.1
         found, right = (x.masked_fill(rounded_up, 0.0) for x in (found, right))
     assert torch.equal(found, right)
-    kept = Layer(layer.key_scales[..., None], layer.value_scales[..., None], None, None,
-                 layer.lengths, layer.host_lengths)  # fmt: skip
+    kept = Layer(
+        layer.key_scales[..., None],
+        layer.value_scales[..., None],
+        None,
+        None,
+        layer.lengths,
+        layer.host_lengths,
+    )
     assert torch.equal(scales, written(kept, new)[..., 0])
 
 
@@ -109,8 +119,12 @@ def check_not_finite(rope, kind):
         qkv = rows_of(0, (1, 3, 4 * 16))
         qkv[0, 1, 2 * 16 + 5], qkv[0, 2, 3 * 16 + 9] = wrong, wrong
         shape = 1, 1, 8, 16
-        layer = Layer(*torch.zeros(2, *shape, dtype=kind), *torch.zeros(2, *shape[:3]),
-                      torch.zeros(1, dtype=torch.int32), np.array([0]))  # fmt: skip
+        layer = Layer(
+            *torch.zeros(2, *shape, dtype=kind),
+            *torch.zeros(2, *shape[:3]),
+            torch.zeros(1, dtype=torch.int32),
+            np.array([0]),
+        )
         rope.write_triton(qkv, angles_of([0], 3, 16), layer, tokens=4)
         assert layer.key_scales[0, 0, :3].isfinite().tolist() == [True, False, True]
         assert layer.value_scales[0, 0, :3].isfinite().tolist() == [True, True, False]

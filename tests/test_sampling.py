@@ -59,9 +59,14 @@ def test_the_filters_agree_with_transformers():
     torch.manual_seed(0)
     for _ in range(20):
         logits = 3 * torch.randn(1, 40)
-        chain = transformers.LogitsProcessorList([
-            transformers.TemperatureLogitsWarper(0.7), transformers.TopKLogitsWarper(12),
-            transformers.TopPLogitsWarper(0.8), transformers.MinPLogitsWarper(0.05)])  # fmt: skip
+        chain = transformers.LogitsProcessorList(
+            [
+                transformers.TemperatureLogitsWarper(0.7),
+                transformers.TopKLogitsWarper(12),
+                transformers.TopPLogitsWarper(0.8),
+                transformers.MinPLogitsWarper(0.05),
+            ]
+        )
         theirs = chain(torch.zeros(1, 1, dtype=torch.long), logits.clone())[0]
         ids, weights = candidates(logits[0], Sampling(0.7, 12, 0.8, 0.05))
         assert set(ids.tolist()) == set(torch.isfinite(theirs).nonzero().flatten().tolist())

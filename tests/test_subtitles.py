@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import llava_min
 from llava_min import prompt
-from llava_min.command import arguments
+from llava_min.command import arguments, flags
 from llava_min.errors import MediaError, ParameterError, PromptError
 from llava_min.media import subtitles
 from llava_min.prompt import Turn, Visual
@@ -38,7 +38,7 @@ def test_cues_are_read(tmp_path, newline):
     path = tmp_path / "clip.srt"
     path.write_bytes(SRT.replace("\n", newline).encode())
     times = [(0.0, 1.5), (2.0, 4.0), (60.0, 3601.0)]
-    assert subtitles.read(path) == [(*t, line) for t, line in zip(times, LINES)]
+    assert subtitles.read_subtitles(path) == [(*t, line) for t, line in zip(times, LINES)]
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,21 @@ def test_cues_are_read(tmp_path, newline):
 def test_what_is_no_srt_is_refused(tmp_path, data):
     (tmp_path / "clip.srt").write_bytes(data)
     with pytest.raises(MediaError, match="cannot read the subtitles: .*clip.srt"):
-        subtitles.read(tmp_path / "clip.srt")
+        subtitles.read_subtitles(tmp_path / "clip.srt")
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), max_size=8),
-       st.lists(st.integers(0, 60), max_size=8))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), max_size=8),
+    st.lists(st.integers(0, 60), max_size=8),
+)
 def test_each_line_comes_once_from_its_start_up_to_its_end(spans, times):
     cues = [(start, start + length, f"line {n}") for n, (start, length) in enumerate(spans)]
-    said = subtitles.shown(cues, tuple(times)).splitlines()
-    expected = [f"line {n}" for n, (start, length) in enumerate(spans)
-                if any(time in range(start, start + length) for time in times)]  # fmt: skip
+    said = subtitles.subtitles_at(cues, tuple(times)).splitlines()
+    expected = [
+        f"line {n}"
+        for n, (start, length) in enumerate(spans)
+        if any(time in range(start, start + length) for time in times)
+    ]
     assert said[1:] == expected and bool(said) == bool(expected)
 
 
@@ -77,7 +82,7 @@ def test_they_stand_between_clip_and_question(model, tmp_path):
     timed = model.prepare("Where is the star?", timestamps=True, **given).text()
     assert timed.index("located at") < timed.index("subtitles") < timed.index("Where is")
     for wrong in (dict(raw=True), dict(videos=[small.frames(2)] * 2), dict(videos=[])):
-        with pytest.raises(ParameterError, match="cannot place the subtitles"):
+        with pytest.raises(ParameterError, match="subtitles need exactly one video"):
             model.prepare("<video> Where?", **given | wrong)
 
 
@@ -100,28 +105,39 @@ def test_notes_are_told_once_and_none_is_lost():
 
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
 def test_times_of_the_command(hours, minutes, whole, thousandths):
-    for text in (f"{hours}:{minutes:02}:{whole:02}.{thousandths:03}",
-                 f"{60 * hours + minutes}:{whole}.{thousandths:03}",
-                 f"{3600 * hours + 60 * minutes + whole}.{thousandths:03}"):  # fmt: skip
+    for text in (
+        f"{hours}:{minutes:02}:{whole:02}.{thousandths:03}",
+        f"{60 * hours + minutes}:{whole}.{thousandths:03}",
+        f"{3600 * hours + 60 * minutes + whole}.{thousandths:03}",
+    ):
         expected = 3600 * hours + 60 * minutes + whole + thousandths / 1000
-        assert arguments.seconds(text) == pytest.approx(expected)
+        assert flags.seconds(text) == pytest.approx(expected)
 
 
 def test_the_command_takes_times():
     given = "what --video v --fps 0.5 --start 1:00 --end 1:02:03.5 --frames 9 --subtitles s".split()
     options = arguments.parse(given).options
-    assert [options[name] for name in ("fps", "start", "end", "frames", "subtitles")] == [
-        0.5, 60.0, 3723.5, 9, "s"]  # fmt: skip
+    given = [options[name] for name in ("fps", "start", "end", "frames", "subtitles")]
+    assert given == [0.5, 60.0, 3723.5, 9, "s"]
     assert arguments.parse(["what", "--at", "1,0:02,3.5"]).options["at"] == (1.0, 2.0, 3.5)
     for wrong in ("--at 1,,2", "--at=-1", "--start x", "--end 1:2:3:4", "--fps 0", "--at nan"):
         with pytest.raises(ParameterError, match=wrong.split("=")[0].split()[0]):
             arguments.parse(["what", *wrong.split()])
 
 
-@pytest.mark.parametrize("wrong", [dict(fps=0), dict(fps=np.nan), dict(start=-1), dict(at=["1"]),
-                                   dict(end=np.inf), dict(at=[1], frames=4)])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(fps=0),
+        dict(fps=np.nan),
+        dict(start=-1),
+        dict(at=["1"]),
+        dict(end=np.inf),
+        dict(at=[1], frames=4),
+    ],
+)
 def test_wrong_times_are_named(model, wrong):
-    with pytest.raises(ParameterError, match="cannot sample the video"):
+    with pytest.raises(ParameterError, match=" and ".join(wrong)):
         model.prepare("Where?", videos=[small.frames(2)], **wrong)
 
 

@@ -11,7 +11,6 @@ import small
 import torch
 
 import llava_min
-from llava_min.image import anyres_tiles
 from llava_min.weights.tiny import exam, files, lessons, samples, scenes, train
 
 
@@ -125,14 +124,11 @@ def logits_alone(model, batch, sample, ids) -> torch.Tensor:
     from llava_min.cache import Cache
 
     network, config = model.network, model.config
-    if batch.kind == "clip":
-        segments = [plans.clip([0.0] * len(sample[0].pixels), config)]
-    else:
-        segments = [plans.picture(t.size, "anyres" if t.grid else "pad", config) for t in sample]
+    segments = [segment for segment, _ in sample]
     plan = plans.Plan(
         (plans.Text(tuple(batch.prefix)), *segments, plans.Text(tuple(ids))), config.text.context
     )
-    visuals = [network.encode(t, video=batch.kind == "clip") for t in sample]
+    visuals = [network.encode(segment, tiles) for segment, tiles in sample]
     cache = Cache.empty(config.text, 1, plan.tokens)
     return network.prefill(plan, visuals, cache, keep="all")
 
@@ -197,9 +193,8 @@ def test_greedy_answers_are_what_the_exam_marks(model, teacher):
     picture = scenes.render(scene)
     assert isinstance(picture, Image.Image)
     lesson = scenes.picture_questions(rng, scene)
-    batch = teacher.pack(
-        "picture", "onevision", [[anyres_tiles(picture, model.config)]], [lesson], False
-    )
+    visuals = teacher.tiles([scene], "picture", picture.size)
+    batch = teacher.pack("picture", "onevision", [visuals], [lesson], False)
     with torch.no_grad():
         verdicts = exam.verdicts(batch, *train.answer_logits(model.network, batch))
     for (_, question, answer), right in zip(lesson, verdicts):

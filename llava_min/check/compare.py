@@ -11,16 +11,28 @@ Agrees with: the LLaVA classes of transformers. An original checkpoint is put in
 LlavaOnevisionForConditionalGeneration by our own table of names (weights/names.py).
 """
 
+from __future__ import annotations  # torch and transformers are imported when they are needed
+
 import argparse
 import html
 import importlib.util
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..config import LlavaConfig
 from ..errors import LlavaMinError, OutputError, ParameterError, shown
 from ..families.layouts import NAMED_TOWERS
+from ..segments import Picture, Plan, Text
+
+if TYPE_CHECKING:
+    import transformers
+    from torch import Tensor, nn
+
+    Stages = dict[str, Tensor]  # {stage: [rows width]}, and "logits"
 
 STAGES = {
     # stage: its module in ours, in theirs, and whether its input is compared or its output
@@ -34,19 +46,20 @@ SAMPLES = Path(__file__).parents[1] / "weights" / "tiny" / "samples"
 TEXT = list(range(3, 35))  # ids that every vocabulary has
 
 
-def cases() -> dict[str, dict]:
+def cases() -> dict[str, dict[str, Any]]:
     """The media of each case: uint8 [3 H W 3], all three as a clip, the first one as a picture."""
     import numpy as np
     from PIL import Image
 
     names = ("shapes", "before", "after")
-    frames = np.stack([Image.open(SAMPLES / f"{name}.png").convert("RGB") for name in names])
+    pictures = (Image.open(SAMPLES / f"{name}.png").convert("RGB") for name in names)
+    frames = np.stack([np.asarray(picture) for picture in pictures])
     return {"picture": {"images": [frames[0]]}, "clip": {"videos": [frames]}}
 
 
-def watch(network, side: int) -> dict[str, list]:
+def watch(network: nn.Module, side: int) -> dict[str, list[Tensor]]:
     """{stage: tensors [rows width]}, filled whenever the network runs; side 0 is ours, 1 theirs."""
-    passed: dict[str, list] = {}
+    passed: dict[str, list[Tensor]] = {}
     for name, module in network.named_modules():
         for stage, (*patterns, entering) in STAGES.items():
             if match := re.fullmatch(patterns[side], name):
@@ -55,21 +68,23 @@ def watch(network, side: int) -> dict[str, list]:
     return passed
 
 
-def keeping(tensors: list, entering: bool, side: int):
+def keeping(tensors: list[Tensor], entering: bool, side: int) -> Callable[..., None]:
     """A hook that keeps what enters or leaves a module.
 
     A block of ours returns the stream and what is still to be added to it.
     """
 
-    def hook(module, entered, left):
+    def hook(
+        module: nn.Module, entered: tuple[Tensor, ...], left: Tensor | tuple[Tensor, ...]
+    ) -> None:
         parts = entered[:1] if entering else left if isinstance(left, tuple) else (left,)
-        tensor = sum(parts) if side == 0 else parts[0]
+        tensor = parts[0] if side or len(parts) == 1 else parts[0] + parts[1]
         tensors.append(tensor.detach().flatten(0, -2).clone())
 
     return hook
 
 
-def collected(passed: dict[str, list], logits) -> dict:
+def collected(passed: dict[str, list[Tensor]], logits: Tensor) -> Stages:
     """{stage: tensor} of one run; `passed` is emptied for the next."""
     import torch
 
@@ -79,27 +94,39 @@ def collected(passed: dict[str, list], logits) -> dict:
     return stages | {"logits": logits}
 
 
-def ours(folder: Path):
+def ours(folder: Path) -> tuple[LlavaConfig, dict[str, tuple[Plan, Stages]]]:
     """(the configuration, {case: (the plan of its prompt, its stages)})."""
     from ..engine import load as loading
 
     model = loading.load(folder, device="cpu", dtype="float32")
-    passed, found = watch(model.network, 0), {}
+    passed = watch(model.network, 0)
+    found: dict[str, tuple[Plan, Stages]] = {}
     for case, media in cases().items():
         places = 3 if case == "clip" and model.config.pool_mode is None else 1
         prepared = model.prepare([-200] * places + TEXT, **media)
+        model.admit(prepared, 0, results=stage_bytes(model.config, prepared.plan))
         logits = model.prefilled(prepared, 0, keep="all")[0]
         found[case] = prepared.plan, collected(passed, logits)
     return model.config, found
 
 
-def theirs(folder: Path, config, plans: dict) -> dict[str, dict]:
+def stage_bytes(config: LlavaConfig, plan: Plan) -> int:
+    """Bytes of all stages of a prompt in float32, and of its logits."""
+    from ..planning.memory import logit_bytes
+
+    tiles = sum(segment.tiles for segment in plan.segments if not isinstance(segment, Text))
+    tower = tiles * config.vision.num_positions * config.vision.hidden_size
+    rows = plan.tokens * config.text.hidden_size
+    stages = config.vision.num_layers * tower + config.text.num_layers * rows
+    return 4 * stages + logit_bytes(config, plan.tokens)
+
+
+def theirs(folder: Path, config: LlavaConfig, plans: dict[str, Plan]) -> dict[str, Stages]:
     """{case: its stages} of the cases that their class knows."""
     import torch
 
-    from ..segments import Image, Text
-
-    model, found = their_model(folder, config), {}
+    model = their_model(folder, config)
+    found: dict[str, Stages] = {}
     passed = watch(model, 1)
     clips = hasattr(model.config, "video_token_id") or config.pool_mode is None
     if config.family == "llava_qwen":
@@ -107,18 +134,21 @@ def theirs(folder: Path, config, plans: dict) -> dict[str, dict]:
     for case, plan in plans.items():
         if case == "clip" and not clips:
             continue
-        pixels, ids = their_pixels(folder, config, case), []
+        pixels = their_pixels(folder, config, case)
+        ids: list[int] = []
         for part in plan.segments:
-            kind = "image" if isinstance(part, Image) else "video"
-            text = isinstance(part, Text)
-            ids += part.ids if text else [getattr(model.config, f"{kind}_token_id")] * part.tokens
+            if isinstance(part, Text):
+                ids += part.ids
+            else:
+                kind = "image" if isinstance(part, Picture) else "video"
+                ids += [getattr(model.config, f"{kind}_token_id")] * part.tokens
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), **pixels).logits[0]
         found[case] = collected(passed, logits)
     return found
 
 
-def their_model(folder: Path, config):
+def their_model(folder: Path, config: LlavaConfig) -> nn.Module:
     """Their model, filled from the same files."""
     import torch
     import transformers
@@ -129,7 +159,7 @@ def their_model(folder: Path, config):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checkpoint = Checkpoint.open(folder)
-    values = checkpoint.json("config.json", "configuration")
+    values: dict[str, Any] = checkpoint.json("config.json", "configuration")
     if config.family != "llava_qwen":
         kind = getattr(transformers, values["architectures"][0])
         return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
@@ -142,7 +172,7 @@ def their_model(folder: Path, config):
     return model
 
 
-def their_config(values: dict, config):
+def their_config(values: dict[str, Any], config: LlavaConfig) -> transformers.PretrainedConfig:
     """Their configuration of an original checkpoint, whose keys for the text are theirs already."""
     import transformers
 
@@ -152,12 +182,14 @@ def their_config(values: dict, config):
         vision_config={**tower, "num_hidden_layers": layers, "vision_use_head": False},
         text_config={**values, "model_type": "qwen2", "vision_config": None},
         image_grid_pinpoints=[[tile * rows, tile * columns] for rows, columns in config.grids],
-        vision_aspect_ratio=f"anyres_max_{config.max_tiles}", tie_word_embeddings=config.text.tied,
-        image_token_index=config.text.vocab_size - 1, video_token_index=config.text.vocab_size - 2
-    )  # fmt: skip
+        vision_aspect_ratio=f"anyres_max_{config.max_tiles}",
+        tie_word_embeddings=config.text.tied,
+        image_token_index=config.text.vocab_size - 1,
+        video_token_index=config.text.vocab_size - 2,
+    )
 
 
-def their_pixels(folder: Path, config, case: str) -> dict:
+def their_pixels(folder: Path, config: LlavaConfig, case: str) -> dict[str, Tensor]:
     """The pixels that their processor on Pillow makes of a case."""
     kind = "llava_next" if config.family == "llava_next_video" else "llava_onevision"
     if config.family == "llava" or case == "clip":
@@ -170,23 +202,24 @@ def their_pixels(folder: Path, config, case: str) -> dict:
     else:  # an original folder
         tile, half = config.tile, [0.5] * 3
         grids = [[tile * rows, tile * columns] for rows, columns in config.grids]
-        made = made(size={"height": tile, "width": tile}, image_mean=half, image_std=half,
-                    image_grid_pinpoints=grids)  # fmt: skip
+        size = {"height": tile, "width": tile}
+        made = made(size=size, image_mean=half, image_std=half, image_grid_pinpoints=grids)
     if case == "picture":
         return dict(made(cases()[case]["images"], return_tensors="pt"))
     pixels = made(list(cases()[case]["videos"][0]), return_tensors="pt")["pixel_values"]
     return {"pixel_values_videos": pixels[None]} if config.pool_mode else {"pixel_values": pixels}
 
 
-def compared(asked: dict, found: dict) -> list[tuple[str, float, float, float]]:
+def compared(
+    asked: dict[str, tuple[Plan, Stages]], found: dict[str, Stages]
+) -> list[tuple[str, float, float, float]]:
     """(case and stage, max|theirs|, largest error, its bound); inf where shapes differ."""
     rows = []
     for case in found:
         for stage, mine in asked[case][1].items():
-            other = found[case].get(stage)
-            same = other is not None and other.shape == mine.shape
-            largest = other.abs().max().item() if same else 0.0
-            error = (mine - other).abs().max().item() if same else math.inf
+            other, largest, error = found[case].get(stage), 0.0, math.inf
+            if other is not None and other.shape == mine.shape:
+                largest, error = other.abs().max().item(), (mine - other).abs().max().item()
             rows.append((f"{case}: {stage}", largest, error, 5e-5 * max(1.0, largest / 5)))
     return rows
 
@@ -194,30 +227,35 @@ def compared(asked: dict, found: dict) -> list[tuple[str, float, float, float]]:
 def plot(rows: list[tuple[str, float, float, float]], title: str) -> str:
     """SVG: the errors as bars on a logarithmic axis from 1e-9 to 10, each with its bound."""
     height = 50 + 18 * len(rows)
-    place = lambda value: 200 + 60 * min(10.0, max(0.0, 9 + math.log10(max(value, 1e-30))))
+
+    def place(value: float) -> float:
+        return 200 + 60 * min(10.0, max(0.0, 9 + math.log10(max(value, 1e-30))))
+
+    def text(x: float, y: float, words: str, style: str = 'text-anchor="end"') -> str:
+        return f'<text x="{x}" y="{y}" {style}>{html.escape(words)}</text>'
+
     legend = "bar: largest error, none where both are equal to the last bit; stroke: its bound"
-    parts = [f'<text x="10" y="18" font-size="15">{html.escape(title)}</text>',
-             f'<text x="850" y="18" text-anchor="end">{legend}</text>']  # fmt: skip
-    for x, label in ((200 + 60 * step, f"1e{step - 9}") for step in range(11)):
-        parts += [f'<path d="M{x} 40V{height}" stroke="#ddd"/>',
-                  f'<text x="{x}" y="36" text-anchor="middle">{label}</text>']  # fmt: skip
+    parts = [text(10, 18, title, 'font-size="15"'), text(850, 18, legend)]
+    for step in range(11):
+        x = 200 + 60 * step
+        parts.append(f'<path d="M{x} 40V{height}" stroke="#ddd"/>')
+        parts.append(text(x, 36, f"1e{step - 9}", 'text-anchor="middle"'))
     for y, (stage, _, error, bound) in zip(range(45, height, 18), rows):
-        colour, width = "#4878a8" if error <= bound else "#c03028", place(error) - 200
-        parts += [f'<text x="190" y="{y + 12}" text-anchor="end">{stage}</text>',
-                  f'<rect x="200" y="{y + 2}" width="{width:.1f}" height="12" fill="{colour}"/>',
-                  f'<path d="M{place(bound):.1f} {y}v16" stroke="black"/>']  # fmt: skip
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height + 10}" '
-    head += (
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-    )
-    return "\n".join([head, *parts, "</svg>\n"])
+        colour = "#4878a8" if error <= bound else "#c03028"
+        bar = f'x="200" y="{y + 2}" width="{place(error) - 200:.1f}" height="12" fill="{colour}"'
+        parts.append(text(190, y + 12, stage))
+        parts.append(f"<rect {bar}/>")
+        parts.append(f'<path d="M{place(bound):.1f} {y}v16" stroke="black"/>')
+    size = f'width="860" height="{height + 10}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"'
+    paper = '<rect width="100%" height="100%" fill="white"/>'
+    return "\n".join([f'{head} font-size="12">{paper}', *parts, "</svg>\n"])
 
 
 def check(name: str | None, picture: str | None) -> int:
     """Print the table and draw the plot; 0 where every stage is within its bound, otherwise 1."""
     if importlib.util.find_spec("transformers") is None:
-        hint = "Install it: pip install transformers."
-        raise ParameterError("cannot compare", "transformers", "an installed package", "none", hint)
+        raise ParameterError("check needs transformers: pip install transformers.")
     from ..families.folder import EMBEDDED
     from ..weights import hub
 
@@ -238,8 +276,10 @@ def check(name: str | None, picture: str | None) -> int:
         try:
             Path(picture).write_text(plot(rows, f"{folder.name} beside transformers"))
         except OSError as error:
-            raise OutputError("cannot draw", shown(picture), "a file that can be written",
-                              error.strerror) from None  # fmt: skip
+            reason = error.strerror
+            raise OutputError(
+                "cannot draw", shown(picture), "a file that can be written", reason
+            ) from None
     return 1 if wrong else 0
 
 

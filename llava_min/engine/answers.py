@@ -1,20 +1,29 @@
-"""What a question got: Answer and Score, and how they are asked for.
+"""What a question got: Answer and Score, and the one place where an Answer is made.
 
-in:  events of an answer
-out: Answer, or its text in pieces
+in:  a prompt that is ready, its logits
+out: events, the last of which is the Answer; or the answer's text in pieces
 
 Read generate.py first. Read next: engine/handle.py.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..generate import Finished, Token
+from ..generate import Sequence, Token
+from ..model import Portion
+from ..options import Options
+from ..request.prepare import Pictures, Prepared, Question, Videos
+from ..request.visuals import Entry
+from ..tokenizer import Tokenizer
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Answer:
     usage: dict[str, int]
     timings: dict[str, float]
     memory: dict[str, int]
-    media: list[dict]
+    media: list[Entry]
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,30 @@ class Score:
     matches: list[bool]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer: "stop", "length" or "interrupted", and its last text."""
+
+    reason: str
+    text: str
+
+
+Event = Prepared | Portion | Token | Finished | Answer
+
+
 class Asking:
     """Answers from `events`, which yields everything that happens and ends with the Answer."""
 
-    def generate(self, question=None, *, images=(), videos=(), **options) -> Answer:
+    events: Callable[..., Iterator[Event]]
+
+    def generate(
+        self,
+        question: Question = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Answer:
         """Answer a question about pictures and videos.
 
         question: text (with <image> and <video> where they go, or without: then they come first),
@@ -56,29 +85,101 @@ class Asking:
         to write the prompt to where there is no such file. Raises LlavaMinError.
         """
         *_, answer = self.events(question, images=images, videos=videos, **options)
+        assert isinstance(answer, Answer)
         return answer
 
-    def stream(self, question=None, *, images=(), videos=(), **options) -> Iterator[str]:
+    def stream(
+        self,
+        question: Question = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Iterator[str]:
         """The answer's text in pieces of whole characters, as they come."""
         for event in self.events(question, images=images, videos=videos, **options):
             if isinstance(event, Token | Finished) and event.text:
                 yield event.text
 
 
-@dataclass
 class Clock:
-    """Seconds spent inside an iterator."""
+    """Seconds spent inside an iterator, and not in what its user does between two pieces."""
 
-    seconds: float = 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
-    def around(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    def around(self, pieces: Generator[Piece, None, Result]) -> Generator[Piece, None, Result]:
+        """The same pieces, and in the end the same result."""
         while True:
             start = time.perf_counter()
-            piece = next(pieces, None)
-            self.seconds += time.perf_counter() - start
-            if piece is None:
-                return
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return end.value
+            finally:
+                self.seconds += time.perf_counter() - start
             yield piece
+
+
+class Reply(Sequence):
+    """A Sequence with a clock: an answer on its way, from the question to the Answer.
+
+    began: when it was asked, time.perf_counter(). `looking` and `reading` count the seconds in the
+    vision tower and in the whole prompt; first, last: when the first and the last token were known.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        options: Options,
+        known: int,
+        eos: tuple[int, ...],
+        tokenizer: Tokenizer | None,
+        began: float,
+    ):
+        super().__init__(prepared.ids, prepared.plan.tokens, options, known, eos, tokenizer)
+        self.prepared, self.began = prepared, began
+        self.looking, self.reading = Clock(), Clock()
+        self.first = self.last = 0.0
+
+    def take(self, logits: Tensor, likely: int | None = None) -> Token:
+        """The next token from logits [V], see Sequence, and the time at which it was known."""
+        token = super().take(logits, likely)
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        return token
+
+    def answer(self, load_seconds: float, peak: int, cached: int | None = None) -> Answer:
+        """The Answer, once there is a reason for its end and `finish` was called.
+
+        peak: bytes. cached: tokens of the prompt that were there already, where that was possible.
+        """
+        count, writing = len(self.new), self.last - self.first
+        timings = {
+            "load_s": load_seconds,
+            "preprocess_s": self.prepared.seconds,
+            "vision_s": self.looking.seconds,
+            "prefill_s": self.reading.seconds - self.looking.seconds,
+            "ttft_s": self.first - self.began if count else 0.0,
+            "decode_s": writing,
+            "tokens_per_s": (count - 1) / writing if count > 1 else 0.0,
+        }
+        usage = {
+            "prompt_tokens": self.prepared.plan.tokens,
+            "completion_tokens": count,
+            "image_tokens": self.prepared.visual_tokens,
+        }
+        if cached is not None:
+            usage["cached_tokens"] = cached
+        return Answer(
+            text=self.text,
+            token_ids=self.new,
+            finish_reason=self.reason,
+            usage=usage,
+            timings={name: round(seconds, 4) for name, seconds in timings.items()},
+            memory={"peak_bytes": peak},
+            media=self.prepared.media,
+        )
 
 
 def peak_bytes(device: torch.device) -> int:

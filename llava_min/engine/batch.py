@@ -1,4 +1,4 @@
-"""Many prompts at once: each prefilled alone, all decoded together, one forward a step.
+"""Many prompts at once: each read alone, all written together, one forward a step.
 
 in:  requests, each {"question", "images", "videos", options...}
 out: an Answer each, in order
@@ -11,29 +11,39 @@ B requests.
 """
 
 import time
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..errors import PromptError
-from ..generate import Continuation, known_ids
+from ..generate import generate
+from ..model import finished
 from ..options import Options
 from ..request.prepare import Prepared, prepare
-from ..weights import packed
-from .answers import Answer, Clock, peak_bytes
+from .answers import Answer
 from .step import decoding
 
+if TYPE_CHECKING:
+    from .handle import Model
 
-def generate_batch(model, requests: list[dict]) -> list[Answer]:
+Request = dict[str, Any]
+Ready = tuple[Prepared, Options]
+
+
+def generate_batch(model: "Model", requests: list[Request]) -> list[Answer]:
     """Answer all requests together, each with the arguments of `generate`.
 
-    LlavaMinError if any is wrong.
+    LlavaMinError if any is wrong, or if they do not fit into memory together.
     """
     ready = [ready_for(model, f"request {i}", request) for i, request in enumerate(requests)]
+    model.admit_together([(prepared.plan, options.max_tokens) for prepared, options in ready])
     return answers(model, ready)
 
 
-def ready_for(model, name: str, request: dict) -> tuple[Prepared, Options]:
+def ready_for(model: "Model", name: str, request: Request) -> Ready:
     """A request as a prompt that fits the model, and how to answer it.
 
-    LlavaMinError if it is wrong.
+    LlavaMinError if it is wrong, or does not fit alone.
     """
     if not isinstance(request, dict):
         raise PromptError("cannot read the batch", name, "an object", repr(request))
@@ -41,73 +51,24 @@ def ready_for(model, name: str, request: dict) -> tuple[Prepared, Options]:
     media = given.pop("question", None), given.pop("images", ()), given.pop("videos", ())
     options = Options.of(**given)
     prepared = prepare(*media, options, model.config, model.tokenizer)
-    prepared.plan.check_fits(options.max_tokens)
+    model.admit(prepared, options.max_tokens)
     return prepared, options
 
 
-class Row:
-    """One prompt of the batch in its row of the cache: prefilled when made, then one token a step.
-
-    Times are in seconds. `ttft_s` counts from `began`, and so includes the rows before this one.
-    """
-
-    def __init__(self, model, ready: tuple[Prepared, Options], cache, began: float):
-        (self.prepared, options), self.cache = ready, cache
-        vision, start = Clock(), time.perf_counter()
-        logits = model.read(self.prepared.plan, self.prepared.visuals, cache, vision)
-        self.first = self.last = time.perf_counter()
-        self.sequence = Continuation(model.network, model.tokenizer, self.prepared.ids, options)
-        self.text, self.timings = "", {
-            "load_s": model.load_seconds,
-            "preprocess_s": self.prepared.seconds,
-            "vision_s": vision.seconds,
-            "prefill_s": self.first - start - vision.seconds,
-            "ttft_s": self.first - began,
-        }  # fmt: skip
-        self.take(logits[-1], int(cache.host_lengths[0]))
-
-    def take(self, logits, position: int, likely: int | None = None) -> None:
-        """Choose one more token, unless the answer has ended; likely: see sampling.next_id."""
-        if not self.sequence.reason:
-            self.text += self.sequence.take(logits, position, likely).text
-            self.last = time.perf_counter()
-
-    def answer(self, memory: dict) -> Answer:
-        count, decode = len(self.sequence.new), self.last - self.first
-        usage = {
-            "prompt_tokens": self.prepared.plan.tokens,
-            "completion_tokens": count,
-            "image_tokens": self.prepared.visual_tokens,
-        }
-        speed = (count - 1) / decode if count > 1 else 0.0
-        timings = {**self.timings, "decode_s": decode, "tokens_per_s": speed}
-        timings = {name: round(value, 4) for name, value in timings.items()}
-        text = self.text + self.sequence.finish()
-        return Answer(
-            text,
-            self.sequence.new,
-            self.sequence.reason,
-            usage,
-            timings,
-            memory,
-            self.prepared.media,
-        )
-
-
-def answers(model, ready: list[tuple[Prepared, Options]]) -> list[Answer]:
-    """Answer prompts that are ready, all together."""
+def answers(model: "Model", ready: list[Ready]) -> list[Answer]:
+    """Answer prompts that are ready and fit together."""
     if not ready:
         return []
-    began, network = time.perf_counter(), model.network
-    if len(ready) > 1:
-        packed.order(network.decoder)
-    capacity = max(p.plan.tokens for p, _ in ready) + max(o.max_tokens for _, o in ready)
-    cache = model.empty_cache(capacity, len(ready))
-    rows = [Row(model, one, cache.row(index), began) for index, one in enumerate(ready)]
-    step = decoding(network, cache, known_ids(network, model.tokenizer))
-    while any(not row.sequence.reason for row in rows):  # ended ones go along and are ignored
-        logits, likely = step([row.sequence.new[-1] for row in rows])
-        for index, row in enumerate(rows):
-            row.take(logits[index], int(cache.host_lengths[index]), likely and likely[index])
-    memory = {"peak_bytes": peak_bytes(network.device)}
-    return [row.answer(memory) for row in rows]
+    replies = [model.reply(*one, time.perf_counter()) for one in ready]
+    capacity = max(prepared.plan.tokens + options.max_tokens for prepared, options in ready)
+    cache, logits = model.empty_cache(capacity, len(ready)), []
+    for index, reply in enumerate(replies):
+        plan, visuals = reply.prepared.plan, reply.prepared.visuals
+        reading = model.reading(plan, visuals, cache.row(index), reply.looking)
+        logits.append(finished(reply.reading.around(reading)))
+    step = decoding(model.network, cache, model.known_ids)
+    for _ in generate(list(replies), torch.cat(logits), step):
+        pass
+    for reply in replies:
+        reply.finish()
+    return [model.answer(reply) for reply in replies]

@@ -9,16 +9,29 @@ picture may change how the first becomes tiles (--multi-image); then the first i
 Read engine/prefix.py first. Read next: command/console.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import prompt
 from ..errors import ParameterError
-from ..generate import Finished, Token
+from ..generate import Token
+from ..media.sources import Picture, Video
 from ..options import Options
-from ..request.prepare import checked, default_question, one_or_many
-from .answers import Answer, Asking
+from ..request.prepare import (
+    Pictures,
+    Question,
+    Videos,
+    checked,
+    default_question,
+    one_or_many,
+)
+from .answers import Answer, Asking, Event, Finished
 from .prefix import Prefix
+
+if TYPE_CHECKING:
+    from .handle import Model
 
 
 class Chat(Asking):
@@ -31,40 +44,67 @@ class Chat(Asking):
     conversation as it was. Of an interrupted answer, the text so far belongs to it.
     """
 
-    def __init__(self, model, prompt_cache=None, **options):
+    def __init__(self, model: "Model", prompt_cache: str | Path | None = None, **options: object):
         if Options.of(**options).raw:
-            raise ParameterError("cannot chat", "raw", "turns in a template", "a complete prompt")
+            raise ParameterError("raw cannot be used in a chat, whose turns need a template.")
         self.model, self.prompt_cache, self.options = model, prompt_cache, options
         self.clear()
 
-    def ask(self, question=None, *, images=(), videos=(), **options) -> Answer:
+    def ask(
+        self,
+        question: Question = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Answer:
         """The Answer to the next question."""
         return self.generate(question, images=images, videos=videos, **options)
 
     def clear(self) -> None:
         """Forget all that was said and shown, and free the cache."""
-        self.turns, self.images, self.videos = [], [], []
+        self.turns: list[prompt.Turn] = []
+        self.images: list[Picture] = []
+        self.videos: list[Video] = []
         self.prefix = Prefix(self.model.empty_cache(0))
 
-    def events(self, question=None, *, images=(), videos=(), **options) -> Iterator:
+    def events(
+        self,
+        question: Question = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Generator[Event, None, None]:
         """What Model.events gives, for the next question of the conversation."""
-        images, videos = one_or_many(images), one_or_many(videos)
-        text = default_question(images, videos) if question is None else checked(question)
-        turn = prompt.user_turn(text, len(images), len(videos))
+        new_images: list[Picture] = one_or_many(images)
+        new_videos: list[Video] = one_or_many(videos)
+        if question is None:
+            text = default_question(len(new_images), len(new_videos))
+        else:
+            text = checked(question)
+        turn = prompt.user_turn(text, len(new_images), len(new_videos))
         turns = [*self.turns, renumbered(turn, len(self.images), len(self.videos))]
-        images, videos = [*self.images, *images], [*self.videos, *videos]
+        shown = [*self.images, *new_images], [*self.videos, *new_videos]
         options, opened = {**self.options, **options}, dict(self.prefix.opened)
-        said = [options.get("prefill", "")]
+        said = [str(options.get("prefill", ""))]
+        events = self.model.events(
+            turns,
+            images=shown[0],
+            videos=shown[1],
+            prefix=self.prefix,
+            prompt_cache=self.prompt_cache,
+            **options,
+        )
         try:
-            for event in self.model.events(turns, images=images, videos=videos, prefix=self.prefix,
-                                           prompt_cache=self.prompt_cache, **options):  # fmt: skip
+            for event in events:
                 if isinstance(event, Token | Finished):
                     said.append(event.text)
                 yield event
         finally:
             if len(said) > 1:  # stopped in the middle or not, it was said
                 self.turns = [*turns, prompt.Turn("assistant", (("".join(said),),))]
-                self.images, self.videos, self.prompt_cache = images, videos, None
+                (self.images, self.videos), self.prompt_cache = shown, None
             else:
                 self.prefix.opened = opened  # without the media of this question
 
@@ -72,9 +112,12 @@ class Chat(Asking):
 def renumbered(turn: prompt.Turn, images: int, videos: int) -> prompt.Turn:
     """A turn whose visuals are numbered after those of earlier turns."""
 
-    def moved(run):
-        if isinstance(run, prompt.Visual):
-            return replace(run, index=run.index + (images if run.kind == "image" else videos))
-        return tuple(map(moved, run)) if isinstance(run, tuple) else run
+    def moved(visual: prompt.Visual) -> prompt.Visual:
+        earlier = images if visual.kind == "image" else videos
+        return replace(visual, index=visual.index + earlier)
 
-    return replace(turn, parts=moved(turn.parts))
+    def moved_in(text: prompt.Text) -> prompt.Text:
+        return tuple(moved(run) if isinstance(run, prompt.Visual) else run for run in text)
+
+    parts = (moved(p) if isinstance(p, prompt.Visual) else moved_in(p) for p in turn.parts)
+    return replace(turn, parts=tuple(parts))

@@ -6,32 +6,48 @@ out: Answer, or pieces of text
 Read request/prepare.py, generate.py first. Read next: engine/batch.py.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..base import memory as memory_errors
+from ..base.memory import memory_guard
 from ..cache import Cache
 from ..config import LlavaConfig
 from ..errors import ParameterError
-from ..generate import Finished, Options, Token, generate
-from ..model import Network
-from ..planning.forecast import Forecast, free_bytes
-from ..planning.memory import Storage, portions
-from ..request.prepare import Prepared, prepare, require_tokenizer
+from ..generate import generate
+from ..model import Network, Portion, finished
+from ..options import Options
+from ..planning.forecast import Forecast, does_not_fit, free_bytes
+from ..planning.memory import (
+    Memory,
+    Storage,
+    logit_bytes,
+    portions,
+    row_bytes,
+    together,
+    tower_bytes,
+    weight_bytes,
+)
+from ..request.prepare import (
+    Pictures,
+    Prepared,
+    Question,
+    Videos,
+    prepare,
+    require_tokenizer,
+)
 from ..request.visuals import Encodable
 from ..segments import Plan, Text
 from ..tokenizer import Tokenizer
 from . import batch, chat
-from .answers import Answer, Asking, Clock, Score, peak_bytes
-from .prefix import Prefix
+from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
+from .prefix import Description, Prefix
 from .step import decoding
 
-log = logging.getLogger("llava_min")
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
@@ -47,86 +63,80 @@ class Model(Asking):
     config: LlavaConfig
     network: Network
     tokenizer: Tokenizer | None
-    description: dict[str, object]  # what a prompt cache says it was made with
+    description: Description  # what a prompt cache says it was made with
     load_seconds: float = 0.0
     details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
-    progress: Callable[[int, int], None] | None = None  # gets (tokens read, tokens of the prompt)
 
-    def chat(self, *, prompt_cache=None, **options):
+    def chat(self, *, prompt_cache: str | Path | None = None, **options: object) -> chat.Chat:
         """A Chat, which keeps its cache between questions; options apply to every answer."""
         return chat.Chat(self, prompt_cache, **options)
 
     def events(
-        self, question=None, *, images=(), videos=(), prefix=None, prompt_cache=None, **given
-    ) -> Iterator[Prepared | Token | Finished | Answer]:
-        """Everything that happens: Prepared, Tokens, Finished, and the Answer that sums it up.
+        self,
+        question: Question = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        prefix: Prefix | None = None,
+        prompt_cache: str | Path | None = None,
+        **given: object,
+    ) -> Generator[Event, None, None]:
+        """Everything that happens: Prepared, Portions, Tokens, Finished, and the Answer.
 
         prefix: what earlier calls left in a cache; the part that this prompt shares is not computed
-        again. Raises LlavaMinError.
+        again. To close the iterator stops the work at the next event. Raises LlavaMinError.
         """
         options, began = Options.of(**given), time.perf_counter()
         if prefix is None and prompt_cache is not None:
             prefix = Prefix(self.empty_cache(0))
-        kept = prefix and prefix.opened
-        prepared = prepare(question, images, videos, options, self.config, self.tokenizer, kept)
-        prepared.plan.check_fits(options.max_tokens)
-        self.forecast(prepared, options.max_tokens).check_room()
-        stored = prompt_cache is not None and prefix.read(
-            prompt_cache, self.description, prepared, options.max_tokens
-        )
+        opened = None if prefix is None else prefix.opened
+        prepared = prepare(question, images, videos, options, self.config, self.tokenizer, opened)
+        capacity = prepared.plan.tokens + options.max_tokens
+        self.admit(prepared, options.max_tokens, held=None if prefix is None else prefix.cache)
+        stored = False
+        if prefix is not None and prompt_cache is not None:
+            stored = prefix.load(prompt_cache, self.description, prepared, options.max_tokens)
         yield prepared
-        vision, start = Clock(), time.perf_counter()
-        logits, cache = self.prefilled(prepared, options.max_tokens, vision, prefix=prefix)
-        prefilled = time.perf_counter()
-        ids, text = [], ""
-        for event in generate(
-            self.network, self.tokenizer, logits[-1], cache, prepared.ids, options, decoding
-        ):
-            yield event
-            text += event.text
-            if isinstance(event, Token):
-                ids.append(event.id)
-            else:
-                finished = event
+        reply = self.reply(prepared, options, began)
+        if prefix is None:
+            cache, plan, visuals = self.empty_cache(capacity), prepared.plan, prepared.visuals
+        else:
+            with memory_guard("allocate the cache"):
+                cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
+        reading = self.reading(plan, visuals, cache, reply.looking)
+        logits = yield from reply.reading.around(reading)
+        step = decoding(self.network, cache, self.known_ids)
+        try:
+            for _, token in generate([reply], logits, step):
+                yield token
+        except KeyboardInterrupt:
+            reply.reason = "interrupted"
+        yield Finished(reply.reason, reply.finish())
         if prefix is not None:
-            prefix.append(ids)
-        if prompt_cache is not None and not stored:
-            prefix.write(prompt_cache, self.description, prepared)
-        decode = finished.last - finished.first if ids else 0.0
-        timings = {
-            "load_s": self.load_seconds,
-            "preprocess_s": prepared.seconds,
-            "vision_s": vision.seconds,
-            "prefill_s": prefilled - start - vision.seconds,
-            "ttft_s": finished.first - began if ids else 0.0,
-            "decode_s": decode,
-            "tokens_per_s": (len(ids) - 1) / decode if len(ids) > 1 else 0.0,
-        }
-        usage = {"prompt_tokens": prepared.plan.tokens, "completion_tokens": len(ids),
-                 "image_tokens": prepared.visual_tokens}  # fmt: skip
-        if prefix is not None:
-            usage["cached_tokens"] = prefix.reused
-        yield Answer(
-            text,
-            ids,
-            finished.reason,
-            usage,
-            {name: round(s, 4) for name, s in timings.items()},
-            {"peak_bytes": peak_bytes(self.network.device)},
-            prepared.media,
-        )
+            prefix.append(reply.new)
+            if prompt_cache is not None and not stored:
+                prefix.save(prompt_cache, self.description, prepared)
+        yield self.answer(reply, cached=None if prefix is None else prefix.reused)
 
-    def generate_batch(self, requests: list[dict]) -> list[Answer]:
+    def generate_batch(self, requests: list[dict[str, object]]) -> list[Answer]:
         """Answer many requests, decoded together with one forward a step.
 
         requests: each {"question", "images", "videos", options...}.
         """
         return batch.generate_batch(self, requests)
 
-    def prepare(self, question, images=(), videos=(), **options) -> Prepared:
+    def prepare(
+        self,
+        question: Question,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Prepared:
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
+
+    # What every way of asking asks first ---------------------------------------
 
     @property
     def storage(self) -> Storage:
@@ -134,15 +144,77 @@ class Model(Asking):
         dtype = str(self.network.decoder.norm.weight.dtype).removeprefix("torch.")
         quantized = self.config.quantization
         kept = next(name for name, kind in KV_DTYPES.items() if kind == self.kv_dtype)
-        return Storage(dtype, quantized and quantized.bits, kept)
+        bits = None if quantized is None else quantized.bits
+        return Storage(dtype, bits, kept, self.network.device.type)
 
-    def forecast(self, prepared: Prepared, answer: int) -> Forecast:
-        """What a prompt and an answer of up to `answer` tokens need, compared with what is free."""
-        found = Forecast(self.name, self.config, prepared.plan, prepared.media, answer,
-                         self.storage, free_bytes(self.network.device.type))  # fmt: skip
-        held = found.memory().weights  # they are there already
-        return replace(found, room=found.room and found.room + held)
+    def forecast(self, prepared: Prepared, answer: int, results: int = 0) -> Forecast:
+        """What a prompt and an answer of up to `answer` tokens need, compared with what is free.
 
+        results: bytes of what is asked for, besides an answer's text.
+        """
+        return Forecast(
+            name=self.name,
+            config=self.config,
+            plan=prepared.plan,
+            media=prepared.media,
+            answer=answer,
+            storage=self.storage,
+            room=self.room(),
+            results=results,
+        )
+
+    def room(self) -> int | None:
+        """Bytes for weights, which are there already, cache and activations; None: not known."""
+        free = free_bytes(self.network.device.type)
+        return None if free is None else free + weight_bytes(self.config, self.storage)
+
+    def admit(
+        self, prepared: Prepared, answer: int, held: Cache | None = None, results: int = 0
+    ) -> None:
+        """Raise PromptError or MemoryBudgetError, with the numbers, unless everything fits.
+
+        Everything: prompt and answer in the context; cache, activations and results in memory.
+        held: a cache that is there already and will be used again.
+        """
+        prepared.plan.check_fits(answer)
+        found = self.forecast(prepared, answer, results)
+        enough = held is not None and held.capacity >= prepared.plan.tokens + answer
+        if enough and found.room is not None:
+            found = replace(found, room=found.room + found.memory().cache)
+        found.check_room()
+
+    def admit_together(self, prompts: list[tuple[Plan, int]]) -> None:
+        """MemoryBudgetError unless these prompts and answers fit into memory all at once.
+
+        It names how many of them would fit.
+        """
+        fitting = self.rows_that_fit(prompts)
+        if fitting < len(prompts):
+            need, room = together(self.config, prompts, self.storage), self.room()
+            assert room is not None
+            raise does_not_fit(need, room, [f"{fitting} of these {len(prompts)} at a time"])
+
+    def rows_that_fit(self, prompts: list[tuple[Plan, int]]) -> int:
+        """How many of these prompts and answers, from the first on, fit into memory together.
+
+        At least 1: each of them was admitted alone.
+        """
+        room = self.room()
+        for count in range(len(prompts), 1, -1):
+            need = together(self.config, prompts[:count], self.storage)
+            if room is None or need.total <= room:
+                return count
+        return min(1, len(prompts))
+
+    # What they share ------------------------------------------------------------
+
+    @property
+    def known_ids(self) -> int:
+        """How many ids have a meaning: a head may have more rows than the tokenizer has tokens."""
+        vocabulary = self.config.text.vocab_size
+        return min(vocabulary, len(self.tokenizer)) if self.tokenizer else vocabulary
+
+    @memory_guard("allocate the cache")
     def empty_cache(self, capacity: int, batch: int = 1) -> Cache:
         """A cache of `batch` rows."""
         weight = self.network.decoder.embedding.weight
@@ -150,48 +222,63 @@ class Model(Asking):
             self.config.text, batch, capacity, weight.dtype, self.kv_dtype, weight.device
         )
 
-    @memory_errors.memory("read the prompt")
-    def prefilled(
+    def reading(
         self,
-        prepared: Prepared,
-        more: int,
-        vision: Clock | None = None,
+        plan: Plan,
+        visuals: list[Encodable],
+        cache: Cache,
+        looking: Clock | None = None,
         keep: str = "last",
-        prefix: Prefix | None = None,
-    ):
-        """(logits, the cache after the prompt with room for `more` tokens)."""
-        vision, capacity = vision or Clock(), prepared.plan.tokens + more
-        if prefix is None:
-            cache, plan, visuals = self.empty_cache(capacity), prepared.plan, prepared.visuals
-        else:
-            cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
-        return self.read(plan, visuals, cache, vision, keep), cache
+    ) -> Generator[Portion, None, Tensor]:
+        """Network.reading, as many tiles and tokens at a time as memory allows.
 
-    def read(
-        self, plan: Plan, visuals: list[Encodable], cache: Cache, vision: Clock, keep: str = "last"
-    ) -> Tensor:
-        """Run a prompt into a cache, as many tiles and tokens at a time as memory allows.
-
-        Returns its logits.
+        looking: counts the seconds in the vision tower.
         """
-        network = self.network
-        k, chunk = portions(self.config, self.storage, free_bytes(network.device.type))
-        encoded = [vision.around(network.encode(v.tiles, v.is_clip, k)) for v in visuals]
-        return network.prefill(plan, encoded, cache, chunk, keep, self.progress)
+        looking = looking or Clock()
+        k, chunk = portions(self.config, self.storage, free_bytes(self.network.device.type))
+        encode = self.network.encode
+        encoded = [looking.around(encode(v.segment, v.pixels, k)) for v in visuals]
+        with memory_guard("read the prompt"):
+            return (yield from self.network.reading(plan, encoded, cache, chunk, keep))
 
-    def score(self, question, answer, *, images=(), videos=(), **options) -> Score:
+    def prefilled(self, prepared: Prepared, more: int, keep: str = "last") -> tuple[Tensor, Cache]:
+        """(logits, the cache after the prompt with room for `more` tokens)."""
+        cache = self.empty_cache(prepared.plan.tokens + more)
+        reading = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
+        return finished(reading), cache
+
+    def reply(self, prepared: Prepared, options: Options, began: float) -> Reply:
+        """An answer on its way to a prompt."""
+        eos = self.config.text.eos_ids
+        return Reply(prepared, options, self.known_ids, eos, self.tokenizer, began)
+
+    def answer(self, reply: Reply, cached: int | None = None) -> Answer:
+        """The Answer that a reply has become."""
+        return reply.answer(self.load_seconds, peak_bytes(self.network.device), cached)
+
+    # What looks inside ----------------------------------------------------------
+
+    def score(
+        self,
+        question: Question,
+        answer: str | list[int],
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Score:
         """How likely an answer (text, or token ids, which may end with an end token) is.
 
         The probabilities are those from which `generate` would choose, had it chosen these tokens.
         """
-        ids = list(answer)
         if isinstance(answer, str):
             ids = require_tokenizer(self.tokenizer).encode_text(answer)
+        else:
+            ids = list(answer)
         if not ids:
-            raise ParameterError("cannot score", "answer", "at least one token", "none")
+            raise ParameterError("An answer needs at least one token to be scored.")
         prepared = self.prepare(question, images, videos, **options)
-        prepared.plan.check_fits(len(ids))
-        self.forecast(prepared, len(ids)).check_room()
+        self.admit(prepared, len(ids), results=logit_bytes(self.config, len(ids)))
         return self.forced(*self.prefilled(prepared, len(ids)), ids)
 
     def forced(self, logits: Tensor, cache: Cache, ids: list[int]) -> Score:
@@ -207,14 +294,37 @@ class Model(Asking):
         more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
         return torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
 
-    def logits(self, question, *, images=(), videos=(), **options) -> Tensor:
+    def logits(
+        self,
+        question: Question,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Tensor:
         """Logits after every row of the prompt: [rows V] float32, on the CPU."""
         prepared = self.prepare(question, images, videos, **options)
+        rows = prepared.plan.tokens
+        self.admit(prepared, 0, results=logit_bytes(self.config, rows))
         return self.prefilled(prepared, 0, keep="all")[0].cpu()
 
-    @memory_errors.memory("embed the prompt")
-    def embed(self, question, *, images=(), videos=(), **options) -> Tensor:
+    def embed(
+        self,
+        question: Question,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Tensor:
         """The rows that enter the decoder, text and visuals alike: [rows W]."""
         prepared = self.prepare(question, images, videos, **options)
-        visuals = [self.network.encode(v.tiles, v.is_clip) for v in prepared.visuals]
-        return torch.cat(list(self.network.rows(prepared.plan, visuals)))
+        plan, config, storage = prepared.plan, self.config, self.storage
+        plan.check_fits(0)
+        rows = 2 * row_bytes(config, plan.tokens, storage)  # in pieces, and as one
+        tower = tower_bytes(config, plan, storage)
+        need, room = Memory(weight_bytes(config, storage), 0, tower + rows), self.room()
+        if room is not None and need.total > room:
+            raise does_not_fit(need, room, ["fewer frames or tiles"])
+        visuals = [self.network.encode(v.segment, v.pixels) for v in prepared.visuals]
+        with memory_guard("embed the prompt"):
+            return torch.cat(list(self.network.rows(prepared.plan, visuals)))

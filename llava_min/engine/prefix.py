@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,19 +21,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from ..cache import Cache
 from ..config import LlavaConfig
 from ..errors import OutputError, PromptError, shown
+from ..model import Network
 from ..request.prepare import Prepared
-from ..request.visuals import Encodable
+from ..request.visuals import Encodable, Entry, Kept
 from ..segments import Plan, Text
 
 log = logging.getLogger("llava_min")
 KIND = "llava_min prompt cache"  # the key of the metadata, by which a file of ours is known
 UNWRITTEN = "cannot write the prompt cache"
 INDIFFERENT = {"template", "frames", "ignored", "text.context", "text.eos_ids"}  # to the cache
+Description = dict[str, object]  # names and values that a cache depends on besides the prompt
 SAMPLE = 1024  # numbers of each tensor in a checkpoint's fingerprint
 
 
@@ -44,7 +46,8 @@ class Prefix:
     """
 
     def __init__(self, cache: Cache):
-        self.cache, self.numbers, self.opened, self.reused = cache, np.empty(0, np.int64), {}, 0
+        self.cache, self.numbers, self.reused = cache, np.empty(0, np.int64), 0
+        self.opened: Kept = {}
 
     def turn_to(self, prepared: Prepared, capacity: int) -> tuple[Plan, list[Encodable]]:
         """Forget what differs from a prompt and make room: (the plan of the rest, its visuals)."""
@@ -65,7 +68,7 @@ class Prefix:
         """Append the answer's ids to the prompt's."""
         self.numbers = np.append(self.numbers, np.array(ids, np.int64))
 
-    def read(self, path: str | Path, model: dict, prepared: Prepared, more: int) -> bool:
+    def load(self, path: str | Path, model: Description, prepared: Prepared, more: int) -> bool:
         """Fill the cache from a file, as far as the prompt begins alike; False without a file.
 
         The cache gets room for all of the prompt and `more` tokens. model: its `description`.
@@ -102,7 +105,7 @@ class Prefix:
         log.info(f"{count:,} of {prepared.plan.tokens:,} prompt tokens come from {path}")
         return True
 
-    def write(self, path: str | Path, model: dict, prepared: Prepared) -> None:
+    def save(self, path: str | Path, model: Description, prepared: Prepared) -> None:
         """Save the prompt's part of the cache in a new file, which is named `path` when whole."""
         count, path = prepared.plan.tokens, Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -128,11 +131,13 @@ def numbers_of(prepared: Prepared) -> np.ndarray:
     A token of text has its id. The rows of a visual have numbers below zero, counted down from its
     hash.
     """
-    visuals = iter(prepared.visuals)
-    return np.concatenate([
-        np.array(s.ids, np.int64) if isinstance(s, Text)
-        else -1 - next(visuals).hash - np.arange(s.tokens) for s in prepared.plan.segments
-    ])  # fmt: skip
+    visuals, numbers = iter(prepared.visuals), []
+    for segment in prepared.plan.segments:
+        if isinstance(segment, Text):
+            numbers.append(np.array(segment.ids, np.int64))
+        else:
+            numbers.append(-1 - next(visuals).hash - np.arange(segment.tokens))
+    return np.concatenate(numbers)
 
 
 def common(held: np.ndarray, wanted: np.ndarray) -> int:
@@ -159,7 +164,7 @@ def rest(prepared: Prepared, count: int) -> tuple[Plan, list[Encodable]]:
     return Plan(left, prepared.plan.context), prepared.visuals[passed:]
 
 
-def heads(cache: Cache, count: int):
+def heads(cache: Cache, count: int) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, its first `count` tokens) of every layer and head of a cache of one row.
 
     These are whole runs of memory, so that none is copied to be saved.
@@ -173,7 +178,7 @@ def heads(cache: Cache, count: int):
 # What a cache depends on besides the prompt --------------------------------------
 
 
-def description(network: nn.Module) -> dict[str, object]:
+def description(network: Network) -> Description:
     """Names and values that describe a model, as JSON would give them back.
 
     Its layers must not be laid out for the device yet, because some then hide their numbers.
@@ -181,15 +186,15 @@ def description(network: nn.Module) -> dict[str, object]:
     return {
         "dtype": str(network.decoder.embedding.weight.dtype).removeprefix("torch."),
         "checkpoint": fingerprint(network),
-        **{f"config {key}": value for key, value in settings(network.config).items()},
+        **{f"config {key}": value for key, value in flat_config(network.config).items()},
     }
 
 
-def made_with(model: dict, cache: Cache) -> dict[str, object]:
+def made_with(model: Description, cache: Cache) -> Description:
     return model | {"kv-dtype": str(cache.keys.dtype).removeprefix("torch.")}
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(network: Network) -> str:
     """A hash of numbers evenly spread over every tensor; all of a 7B model would take long."""
     seen = hashlib.sha256()
     for name, tensor in network.state_dict().items():
@@ -199,7 +204,7 @@ def fingerprint(network: nn.Module) -> str:
     return seen.hexdigest()[:16]
 
 
-def settings(config: LlavaConfig) -> dict[str, object]:
+def flat_config(config: LlavaConfig) -> dict[str, object]:
     """The configuration by dotted names, without what no key or value depends on."""
     flat = asdict(config)
     for part in ("text", "vision"):
@@ -213,7 +218,14 @@ def refused(path: Path, expected: str, found: str) -> PromptError:
     return PromptError(what, shown(str(path)), expected, found, hint)
 
 
-def check_media(path: Path, stored: list, given: list, held, wanted, count: int) -> None:
+def check_media(
+    path: Path,
+    stored: list[tuple[str, int]],
+    given: list[Entry],
+    held: np.ndarray,
+    wanted: np.ndarray,
+    count: int,
+) -> None:
     """PromptError unless the common part holds all media of the file, or all of the prompt."""
     ends = np.cumsum([tokens for _, tokens in stored])
     number = int(np.searchsorted(ends, (held[:count] < 0).sum(), side="right"))

@@ -12,62 +12,70 @@ Read model.py, generate.py, engine/recording.py first.
 B rows of a batch, V vocabulary.
 """
 
-from collections.abc import Callable
-
 import torch
+from torch import Tensor
 
+from .. import generate
+from ..base.memory import memory_guard
 from ..cache import Cache
-from ..generate import Chosen
+from ..generate import Logits
 from ..model import Network
 from ..sampling import greedy
 from .recording import Recording
 
 
 class Step:
-    """`model.decode` over one cache, which must not grow meanwhile.
+    """`Network.decode` over one cache, which must not grow meanwhile.
 
-    Ids from `known` on have no meaning.
+    Ids from `known` on have no meaning. The first call records.
     """
 
-    def __init__(self, model: Network, cache: Cache, known: int):
-        self.model, self.cache, self.known = model, cache, known
+    def __init__(self, network: Network, cache: Cache, known: int):
+        self.network, self.cache, self.known = network, cache, known
         self.on_device = cache.on_device()
-        self.ids = torch.zeros(len(cache.host_lengths), dtype=torch.long, device=model.device)
+        self.ids = torch.zeros(len(cache.lengths), dtype=torch.long, device=network.device)
         self.expected: list[int] = []  # the ids that the step before left on the device
-        self.recording = Recording(self.run, model.device, self.undo)
+        self.recording: Recording[tuple[Tensor, Tensor]] | None = None
 
     @torch.inference_mode()
-    def run(self) -> None:
-        """Everything that is recorded."""
-        self.logits = self.model.decode(self.ids, self.on_device)
-        self.greedy = greedy(self.logits, self.known)
-        self.ids.copy_(self.greedy.clamp(min=0))
+    def work(self) -> tuple[Tensor, Tensor]:
+        """Everything that is recorded: logits [B V] and `greedy` of them [B]."""
+        logits = self.network.decode(self.ids, self.on_device)
+        likely = greedy(logits, self.known)
+        self.ids.copy_(likely.clamp(min=0))
+        return logits, likely
 
     def undo(self) -> None:
         self.on_device.lengths -= 1
 
-    def __call__(self, ids: list[int]) -> Chosen:
+    def __call__(self, ids: list[int]) -> Logits:
         """The newest id of each row -> logits [B V] and `greedy` of them.
 
         The cache has then seen one token more. Waits for the device once.
         """
-        assert self.cache.host_lengths.max() < self.cache.capacity, (
-            self.cache.host_lengths,
-            self.cache.capacity,
-        )
+        longest = int(self.cache.host_lengths.max())
+        assert longest < self.cache.capacity, (longest, self.cache.capacity)
+        if self.recording is None:
+            self.recording = Recording(self.work, self.network.device, self.undo)
         if ids != self.expected:
             self.ids.copy_(torch.tensor(ids), non_blocking=True)
-        self.recording()
+        logits, likely = self.recording()
         self.cache.host_lengths += 1
-        self.expected = self.greedy.tolist()
-        return self.logits, self.expected
+        self.expected = likely.tolist()
+        return logits, self.expected
 
 
-def decoding(model: Network, cache: Cache, known: int) -> Callable[[list[int]], Chosen]:
-    """How this device makes one step after another: recorded on CUDA, elsewhere `model.decode`.
+def decoding(network: Network, cache: Cache, known: int) -> generate.Step:
+    """How this device makes one step after another: recorded on CUDA, elsewhere `Network.decode`.
 
-    `model.decode` as it is reads no more of the cache than was seen.
+    `Network.decode` as it is reads no more of the cache than was seen.
     """
-    if model.device.type == "cuda":
-        return Step(model, cache, known)
-    return lambda ids: (model.decode(torch.tensor(ids, device=model.device), cache), None)
+    recorded = Step(network, cache, known) if network.device.type == "cuda" else None
+
+    @memory_guard("continue the answer")
+    def step(ids: list[int]) -> Logits:
+        if recorded is not None:
+            return recorded(ids)
+        return network.decode(torch.tensor(ids, device=network.device), cache), None
+
+    return step

@@ -8,26 +8,29 @@ Read request/visuals.py first. Read next: engine/handle.py.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
+from typing import TypeGuard, TypeVar, overload
 
 from .. import prompt
 from .. import segments as plans
-from ..base import memory as memory_errors
+from ..base.memory import memory_guard
 from ..config import LlavaConfig
-from ..errors import CheckpointError, ParameterError, PromptError
+from ..errors import CheckpointError, ParameterError, PromptError, wrong_value
 from ..families import templates
 from ..media import sources as media
 from ..options import Options
 from ..prompt import Visual
 from ..tokenizer import VISUAL, Tokenizer, split_specials
 from . import messages as chat_messages
-from .visuals import Encodable, open_media
+from .visuals import Encodable, Entry, Kept, Opened, open_media
 
 log = logging.getLogger("llava_min")
+# turns: of a conversation that is kept; None: a description of what is shown
+Question = chat_messages.Question | Sequence[prompt.Turn] | None
+Pictures = media.Picture | Iterable[media.Picture] | None
+Videos = media.Video | Iterable[media.Video] | None
+Source = TypeVar("Source")
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Prepared:
     plan: plans.Plan
     tokenizer: Tokenizer | None
     visuals: list[Encodable]
-    media: list[dict]
+    media: list[Entry]
     seconds: float = 0.0
 
     @property
@@ -55,7 +58,7 @@ class Prepared:
         parts = []
         for segment in self.plan.segments:
             if not isinstance(segment, plans.Text):
-                kind = "image" if isinstance(segment, plans.Image) else "video"
+                kind = "image" if isinstance(segment, plans.Picture) else "video"
                 parts.append(f"<{kind}: {segment.tokens} tokens>")
             elif self.tokenizer is None:
                 parts.append(str(list(segment.ids)))
@@ -66,15 +69,15 @@ class Prepared:
         return "".join(parts)
 
 
-@memory_errors.memory("prepare the prompt")
+@memory_guard("prepare the prompt")
 def prepare(
-    question,
-    images,
-    videos,
+    question: Question,
+    images: Pictures,
+    videos: Videos,
     options: Options,
     config: LlavaConfig,
     tokenizer: Tokenizer | None,
-    kept: dict | None = None,
+    kept: Kept | None = None,
     headers: bool = False,
 ) -> Prepared:
     """Open the media, render the prompt, and lay out the plan. Raises LlavaMinError.
@@ -83,50 +86,78 @@ def prepare(
     headers: only sizes are wanted, so no picture is decoded and no visual has tiles.
     """
     start = time.perf_counter()
-    images, videos, turns = one_or_many(images), one_or_many(videos), None
-    if isinstance(question, list) and all(isinstance(turn, prompt.Turn) for turn in question):
-        turns = question
-    elif is_messages(question):
-        turns, in_images, in_videos = chat_messages.from_messages(list(question))
-        images, videos = fill_in(in_images, images, "image"), fill_in(in_videos, videos, "video")
-    if options.subtitles and (len(videos) != 1 or options.raw or is_ids(question)):
-        expected = "one video, and a prompt that is neither raw nor ids"
-        raise ParameterError("cannot place the subtitles", "subtitles", expected, "another")
-    kept = {} if kept is None else kept
-    opened = open_media(images, videos, options, config, kept, headers)
-    clips = [len(opened["video", i].places) for i in range(len(videos))]
-    frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not images else None
+    pictures, clips, turns = media_of(question, images, videos)
+    if options.subtitles and (len(clips) != 1 or options.raw or is_ids(question)):
+        raise ParameterError(
+            "subtitles need exactly one video, and a prompt that is neither raw nor token ids."
+        )
+    opened = open_media(pictures, clips, options, config, {} if kept is None else kept, headers)
     if is_ids(question):
-        pieces = [("image", i, 0) for i in range(len(images))]
-        pieces += [("video", i, f) for i, count in enumerate(clips) for f in range(count)]
-        ids = list(question)
-        if ids.count(VISUAL) != len(pieces):
-            raise PromptError(
-                "cannot place the visuals",
-                "token ids",
-                f"{len(pieces)} times {VISUAL}",
-                ids.count(VISUAL),
-            )
+        ids, keys = list(question), in_order(opened)
+        if ids.count(VISUAL) != len(keys):
+            expected, found = f"{len(keys)} times {VISUAL}", ids.count(VISUAL)
+            raise PromptError("cannot place the visuals", "token ids", expected, found)
     else:
-        if turns is None and not options.raw:
-            text = default_question(images, videos) if question is None else checked(question)
-            turns = [prompt.user_turn(text, len(images), len(videos), frames)]
-        if options.raw:
-            written = raw_pieces(checked(question), require_tokenizer(tokenizer))
-            prompt.check_counts(written, len(images), len(videos), frames)
-        else:
-            written = rendered(turns, opened, options, config)
-        pieces = [(p.kind, p.index, p.frame or 0) for p in written if isinstance(p, Visual)]
-        ids = require_tokenizer(tokenizer).encode(written)
-    visuals = [opened[kind, index].places[frame] for kind, index, frame in pieces]
+        pieces = pieces_of(question, turns, opened, options, config, tokenizer)
+        keys = [(p.kind, p.index, p.frame or 0) for p in pieces if isinstance(p, Visual)]
+        ids = require_tokenizer(tokenizer).encode(pieces)
+    visuals = [opened[kind, index].places[frame] for kind, index, frame in keys]
     plan = plans.Plan(tuple(segments(ids, visuals, config)), config.text.context)
-    entries = [
-        opened[key].entry for key in dict.fromkeys((kind, index) for kind, index, _ in pieces)
-    ]
+    entries = [opened[key].entry for key in dict.fromkeys((kind, i) for kind, i, _ in keys)]
     return Prepared(plan, tokenizer, visuals, entries, time.perf_counter() - start)
 
 
-def rendered(turns, opened: dict, options: Options, config: LlavaConfig) -> list[prompt.Piece]:
+def media_of(
+    question: Question, images: Pictures, videos: Videos
+) -> tuple[list[media.Picture], list[media.Video], list[prompt.Turn] | None]:
+    """(pictures, clips, turns): what was passed beside a question and what its messages hold."""
+    pictures, clips = one_or_many(images), one_or_many(videos)
+    if is_turns(question):
+        return pictures, clips, list(question)
+    if is_messages(question):
+        turns, in_pictures, in_clips = chat_messages.from_messages(list(question))
+        return (
+            fill_in(in_pictures, pictures, "image"),
+            fill_in(in_clips, clips, "video"),
+            turns,
+        )
+    return pictures, clips, None
+
+
+def in_order(opened: Opened) -> list[tuple[str, int, int]]:
+    """(kind, index, frame) of every place of a visual: all pictures, then all clips."""
+    return [
+        (kind, index, frame)
+        for (kind, index), medium in opened.items()
+        for frame in range(len(medium.places))
+    ]
+
+
+def pieces_of(
+    question: Question,
+    turns: list[prompt.Turn] | None,
+    opened: Opened,
+    options: Options,
+    config: LlavaConfig,
+    tokenizer: Tokenizer | None,
+) -> list[prompt.Piece]:
+    """The prompt in pieces: a raw one as it is, any other in the words of the template."""
+    pictures = sum(kind == "image" for kind, _ in opened)
+    clips = [len(medium.places) for (kind, _), medium in opened.items() if kind == "video"]
+    frames = clips[0] if len(clips) == 1 and clips[0] > 1 and not pictures else None
+    if options.raw:
+        pieces = raw_pieces(checked(question), require_tokenizer(tokenizer))
+        prompt.check_counts(pieces, pictures, len(clips), frames)
+        return pieces
+    if turns is None:
+        text = default_question(pictures, len(clips)) if question is None else checked(question)
+        turns = [prompt.user_turn(text, pictures, len(clips), frames)]
+    return rendered(turns, opened, options, config)
+
+
+def rendered(
+    turns: list[prompt.Turn], opened: Opened, options: Options, config: LlavaConfig
+) -> list[prompt.Piece]:
     """The turns in the words of the template, with the options that change them.
 
     These are the system turn, time instructions, subtitles and the beginning of the answer.
@@ -141,17 +172,13 @@ def rendered(turns, opened: dict, options: Options, config: LlavaConfig) -> list
 
     def note(clip: int) -> str:
         medium = opened["video", clip]
-        return "\n".join(filter(None, [timed and medium.instruction, medium.subtitles]))
+        instruction = medium.instruction if timed else ""
+        return "\n".join(filter(None, [instruction, medium.subtitles]))
 
     turns = [prompt.with_notes(turn, note) for turn in turns]
     name = config.template if options.template == "auto" else options.template
     if name not in templates.TEMPLATES:
-        raise ParameterError(
-            "cannot render the prompt",
-            "template",
-            f"one of {', '.join(templates.TEMPLATES)}",
-            repr(name),
-        )
+        raise wrong_value("template", f"one of {', '.join(templates.TEMPLATES)}", name)
     return [*templates.TEMPLATES[name](turns), *([options.prefill] if options.prefill else [])]
 
 
@@ -168,9 +195,12 @@ def raw_pieces(text: str, tokenizer: Tokenizer) -> list[prompt.Piece]:
     return pieces
 
 
-def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> Iterator:
+def segments(
+    ids: list[int], visuals: list[Encodable], config: LlavaConfig
+) -> Iterator[plans.Segment]:
     """Runs of ids as Text, and the segment of each visual in its place."""
-    remaining, run = iter(visuals), []
+    remaining = iter(visuals)
+    run: list[int] = []
     for token in [*ids, None]:
         if token is None or token == VISUAL:
             if run:
@@ -189,7 +219,7 @@ def segments(ids: list[int], visuals: list[Encodable], config: LlavaConfig) -> I
 # What was given ----------------------------------------------------------------
 
 
-def is_ids(question) -> bool:
+def is_ids(question: object) -> TypeGuard[Sequence[int]]:
     return (
         isinstance(question, list | tuple)
         and bool(question)
@@ -197,11 +227,15 @@ def is_ids(question) -> bool:
     )
 
 
-def is_messages(question) -> bool:
+def is_turns(question: object) -> TypeGuard[Sequence[prompt.Turn]]:
+    return isinstance(question, list) and all(isinstance(turn, prompt.Turn) for turn in question)
+
+
+def is_messages(question: object) -> TypeGuard[Sequence[chat_messages.Message]]:
     return isinstance(question, list | tuple) and not is_ids(question)
 
 
-def checked(question) -> str:
+def checked(question: object) -> str:
     """The question; PromptError where it is no text, or a blank one."""
     if not isinstance(question, str) or not question.strip():
         raise PromptError("cannot ask", "prompt", "a question", "an empty text")
@@ -221,16 +255,29 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def one_or_many(sources) -> list:
+@overload
+def one_or_many(sources: Videos) -> list[media.Video]: ...
+
+
+@overload
+def one_or_many(sources: Pictures) -> list[media.Picture]: ...
+
+
+def one_or_many(sources: Pictures) -> list[media.Picture] | list[media.Video]:
     """A list of sources, also of a single one; ParameterError for what is neither."""
-    if not isinstance(sources, Iterable | None) and not hasattr(sources, "convert"):
-        expected = "a picture or video, or a list of them"
-        raise ParameterError("cannot ask", "images, videos", expected, media.name_of(sources))
-    alone = isinstance(sources, str | bytes | Path | np.ndarray) or hasattr(sources, "convert")
-    return [sources] if alone else list(sources or ())
+    if sources is None:
+        return []
+    if isinstance(sources, media.Picture):
+        return [sources]
+    if not isinstance(sources, Iterable):
+        found = media.name_of(sources)
+        raise ParameterError(
+            f"images and videos must be a picture or video, or a list of them, not {found}."
+        )
+    return list(sources)
 
 
-def fill_in(sources: list, beside: list, kind: str) -> list:
+def fill_in(sources: list[Source | None], beside: list[Source], kind: str) -> list[Source]:
     """The sources of the messages, with those passed next to them in place of None, in order.
 
     PromptError where their numbers differ.
@@ -244,10 +291,10 @@ def fill_in(sources: list, beside: list, kind: str) -> list:
     return [next(remaining) if source is None else source for source in sources]
 
 
-def default_question(images: list, videos: list) -> str:
+def default_question(pictures: int, clips: int) -> str:
     """What is asked about media without a prompt; PromptError without media too."""
-    if not images and not videos:
+    if not pictures and not clips:
         raise PromptError("cannot ask", "prompt", "a question", "none")
-    counts = (("picture", len(images)), ("video", len(videos)))
+    counts = (("picture", pictures), ("video", clips))
     nouns = [noun + "s" * (count > 1) for noun, count in counts if count]
     return f"Describe the {' and the '.join(nouns)}."

@@ -42,14 +42,19 @@ def their_pixels(name: str, pictures: list, frames) -> dict[str, torch.Tensor]:
         from transformers.models.llava_onevision import image_processing_pil_llava_onevision as pil
 
         made = pil.LlavaOnevisionImageProcessorPil(
-            size={"height": TILE, "width": TILE}, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-            image_grid_pinpoints=ONEVISION["image_grid_pinpoints"])  # fmt: skip
+            size={"height": TILE, "width": TILE},
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+            image_grid_pinpoints=ONEVISION["image_grid_pinpoints"],
+        )
         return dict(made(pictures if len(pictures) == 1 else [pictures], return_tensors="pt"))
     from transformers.models.llava_next import image_processing_pil_llava_next as pil
 
     made = pil.LlavaNextImageProcessorPil(
-        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE},
-        image_grid_pinpoints=GRIDS)  # fmt: skip
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=GRIDS,
+    )
     return dict(made(pictures, return_tensors="pt"))
 
 
@@ -64,11 +69,11 @@ def difference(name: str, family: Family, sizes: list[tuple[int, int]], frames: 
     media = {"images": pictures} if sizes else {"videos": [clip]}
     inputs = their_pixels(name, pictures, clip)
     prepared = family.ours.prepare("What is in it?", **media)
-    mine = torch.from_numpy(np.stack([t for v in prepared.visuals for t in v.tiles.pixels]))
+    mine = torch.from_numpy(np.stack([t for v in prepared.visuals for t in v.pixels]))
     mine = vision.normalise(mine, family.ours.config.vision, torch.float32)
     tiles = next(value for key, value in inputs.items() if key.startswith("pixel_values"))
     if tiles.ndim == 5:  # padded to the picture with most tiles, or the frames of one clip
-        counts = [len(visual.tiles.pixels) for visual in prepared.visuals]
+        counts = [len(visual.pixels) for visual in prepared.visuals]
         tiles = torch.cat([each[:count] for each, count in zip(tiles, counts)])
     ids = [token for part in prepared.plan.segments for token in placeholders(part)]
     try:
@@ -88,7 +93,7 @@ def placeholders(part) -> tuple[int, ...] | list[int]:
     """Ids of a segment as transformers wants them."""
     if isinstance(part, plans.Text):
         return part.ids
-    return [510 if isinstance(part, plans.Image) else 511] * part.tokens
+    return [510 if isinstance(part, plans.Picture) else 511] * part.tokens
 
 
 def bound(largest: float) -> float:
@@ -106,8 +111,9 @@ def greedy(name: str, family: Family, count: int = 16) -> tuple[list[int], list[
     for head in (family.model.get_output_embeddings(), decoder.head or decoder.embedding):
         head.weight.data[510:] = 0  # never a placeholder, which would want a visual
     question, picture = "What is in it?", small.picture(90, 60)
-    answer = family.ours.generate(question, images=[picture], max_tokens=count,
-                                  ignore_eos=True, repetition_penalty=2.0).token_ids  # fmt: skip
+    answer = family.ours.generate(
+        question, images=[picture], max_tokens=count, ignore_eos=True, repetition_penalty=2.0
+    ).token_ids
     prepared = family.ours.prepare(question, images=[picture])
     ids = [token for part in prepared.plan.segments for token in placeholders(part)]
     logits = family.logits(ids + answer, **their_pixels(name, [picture], None))
@@ -137,10 +143,13 @@ def published(name: str | None) -> dict:
     if name is None:  # LLaVA-1.5 is CLIP and Vicuna without scaling
         text = {k: v for k, v in test_real_sizes.VICUNA.items() if k != "rope_scaling"}
         values = {**values, "text_config": text}
-    settings = layouts.from_values(values)
-    ten = plans.video_tokens(10, settings) // 10
-    return {"picture": plans.picture((640, 480), settings.image_modes[0], settings).tokens,
-            "frame": ten, "context": settings.text.context}  # fmt: skip
+    settings = layouts.parse_config(values)
+    ten = plans.clip([0.0] * 10, (9, 9), settings).tokens // 10
+    return {
+        "picture": plans.picture((640, 480), settings.image_modes[0], settings).tokens,
+        "frame": ten,
+        "context": settings.text.context,
+    }
 
 
 def originals() -> list[dict]:
@@ -151,8 +160,16 @@ def originals() -> list[dict]:
         ("tiny_video", "llava-video-7b-qwen2", "LLaVA-Video"),
     ):
         found = [golden(case)(None)[0] for case in stored.CASES if folder[5:] == case.split("_")[0]]
-        rows.append({"family": title, "layouts": "original", **published(name), "against":
-                     "original code", "cases": len(found), "worst": float(max(found))})  # fmt: skip
+        rows.append(
+            {
+                "family": title,
+                "layouts": "original",
+                **published(name),
+                "against": "original code",
+                "cases": len(found),
+                "worst": float(max(found)),
+            }
+        )
     return rows
 
 
@@ -160,8 +177,10 @@ def drawn(name: str) -> list[tuple[list[tuple[int, int]], int]]:
     """(sizes of pictures, frames of a clip) of the cases of a family."""
     choose = random.Random(name)
     cases = [([size], 0) for size in EXTREMES]
-    cases += [([(choose.randint(1, 400), choose.randint(1, 400)) for _ in range(count)], 0)
-              for count in (1, 1, 1, 1, 2, 2, 3)]  # fmt: skip
+    cases += [
+        ([(choose.randint(1, 400), choose.randint(1, 400)) for _ in range(count)], 0)
+        for count in (1, 1, 1, 1, 2, 2, 3)
+    ]
     return cases + [([], frames) for frames in (1, 2, 5, 9) if name != "next"]
 
 
@@ -174,8 +193,16 @@ def main() -> None:
             assert all(each["tiles"] and each["counts"] for each in found), name
             assert all(each["logits"] <= bound(each["largest"]) for each in found), name
             worst = max(each["logits"] for each in found)
-            rows.append({"family": title, "layouts": layouts, **published(real), "against":
-                         "transformers", "cases": len(found), "worst": worst})  # fmt: skip
+            rows.append(
+                {
+                    "family": title,
+                    "layouts": layouts,
+                    **published(real),
+                    "against": "transformers",
+                    "cases": len(found),
+                    "worst": worst,
+                }
+            )
             print(rows[-1], flush=True)
     rows += originals()
     RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -39,17 +39,31 @@ def hf_config(tied: bool = True, **text) -> dict:
         "projector_hidden_act": "gelu",
         "tie_word_embeddings": tied,
         "vision_config": {
-            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
             "vision_use_head": False,
         },
         "text_config": {
-            "model_type": "qwen2", "vocab_size": 512, "hidden_size": 48, "intermediate_size": 80,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": 4096, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": tied, "eos_token_id": 509, **text,
+            "model_type": "qwen2",
+            "vocab_size": 512,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": tied,
+            "eos_token_id": 509,
+            **text,
         },
-    }  # fmt: skip
+    }
 
 
 def original_config(hf: dict) -> dict:
@@ -78,7 +92,7 @@ def original_config(hf: dict) -> dict:
 
 def random_model(config: dict, seed: int = 0, dtype=torch.float32) -> Network:
     """A model in which every parameter is random and no activation explodes."""
-    model = Network(layouts.from_values(config)).to(dtype)
+    model = Network(layouts.parse_config(config)).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
