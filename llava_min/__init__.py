@@ -10,7 +10,6 @@ decoder, model, sampling, generate.
 """
 
 import os
-from typing import TYPE_CHECKING
 
 from .errors import (
     CheckpointError,
@@ -22,8 +21,8 @@ from .errors import (
     ParameterError,
     PromptError,
 )
-from .trace import edit, watch
 
+TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -37,8 +36,6 @@ __version__ = "0.1.0"
 __all__ = [
     "load",
     "plan",
-    "watch",
-    "edit",
     "LlavaMinError",
     "ParameterError",
     "CheckpointError",

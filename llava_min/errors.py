@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
-from typing import overload
 
 
 class LlavaMinError(Exception):
@@ -18,14 +16,6 @@ class LlavaMinError(Exception):
     """
 
     exit_code = 1
-
-    @overload
-    def __init__(self, what: str) -> None: ...
-
-    @overload
-    def __init__(
-        self, what: str, where: str, expected: str, found: object, hint: str = ""
-    ) -> None: ...
 
     def __init__(
         self,
@@ -98,6 +88,8 @@ def no_such_option(name: str, known: Iterable[str]) -> ParameterError:
     >>> print(no_such_option("max_new_tokens", ["max_tokens", "seed"]))
     No option is called max_new_tokens; did you mean max_tokens?
     """
+    from difflib import get_close_matches  # which --help does without
+
     near = get_close_matches(name, known, n=1, cutoff=0.7)
     written = name if re.fullmatch(r"[\w-]{1,60}", name) else shown(name)
     return ParameterError(

@@ -9,7 +9,6 @@ Read next: config.py.
 import json
 import stat
 from pathlib import Path
-from typing import NoReturn
 
 from ..errors import CheckpointError, shown
 
@@ -47,7 +46,7 @@ def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def not_a_number(name: str) -> NoReturn:
+def not_a_number(name: str) -> object:
     """ValueError: NaN and infinities are no JSON."""
     raise ValueError(f"the number {name}")
 

@@ -12,12 +12,10 @@ import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..base.files import regular
 from ..errors import ParameterError, PromptError, no_such_option, shown, wrong_value
 from ..media.limits import PROMPT_BYTES
-from ..options import Options
 from .flags import DAILY, DETAILS
 
 NOT_IN_A_BATCH = (
@@ -39,6 +37,11 @@ ENDINGS = {
 }
 
 
+TYPE_CHECKING = False  # typing takes a twentieth of --help to import
+if TYPE_CHECKING:
+    from typing import Any
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the user asked for."""
@@ -47,8 +50,8 @@ class Settings:
     model: str | None
     images: tuple[str, ...]
     videos: tuple[str, ...]
-    options: dict[str, Any]  # arguments of Options
-    load: dict[str, Any]  # arguments of load()
+    options: "dict[str, Any]"  # arguments of Options
+    load: "dict[str, Any]"  # arguments of load()
     kernels: str
     threads: int | None
     output: str
@@ -118,6 +121,8 @@ def parse(arguments: list[str]) -> Settings | str:
 
 def settings_of(given: argparse.Namespace) -> Settings:
     """The Settings of a command line without an error; the prompt is read where it is in a file."""
+    from ..options import Options  # which --help does without
+
     return Settings(
         prompt=read_prompt(given.prompt),
         model=given.model,

@@ -9,6 +9,8 @@ half written or was an error is tried again.
 Read engine/batch.py first.
 """
 
+from __future__ import annotations  # typing takes a twentieth of --help to import
+
 import json
 import logging
 import os
@@ -17,7 +19,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
 
 from ..base.files import regular
 from ..base.progress import Progress
@@ -25,16 +26,20 @@ from ..errors import LlavaMinError, OutputError, PromptError, shown
 from . import report
 from .arguments import Settings
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
     from ..engine.answers import Answer
     from ..engine.batch import Ready
     from ..engine.handle import Model
 
+    Request: TypeAlias = dict[str, Any]
+    Outcome: TypeAlias = Answer | LlavaMinError
+
 log = logging.getLogger("llava_min")
 QUESTIONS = ("question", "prompt", "messages")
 Key = tuple[str, str | int]  # what tells a line from others: ("line", 7), or ("id", "a")
-Request = dict[str, Any]
-Outcome = Union["Answer", LlavaMinError]
 BEGINNING = b'{"line": '  # of every line that is written
 
 
@@ -128,7 +133,7 @@ class Work:
     before: dict[Key, bytes]
 
     @classmethod
-    def of(cls, settings: Settings) -> "Work":
+    def of(cls, settings: Settings) -> Work:
         """Read both files; PromptError or OutputError before any weight is loaded."""
         assert settings.batch is not None and settings.answers is not None
         source, target = Path(settings.batch), Path(settings.answers)
@@ -145,7 +150,7 @@ class Work:
             )
         return cls(lines, target, before)
 
-    def answer(self, model: "Model", settings: Settings) -> int:
+    def answer(self, model: Model, settings: Settings) -> int:
         """Answer all lines without an answer; the exit code is that of the first line in error."""
         todo = [line for line in self.lines if line.key not in self.before]
         given = {**settings.options, **settings.load}
@@ -187,7 +192,7 @@ class Work:
 
 
 def outcomes(
-    model: "Model", batch: list[Line], options: dict[str, Any]
+    model: Model, batch: list[Line], options: dict[str, Any]
 ) -> Iterator[tuple[Line, Outcome]]:
     """(line, its Answer or what is wrong with it) of a batch, in order.
 
@@ -214,7 +219,7 @@ def outcomes(
     return ((line, found[line.key]) for line in batch)
 
 
-def answered_apart(model: "Model", portion: list[tuple[Key, "Ready"]]) -> dict[Key, Outcome]:
+def answered_apart(model: Model, portion: list[tuple[Key, Ready]]) -> dict[Key, Outcome]:
     """{key: Answer or error} of lines that are ready.
 
     They are answered together; where that fails, one by one, so that the error falls on its line.

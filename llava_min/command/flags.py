@@ -12,22 +12,27 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import TypedDict
 
 from ..errors import shown
 
 Action = str | type[argparse.Action]
 
 
-class How(TypedDict, total=False):
-    """How argparse takes an option: arguments of add_argument."""
+TYPE_CHECKING = False  # typing takes a twentieth of --help to import
+if TYPE_CHECKING:
+    from typing import TypedDict
 
-    action: Action
-    type: Callable[[str], object]
-    const: object
-    default: object
-    dest: str
-    metavar: str
+    class How(TypedDict, total=False):
+        """How argparse takes an option: arguments of add_argument."""
+
+        action: Action
+        type: Callable[[str], object]
+        const: object
+        default: object
+        dest: str
+        metavar: str
+else:
+    How = dict
 
 
 Flag = tuple[str, str, How]  # flags, what --help says, how the option is taken

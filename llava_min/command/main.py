@@ -13,10 +13,13 @@ import json
 import logging
 import os
 import sys
-from typing import TextIO
 
 from ..errors import LlavaMinError, OutputError, ParameterError
 from . import arguments, batch_file
+
+TYPE_CHECKING = False  # typing takes a twentieth of --help to import
+if TYPE_CHECKING:
+    from typing import TextIO
 
 TOOLS = ("check", "inspect", "quantize")  # as a first word; any other begins a question
 
@@ -29,8 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         open_streams()
         if argv and argv[0] in TOOLS:
             code = tool(argv)
+        elif isinstance(settings := arguments.parse(argv), str):
+            print(settings)
+            code = 0
         else:
-            code = run_question(argv)
+            code = answer(settings)
         sys.stdout.flush()  # while it can still be said that there is no room
         return code
     except LlavaMinError as error:
@@ -46,15 +52,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         full = OutputError("cannot write the answer", "stdout", "room", os.strerror(error.errno))
         return discard(sys.stdout, exit_with(f"error: {full}", full.exit_code))
-
-
-def run_question(argv: list[str]) -> int:
-    """Answer the question of a command line, or print the text that it asks for."""
-    settings = arguments.parse(argv)
-    if isinstance(settings, str):
-        print(settings)
-        return 0
-    return answer(settings)
 
 
 def open_streams() -> None:
@@ -78,7 +75,7 @@ def exit_with(line: str, code: int) -> int:
     return code
 
 
-def discard(stream: TextIO, code: int) -> int:
+def discard(stream: "TextIO", code: int) -> int:
     """The exit code; what `stream` still holds is discarded.
 
     Otherwise Python would complain at its end, with an exit code of its own.

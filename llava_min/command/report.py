@@ -12,11 +12,11 @@ import json
 import sys
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from ..base.progress import Progress
 from .arguments import Settings
 
+TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
     from ..engine.answers import Answer, Event
 

@@ -14,6 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import segments as plans
 from ..base import cpu
 from ..config import LlavaConfig
@@ -314,8 +316,6 @@ def estimate(found: Forecast) -> dict[str, float]:
 
     A token of the answer reads weights and cache once.
     """
-    import numpy as np
-
     square, block = np.ones((384, 384), np.float32), np.ones(2**22, np.float32)
     target = np.empty_like(block)
     product = fastest(lambda: square @ square) / (2 * 384**3)
