@@ -78,7 +78,7 @@ def ours(path: str) -> tuple[list[float], int]:
     from llava_min.media import film, video
 
     opened = film.Film(path, path)
-    numbers = video.chosen(opened, len(opened) / opened.rate, video.Choice(FRAMES), path)
+    numbers = video.chosen(opened, opened.seconds, video.Choice(FRAMES), path)
     times = [opened[number] for number in numbers]
     assert sum(1 for _ in opened.pictures(numbers)) == FRAMES
     return times, opened.decoded
@@ -122,7 +122,8 @@ def everything(path: str, total: int) -> tuple[list[float], int]:
 def child(name: str, path: str, key: int, total: int) -> None:
     """One run in this process; prints what it took."""
     import av  # noqa: F401 (imported before the clock starts)
-    import llava_min.video  # noqa: F401
+
+    import llava_min.media.video  # noqa: F401
 
     before, start = measure.resident("VmRSS"), time.perf_counter()
     run = {

@@ -119,10 +119,14 @@ def test_the_command_takes_times():
     options = arguments.parse(given).options
     given = [options[name] for name in ("fps", "start", "end", "frames", "subtitles")]
     assert given == [0.5, 60.0, 3723.5, 9, "s"]
-    assert arguments.parse(["what", "--at", "1,0:02,3.5"]).options["at"] == (1.0, 2.0, 3.5)
+    assert arguments.parse(["what", "--video", "v", "--at", "1,0:02,3.5"]).options["at"] == (
+        1.0,
+        2.0,
+        3.5,
+    )
     for wrong in ("--at 1,,2", "--at=-1", "--start x", "--end 1:2:3:4", "--fps 0", "--at nan"):
         with pytest.raises(ParameterError, match=wrong.split("=")[0].split()[0]):
-            arguments.parse(["what", *wrong.split()])
+            arguments.parse(["what", "--video", "v", *wrong.split()])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from llava_min import image
 from llava_min.errors import MediaError, ParameterError
 from llava_min.media import film, video
 from llava_min.media.film import Film
+from llava_min.media.sources import Frames
 from llava_min.media.video import Choice
+from llava_min.request.prepare import one_or_many
 
 av = pytest.importorskip("av")
 FRAMES, GROUP = 140, 25
@@ -74,7 +76,9 @@ def everything(path) -> tuple[list[np.ndarray], list[float]]:
     """All frames and their times, decoded from the start and counted: what must be met."""
     with av.open(path) as container:
         frames = list(container.decode(container.streams.video[0]))
-        return [film.upright(frame) for frame in frames], [frame.time for frame in frames]
+        return [film.upright(frame, film.matrix_of(frame)) for frame in frames], [
+            frame.time for frame in frames
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,8 @@ def test_seeking_gives_the_frames_of_decoding_everything(clips, kind):
     path, pictures, times = clips(kind)
     opened = Film(path, kind)
     assert len(opened) == len(pictures) == FRAMES
-    expected = [t - times[0] if opened.timed else n / 25 for n, t in enumerate(times)]
+    untimed = opened.stream.is_avi or opened.stream.is_raw
+    expected = [n / 25 if untimed else t - times[0] for n, t in enumerate(times)]
     assert list(opened) == pytest.approx(expected, abs=1e-6)
     for numbers in SELECTIONS:
         found = list(opened.pictures(numbers))
@@ -129,6 +134,20 @@ def test_few_frames_are_decoded(clips, kind):
         list(opened.pictures(numbers))
         last = {n // GROUP: n % GROUP for n in numbers}
         assert 0 < opened.decoded - before <= sum(n + 6 for n in last.values()), numbers
+
+
+@pytest.mark.parametrize("kind", ["open.mp4", "hevc.mp4", "mpeg2.ts"])
+def test_leading_frames_are_reached_at_once(clips, kind):
+    """From the key frame before, and without trying their own."""
+    opened = Film(clips(kind)[0], kind)
+    timeline = opened.timeline
+    keys = [timeline.key(timeline.packet(number)) for number in range(FRAMES)]
+    leading = [n for n, key in enumerate(keys) if key and timeline.stamp(n) < key.stamp]
+    assert leading
+    for number in leading[:3]:
+        before, group = opened.decoded, number - opened.entrance(number).number
+        list(opened.pictures([number]))
+        assert 0 < opened.decoded - before <= group + 8
 
 
 def test_frames_that_none_refers_to_are_left_out(clips):
@@ -151,10 +170,10 @@ def test_without_seeking_it_begins_again(clips, kind):
 
     path, pictures, _ = clips(kind)
     opened = Film(path, kind)
-    inner = opened.open
-    opened.open = lambda: (inner(), setattr(opened, "container", NoSeeking(opened.container)))
-    opened.open()
-    for frame, number in zip(opened.pictures([3, 60, 120]), [3, 60, 120]):
+    stream, inner = opened.stream, opened.stream.open
+    stream.open = lambda: (inner(), setattr(stream, "container", NoSeeking(stream.container)))
+    stream.open()
+    for frame, number in zip(opened.pictures([3, 60, 120]), [3, 60, 120], strict=True):
         assert np.array_equal(frame, pictures[number])
 
 
@@ -223,7 +242,7 @@ def test_pictures_are_made_when_asked_for(clips, monkeypatch):
     """Reading ahead would hold hours of video in memory. In order each is made once."""
     made = []
     upright = film.upright
-    monkeypatch.setattr(film, "upright", lambda frame: made.append(1) or upright(frame))
+    monkeypatch.setattr(film, "upright", lambda *given: made.append(1) or upright(*given))
     clip = video.sample_clip(clips("clip.mp4")[0], Choice(20))
     assert len(clip.times) == 20 and not made
     assert clip.size == (64, 48) and len(made) == 1
@@ -254,10 +273,34 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path):
 def test_arrays_are_taken_as_they_are():
     frames = small.frames(5)
     assert np.array_equal(list(video.sample_clip(frames, Choice(2))), frames)
-    with pytest.raises(MediaError, match="ndarray"):
-        video.sample_clip(frames[..., 0], Choice(2))
+    with pytest.raises(MediaError, match=r"ndarray.*videos=\[\[frame, frame\]\]"):
+        video.sample_clip(frames[0], Choice(2))
     with pytest.raises(ParameterError, match="chosen already"):
         video.sample_clip(frames, Choice(fps=1))
+
+
+def test_a_list_of_pictures_is_one_clip(tmp_path):
+    """Of any kind and size, in their order; what they hold and no path makes the hash."""
+    frames = small.frames(4)
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for frame, path in zip(frames, paths):
+        Image.fromarray(frame).save(path)
+    mixed = [Image.fromarray(frames[0]), frames[1], str(paths[2]), paths[3].read_bytes()]
+    hashes = set()
+    for pictures in (list(frames), mixed, paths):
+        (source,) = one_or_many([pictures])
+        clip = video.sample_clip(source, Choice(2))
+        assert np.array_equal(list(clip), frames) and clip.times == (0, 1, 2, 3)
+        hashes.add(clip.hash)
+    reverse = video.sample_clip(Frames(frames[::-1]), Choice(2))
+    assert reverse.hash not in hashes and np.array_equal(list(reverse), frames[::-1])
+    with pytest.raises(ParameterError, match="list of frames, which are chosen already"):
+        video.sample_clip(Frames(frames), Choice(at=(1.0,)))
+    with pytest.raises(MediaError, match="the list of frames: expected frames, found none"):
+        video.sample_clip(Frames(), Choice(2))
+    for wrong in (mixed[0], frames[0]):
+        with pytest.raises(MediaError, match=r"videos=\[\[frame, frame\]\]"):
+            video.sample_clip(wrong, Choice(2))
 
 
 # Which frames ------------------------------------------------------------------

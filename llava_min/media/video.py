@@ -1,6 +1,6 @@
 """A video -> the frames that are looked at: chosen by their times first, decoded when asked for.
 
-in:  a path, URL, bytes, a folder of pictures, or uint8 [F H W 3]; a Choice
+in:  a path, URL, bytes, a folder of pictures, uint8 [F H W 3], or a list of pictures; a Choice
 out: Clip: frames [H W 3] uint8, upright, in RGB, one at a time; their times in seconds
 
 Read media/film.py first. Read next: image.py.
@@ -12,6 +12,7 @@ file's rate.
 import hashlib
 import io
 import math
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..errors import MediaError, ParameterError
 from . import limits
@@ -27,6 +29,7 @@ from . import sources as media
 from .film import Film
 
 Times = Film | Sequence[float]  # when each frame is shown, in seconds
+AS_A_LIST = "Put the frames of one clip in a list of their own: videos=[[frame, frame]]."
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -96,20 +99,23 @@ class Clip:
 
 
 def sample_clip(source: media.Video, choice: Choice) -> Clip:
-    """The frames of a video that are chosen; those of an array [F H W 3] are chosen already."""
+    """The frames of a video that are chosen; those of an array or a list are chosen already."""
     if isinstance(source, np.ndarray):
         return clip_from_array(source, choice)
+    if isinstance(source, media.Frames):
+        return clip_from_frames(source, choice)
     name = media.name_of(source)
-    if isinstance(source, str | Path) and Path(source).is_dir():
+    if not isinstance(source, media.Readable):
+        raise MediaError("cannot read the video", name, "a file or frames", "neither", AS_A_LIST)
+    if isinstance(source, str | Path) and os.path.isdir(source):
         return clip_from_folder(Path(source), choice, name)
-    in_memory = isinstance(source, bytes | bytearray) or str(source) == "-"
-    if in_memory or str(source).startswith(("data:", "http:", "https:")):
+    if not media.on_disk(source):
         source = media.read_bytes(source, limits.VIDEO_BYTES)
         film = Film(io.BytesIO(source), name)
     else:
         source = str(media.local_path(source))
         film = Film(source, name)
-    seconds = len(film) / film.rate
+    seconds = film.seconds
     numbers = chosen(film, seconds, choice, name)
     times = [film[number] for number in numbers]
     return Clip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
@@ -148,13 +154,46 @@ def clip_from_array(array: np.ndarray, choice: Choice) -> Clip:
             "the ndarray",
             "uint8 [frames, height, width, 3]",
             f"{array.dtype} {list(array.shape)}",
+            AS_A_LIST if array.ndim == 3 else "",
         )
-    if choice != Choice(choice.frames, ends=choice.ends):
-        raise ParameterError(
-            "fps, start, end and at cannot be used with an array, whose frames are chosen already."
-        )
+    refuse_choice(choice)
     frames = np.ascontiguousarray(array)
     return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames.data])
+
+
+def clip_from_frames(frames: media.Frames, choice: Choice) -> Clip:
+    """A clip of frames already chosen, each any kind of picture; their times are their numbers.
+
+    Files are opened when they are asked for.
+    """
+    if not frames:
+        raise MediaError("cannot read the video", "the list of frames", "frames", "none")
+    refuse_choice(choice)
+    kept = [frame_source(frame) for frame in frames]
+    return Clip(
+        range(len(kept)),
+        0.0,
+        lambda first: (np.asarray(media.open_picture(frame)) for frame in kept[first:]),
+        [frame.data if isinstance(frame, np.ndarray) else frame for frame in kept],
+    )
+
+
+def frame_source(frame: media.Picture) -> Path | bytes | np.ndarray:
+    """A frame as it is kept: the path of a file, the bytes of one, or uint8 [H W 3]."""
+    if isinstance(frame, np.ndarray | Image.Image):
+        return np.ascontiguousarray(media.open_picture(frame))
+    if media.on_disk(frame):
+        return media.local_path(frame)
+    return media.read_bytes(frame, limits.IMAGE_BYTES)
+
+
+def refuse_choice(choice: Choice) -> None:
+    """ParameterError where frames that are chosen already are to be chosen from."""
+    if choice != Choice(choice.frames, ends=choice.ends):
+        raise ParameterError(
+            "fps, start, end and at cannot be used with an array or a list of frames, which are "
+            "chosen already."
+        )
 
 
 # Which frames ------------------------------------------------------------------
