@@ -11,6 +11,7 @@ Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_ima
 B tiles, S tile side in pixels.
 """
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,10 @@ from PIL import Image
 
 from .anyres import Grid, fitted
 from .config import LlavaConfig
+
+# beyond this ratio of sides, or beyond this side of a padded square, a level may differ by one
+EXTREME, LARGEST = 50, 16_384
+PART = 2**22  # pixels of a padded square that are made at a time
 
 
 def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
@@ -36,16 +41,44 @@ def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     return np.concatenate([squeezed(picture, tile)[None], cut.reshape(-1, tile, tile, 3)])
 
 
+def seen_from(old: int, new: int, first: int, last: int) -> tuple[tuple[float, float], int, int]:
+    """What the pixels from `first` to `last` are made from where `old` pixels become `new` ones.
+
+    It is (their place in what is seen), and where what is seen starts and ends. They see a little
+    more than their own place.
+
+    >>> seen_from(1000, 100, 50, 60)
+    ((21.0, 121.0), 479, 621)
+    """
+    scale = old / new
+    start, end, reach = first * old / new, min(last * old / new, old), 2 * max(scale, 1) + 1
+    low, high = max(math.floor(start - reach), 0), min(math.ceil(end + reach), old)
+    return (start - low, end - low), low, high
+
+
 def padded_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     """One tile: the picture centred on a square of the mean colour.
 
-    It is used for several pictures at once.
+    It is used for several pictures at once. The square may be far larger than the picture and is
+    never made whole. Pillow resizes rows before columns, so some rows are resized at a time; those
+    above and below the picture have one colour before and after.
     """
-    side = max(picture.size)
+    tile, side = config.tile, max(picture.size)
     mean = tuple(int(255 * channel) for channel in config.vision.mean)
-    canvas = Image.new("RGB", (side, side), mean)
-    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return squeezed(canvas, config.tile)[None]
+    left, top = (side - picture.width) // 2, (side - picture.height) // 2
+    first, last = 0, tile  # the columns of the tile that are not of one colour
+    if side > min(EXTREME * picture.width, LARGEST):
+        _, first, last = seen_from(tile, side, left, left + picture.width)
+    box, low, high = seen_from(side, tile, first, last)
+    canvas = Image.new("RGB", (tile, side), mean)
+    rows = max(PART // (high - low), 1)
+    for row in range(0, picture.height, rows):
+        count = min(rows, picture.height - row)
+        part = Image.new("RGB", (high - low, count), mean)
+        part.paste(picture, (left - low, -row))
+        size, seen = (last - first, count), (box[0], 0, box[1], count)
+        canvas.paste(part.resize(size, Image.Resampling.BICUBIC, seen), (first, top + row))
+    return squeezed(canvas, tile)[None]
 
 
 def square_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
@@ -59,9 +92,22 @@ def cropped_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     short, long = min(width, height), max(width, height)
     longer = int(tile * long / short)
     size = (tile, longer) if width <= height else (longer, tile)
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - tile) // 2, (size[1] - tile) // 2
+    if long > EXTREME * short:
+        return np.array(resized_part(picture, size, (left, top, left + tile, top + tile)))[None]
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
     return np.array(resized)[top : top + tile, left : left + tile][None]
+
+
+def resized_part(
+    picture: Image.Image, size: tuple[int, int], part: tuple[int, int, int, int]
+) -> Image.Image:
+    """picture.resize(size).crop(part), within one level; what lies outside the part is not made."""
+    (left, right), seen_left, seen_right = seen_from(picture.width, size[0], part[0], part[2])
+    (top, bottom), seen_top, seen_bottom = seen_from(picture.height, size[1], part[1], part[3])
+    seen = picture.crop((seen_left, seen_top, seen_right, seen_bottom))
+    shape, box = (part[2] - part[0], part[3] - part[1]), (left, top, right, bottom)
+    return seen.resize(shape, Image.Resampling.BICUBIC, box)
 
 
 MODES = {"anyres": anyres_tiles, "pad": padded_tile, "square": square_tile, "crop": cropped_tile}

@@ -102,6 +102,15 @@ def short(format: str, part: float):
     return image(SAVED[format][: int(part * len(SAVED[format]))], f"picture.{format.lower()}")
 
 
+def floats(values: list[float]):
+    picture = Image.fromarray(np.array([values], np.float32))
+    return image(saved(picture, "TIFF"), "picture.tiff")
+
+
+# two pixels whose tags say that each has 64 bits
+DOUBLES = saved(Image.fromarray(np.zeros((1, 4), np.float32)), "TIFF")
+DOUBLES = DOUBLES.replace(struct.pack("<HHIH", 258, 3, 1, 32), struct.pack("<HHIH", 258, 3, 1, 64))
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 good_png = image(SAVED["PNG"])
 NO_PICTURE = r"picture\.png.*expected one of PNG"
 PICTURES = [
@@ -136,6 +145,29 @@ PICTURES = [
             f"{format} at {part:.0%}": short(format, part)
             for format in FORMATS
             for part in (0.05, 0.5, 0.9)
+        }
+        | {
+            f"{format}, its second half zeros": image(
+                SAVED[format][: len(SAVED[format]) // 2] + bytes(len(SAVED[format]) // 2)
+            )
+            for format in ("PNG", "JPEG")
+        },
+    ),
+    *rows(
+        "IM-MODES",
+        4,
+        r"picture\.tiff",
+        good_png,
+        {
+            "floats from -9 to 300": (
+                floats([-9, 300]),
+                "floats from 0 to 1 or from 0 to 255, found floats from -9 to 300",
+            ),
+            "not a number": (floats([0.5, np.nan]), "floats from nan to nan"),
+            "64-bit floats": (
+                image(DOUBLES, "picture.tiff"),
+                r"a TIFF of up to 4 bands.*found a TIFF of 1 band of 64-bit floats",
+            ),
         },
     ),
     *rows(
@@ -180,6 +212,9 @@ PICTURES = [
             "file:// of a host": (source("--image", "file://elsewhere/a.png"), "elsewhere"),
             "data: without a comma": (source("--image", "data:image/png"), "comma"),
             "data: that is not base64": (source("--image", "data:image/png;base64,@@"), "base64"),
+            "data: with padding inside": (source("--image", "data:;base64,AA=A"), "base64"),
+            "a Git LFS pointer": (image(POINTER), r"picture\.png.*a Git LFS pointer"),
+            "a clip that is a Git LFS pointer": (clip(POINTER), r"clip\.mp4.*a Git LFS pointer"),
             "a host with a blank": (source("--image", "http://a b/"), "cannot fetch"),
             "a host without a name": (source("--image", "http:///a.png"), "cannot fetch"),
             "a port out of range": (source("--image", "http://127.0.0.1:99999/"), "cannot fetch"),
@@ -244,6 +279,30 @@ def sound() -> bytes:
     return buffer.getvalue()
 
 
+def cover() -> bytes:
+    """Sound with a picture on its sleeve."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        music = container.add_stream("aac", rate=8000)
+        sleeve = container.add_stream("mjpeg", rate=1)
+        sleeve.width, sleeve.height, sleeve.pix_fmt = 32, 24, "yuvj420p"
+        sleeve.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        picture = av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24")
+        for stream, frame in ((music, silence), (sleeve, picture)):
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def moving_webp() -> bytes:
+    buffer = io.BytesIO()
+    pictures = [Image.fromarray(picture) for picture in brighter(4, (32, 24))]
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:])
+    return buffer.getvalue()
+
+
 MP4, MKV, TS = (filmed(format=format) for format in ("mp4", "matroska", "mpegts"))
 good_clip = clip(MP4)
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
@@ -278,9 +337,25 @@ VIDEOS = [
     *rows(
         "VD-AUDIO",
         4,
-        r"clip\.wav.*expected a video",
+        r"clip\..*expected a video",
         good_clip,
-        {"a wav": clip(sound(), "clip.wav")},
+        {
+            "a wav": clip(sound(), "clip.wav"),
+            "a picture attached to sound": (
+                clip(cover(), "clip.m4a"),
+                r"clip\.m4a.*no video, only an attached picture",
+            ),
+        },
+    ),
+    *rows(
+        "VD-KIND",
+        4,
+        r"clip\..*expected a video \(MP4, .*, WebM, AVI, MPEG, .*\)",
+        good_clip,
+        {
+            "a moving WebP": clip(moving_webp(), "clip.webp"),
+            "a NUT": clip(filmed(format="nut"), "clip.nut"),
+        },
     ),
     *rows(
         "VD-CODEC",

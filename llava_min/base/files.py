@@ -10,12 +10,13 @@ import json
 import stat
 from pathlib import Path
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, LlavaMinError, shown
 
 JSON_BYTES = {
     "config.json": 4 << 20,
     "tokenizer.json": 256 << 20,
 }  # limits; 64 MB for any other file
+LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def regular(path: Path) -> bool:
@@ -24,6 +25,13 @@ def regular(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):  # a name that is too long, or that holds a NUL
         return False
+
+
+def refuse_pointer(start: bytes, error: type[LlavaMinError], what: str, where: str) -> None:
+    """An error of this type where a file begins as a Git LFS pointer, which is not the file."""
+    if start.startswith(LFS):
+        hint = "Fetch the file itself, for example with git lfs pull."
+        raise error(what, where, "the file", "a Git LFS pointer to it", hint)
 
 
 def parse_json(text: bytes) -> object:
@@ -68,7 +76,9 @@ def read_json(path: Path, what: str) -> dict[str, object]:
     if size > limit:
         raise CheckpointError(f"cannot read the {what}", name, f"at most {limit} bytes", size)
     try:
-        value = parse_json(path.read_bytes())
+        text = path.read_bytes()
+        refuse_pointer(text, CheckpointError, f"cannot read the {what}", name)
+        value = parse_json(text)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read the {what}", name, "JSON", str(error)) from None
     if not isinstance(value, dict):

@@ -9,8 +9,6 @@ FFmpeg never sees one.
 Read media/limits.py first. Read next: image.py, media/video.py.
 """
 
-import base64
-import binascii
 import io
 import os
 import struct
@@ -18,24 +16,36 @@ import sys
 import urllib.parse
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..base.files import regular
+from ..base.files import refuse_pointer, regular
 from ..errors import MediaError, shown
-from . import limits
+from . import data_uri, jpeg, limits, png, tiff
+from .colors import file_of, to_rgb
+from .data_uri import decode_data_uri, is_data_uri
 
 # what a user may name as a picture or as a video, and what leads to the bytes of a file
 Picture = str | Path | bytes | bytearray | Image.Image | np.ndarray
-Video = str | Path | bytes | bytearray | np.ndarray
+
+
+class Frames(tuple[Picture, ...]):
+    """The frames of one clip, each a picture."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} frames"
+
+
+Video = Picture | Frames
 Readable = str | Path | bytes | bytearray
 Result = TypeVar("Result")
 
 DAMAGED = (
-    # what Pillow's parsers raise for damaged files
+    # what Pillow's parsers and decoders raise for damaged files
     OSError,
     ValueError,
     TypeError,
@@ -44,7 +54,7 @@ DAMAGED = (
     EOFError,
     ArithmeticError,
     struct.error,
-    NotImplementedError,
+    RuntimeError,
 )
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {
@@ -57,6 +67,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# what finds lost pixels that Pillow makes up
+CHECKED = {"JPEG": jpeg.completed, "MPO": jpeg.completed, "PNG": png.checked}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -64,9 +76,7 @@ def name_of(source: object) -> str:
     """How messages name a source: a path or URL as given, anything else by its kind."""
     if isinstance(source, (str, Path)):
         text = str(source)
-        return (
-            "the data: URI" if text.startswith("data:") else "stdin" if text == "-" else shown(text)
-        )
+        return data_uri.NAME if is_data_uri(text) else "stdin" if text == "-" else shown(text)
     return f"the {type(source).__name__}"
 
 
@@ -81,24 +91,44 @@ def read_bytes(source: Readable, limit: int) -> bytes:
 
     MediaError where there are none.
     """
+    data = bytes_of(source, limit)
+    refuse_pointer(data[:100], MediaError, "cannot read the file", name_of(source))
+    return data
+
+
+def bytes_of(source: Readable, limit: int) -> bytes:
+    """The bytes of a source, whatever they are."""
     if isinstance(source, (bytes, bytearray)):
         return bytes(source)
     text = str(source)
     if text == "-":
         return within(sys.stdin.buffer.read(limit + 1), limit, source)
-    if text.startswith("data:"):
-        return decode_data(text, limit)
-    if text.startswith(("http://", "https://")):
+    if is_data_uri(text):
+        return decode_data_uri(text, limit)
+    if is_url(text):
         from .web import fetch
 
-        return fetch(text, limit)
+        return fetch(text.strip(), limit)
     try:
         with open(local_path(source), "rb") as file:
-            return within(file.read(limit + 1), limit, source)
+            size = os.fstat(file.fileno()).st_size  # reading makes room for all that it may read
+            return within(file.read(min(size, limit) + 1), limit, source)
     except OSError as error:
         raise MediaError(
             "cannot read the file", name_of(source), "a file that can be read", error.strerror
         ) from None
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an address on the web; its scheme may be in any case."""
+    return text[:64].lstrip().lower().startswith(("http:", "https:"))
+
+
+def on_disk(source: object) -> bool:
+    """Whether a source is said to be a file on this machine, and not bytes from anywhere else."""
+    text = str(source)
+    in_memory = isinstance(source, bytes | bytearray) or text == "-"
+    return not (in_memory or is_data_uri(text) or is_url(text))
 
 
 def within(data: bytes, limit: int, source: Readable) -> bytes:
@@ -135,30 +165,9 @@ def local_path(source: object) -> Path:
         found = "none" if not os.path.exists(path) else "a pipe or device"
         found = "a folder" if os.path.isdir(path) else found
         raise MediaError("cannot read the file", shown(text), "a plain file", found)
+    with suppress(OSError), open(path, "rb") as file:
+        refuse_pointer(file.read(100), MediaError, "cannot read the file", shown(text))
     return path
-
-
-def decode_data(uri: str, limit: int) -> bytes:
-    """The bytes of a data: URI."""
-    header, comma, body = uri.partition(",")
-    if not comma:
-        raise MediaError(
-            "cannot read the picture", "the data: URI", "a comma before the data", "none"
-        )
-    if len(body) > 2 * limit:
-        raise MediaError(
-            "cannot read the picture", "the data: URI", f"at most {limit} bytes", "more"
-        )
-    if not header.endswith(";base64"):
-        return within(urllib.parse.unquote_to_bytes(body), limit, uri)
-    try:
-        return within(
-            base64.b64decode(urllib.parse.unquote_to_bytes(body), validate=True), limit, uri
-        )
-    except binascii.Error:
-        raise MediaError(
-            "cannot read the picture", "the data: URI", "base64", "something else"
-        ) from None
 
 
 def ignore(line: str) -> None:
@@ -172,33 +181,38 @@ def open_picture(source: Picture, notice: Callable[[str], None] = ignore) -> Ima
     """
     if isinstance(source, np.ndarray):
         return picture_from_array(source)
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
-    return opened(source, to_rgb, notice)
+    return opened(source, decoded, notice)
 
 
 def picture_size(source: Picture) -> tuple[int, int]:
     """The size (width, height) of the upright picture, from its header alone."""
     if isinstance(source, np.ndarray):
         return picture_from_array(source).size
-    return upright_size(source) if isinstance(source, Image.Image) else opened(source, upright_size)
+    return opened(source, lambda picture, _: upright_size(picture))
 
 
 def opened(
-    source: Readable,
-    use: Callable[[Image.Image], Result],
+    source: Readable | Image.Image,
+    use: Callable[[Image.Image, str], Result],
     notice: Callable[[str], None] = ignore,
 ) -> Result:
-    """use(picture) of the picture in a file, before it is decoded."""
-    name, data = name_of(source), read_bytes(source, limits.IMAGE_BYTES)
+    """use(picture, its name) of the picture in a file, before it is decoded."""
+    name, data = name_of(source), b""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if isinstance(source, Image.Image):
+                if getattr(source, "tile", None) and getattr(source, "fp", None) is None:
+                    raise MediaError(
+                        "cannot read the picture", name, "a file that is open", "a closed one"
+                    )
+                return use(source, name)
+            data = read_bytes(source, limits.IMAGE_BYTES)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             limits.check_pixels(name, picture.size)
             if getattr(picture, "is_animated", False):
                 notice(f"{name}: several pictures in one file; only the first one is looked at")
-            return use(picture)
+            return use(picture, name)
         except Image.DecompressionBombError:
             raise MediaError(
                 "cannot read the picture",
@@ -207,52 +221,55 @@ def opened(
                 "more than twice that",
             ) from None
         except UnidentifiedImageError:
-            heic = (
-                "HEIC is not supported: convert it to JPEG first."
-                if b"ftyphei" in data[:32]
-                else ""
-            )
-            raise MediaError(
-                "cannot read the picture", name, f"one of {', '.join(FORMATS)}", kind_of(data), heic
-            ) from None
+            raise unidentified(name, data) from None
         except DAMAGED:
-            raise MediaError(
-                "cannot read the picture", name, "a whole file", "one that ends early or is damaged"
-            ) from None
+            raise damaged(name) from None
 
 
-def kind_of(data: bytes) -> str:
-    """A word for bytes that are no picture."""
-    return "nothing" if not data else f"a file that begins with {shown(data[:12])}"
+def damaged(name: str) -> MediaError:
+    return MediaError(
+        "cannot read the picture", name, "a whole file", "one that ends early or is damaged"
+    )
+
+
+def unidentified(name: str, data: bytes) -> MediaError:
+    """The error of bytes in which Pillow finds no picture."""
+    if tiff.is_tiff(data):
+        try:
+            return MediaError("cannot read the picture", name, tiff.READ, tiff.described(data))
+        except DAMAGED:
+            return damaged(name)
+    heic = "HEIC is not supported: convert it to JPEG first." if b"ftyphei" in data[:32] else ""
+    found = f"a file that begins with {shown(data[:12])}" if data else "nothing"
+    return MediaError("cannot read the picture", name, f"one of {', '.join(FORMATS)}", found, heic)
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) after turning by the EXIF orientation, whose values 5 to 8 swap the two.
+    """(width, height) after turning by the orientation, whose values 5 to 8 swap the two."""
+    return picture.size[::-1] if orientation(picture) in (5, 6, 7, 8) else picture.size
 
-    Pillow says the size of a turned TIFF itself.
+
+def orientation(picture: Image.Image) -> object:
+    """How a picture that may not be decoded yet is still to be turned, as EXIF counts.
+
+    Of a TIFF Pillow gives the size as the tag turns it, but not as XMP does.
     """
-    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it to look after it
-    turned = picture.format != "TIFF" and exif.get(ORIENTATION) in (5, 6, 7, 8)
-    return picture.size[::-1] if turned else picture.size
+    if picture.format == "PNG" and getattr(picture, "tile", None):
+        data = png.notes_first(file_of(picture))
+        picture = Image.open(io.BytesIO(data), formats=["PNG"])
+    turn = Image.Image.getexif(picture).get(ORIENTATION)  # a PNG's own method would decode it
+    return None if turn == getattr(picture, "tag_v2", {}).get(ORIENTATION, 0) else turn
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture in RGB: upright by its EXIF orientation, transparency on white.
-
-    16 bits are scaled to 8.
-    """
-    picture.load()  # which turns a TIFF
-    turn = picture.getexif().get(ORIENTATION)
-    picture = picture.transpose(UPRIGHT[turn]) if turn in UPRIGHT else picture
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if picture.mode != "F" else 255.0
-        picture = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+def decoded(picture: Image.Image, name: str) -> Image.Image:
+    """The picture upright, on white, in RGB."""
+    turn = None if picture.format == "TIFF" else orientation(picture)  # Pillow turns a TIFF
+    if picture.format in CHECKED and getattr(picture, "tile", None):
+        data = file_of(picture)
+        if (whole := CHECKED[picture.format](data)) is not data:
+            picture = Image.open(io.BytesIO(whole), formats=FORMATS)
+    picture = to_rgb(picture, name)
+    return picture.transpose(UPRIGHT[turn]) if turn in UPRIGHT else picture
 
 
 def picture_from_array(array: np.ndarray) -> Image.Image:

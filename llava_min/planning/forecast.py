@@ -28,6 +28,7 @@ from ..request.visuals import Entry
 from ..segments import Plan
 from ..tokenizer import VISUAL, Tokenizer, read_tokenizer
 from ..weights import hub
+from ..weights.tied import with_own_head
 from . import memory as needs
 from .memory import Memory, Storage
 
@@ -245,7 +246,8 @@ def forecast(
     memory: GB to fit in, instead of what is free.
     """
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
-    chosen, settings = Options.of(**options), config_of(path, config, context)
+    chosen = Options.of(**options)
+    settings = with_own_head(config_of(path, config, context), path)
     if question is None and not images and not videos:
         question, images = EXAMPLE_QUESTION, (EXAMPLE_PICTURE,)
     tokenizer = read_tokenizer(path)

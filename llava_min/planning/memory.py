@@ -9,7 +9,9 @@ Read segments.py first. Read next: planning/forecast.py.
 import math
 from dataclasses import dataclass
 
+from ..anyres import Grid
 from ..config import LlavaConfig, TextConfig, VisionConfig
+from ..image import EXTREME, PART
 from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 
 # Memory and work ---------------------------------------------------------------
@@ -143,6 +145,36 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
     return max(min(k, tiles) * block, together) * size
 
 
+def picture_bytes(config: LlavaConfig, size: tuple[int, int], mode: str) -> int:
+    """The most that a picture of `size` (width, height) needs until it is tiles by `mode`.
+
+    It is the larger of two moments, at four bytes a pixel. Decoding needs up to four copies: as it
+    was stored, white to lie on, and two of the result. Resizing needs one, the picture with its
+    rows resized, parts of a padded square, and the result twice.
+    """
+    (width, height), tile = size, config.tile
+    columns, rows = tile, tile
+    if mode == "anyres":
+        grid = Grid.of(size, config).tiles
+        columns, rows = grid[1] * tile, grid[0] * tile
+    elif mode == "crop" and max(size) <= EXTREME * min(size):
+        columns, rows = (math.ceil(tile * side / min(size)) for side in size)
+    elif mode == "pad":
+        height = max(size)
+    between = columns * height + (mode == "pad") * 2 * min(PART, height**2)
+    return 4 * max(4 * width * size[1], width * size[1] + between + 2 * columns * rows)
+
+
+def opening_bytes(config: LlavaConfig, plan: Plan) -> int:
+    """The most that opening one of the pictures or frames of a plan needs."""
+    each = [0]
+    for segment in plan.segments:
+        if not isinstance(segment, Text):
+            mode = segment.mode if isinstance(segment, Picture) else config.frame_mode
+            each.append(picture_bytes(config, segment.size, mode))
+    return max(each)
+
+
 def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:
     """(tiles, tokens) to work on at a time.
 
@@ -162,7 +194,8 @@ def alone(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Mem
     decoder = prefill_bytes(config.text, plan.tokens, storage, chunk)
     whole = max((s.tokens for s in plan.segments if not isinstance(s, Clip)), default=0)
     waiting = row_bytes(config, whole + 2 * min(chunk, plan.tokens), storage)
-    activations = max(tower_bytes(config, plan, storage), decoder) + waiting
+    opening = opening_bytes(config, plan) if storage.device == "cpu" else 0
+    activations = max(tower_bytes(config, plan, storage), decoder, opening) + waiting
     cache = tokens * token_bytes(config.text, storage)
     return Memory(weight_bytes(config, storage), cache, activations)
 

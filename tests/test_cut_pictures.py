@@ -1,0 +1,132 @@
+"""Pictures whose files end early: all pixels, or a refusal, and never pixels that were made up.
+
+A file may be cut short, or keep its length and be filled with zeros where a download broke off.
+"""
+
+import io
+import zlib
+
+import numpy as np
+import png
+import pytest
+import small
+from PIL import Image
+
+from llava_min.errors import MediaError
+from llava_min.media import sources as media
+
+NOISE, FLAT = small.picture(61, 47), Image.new("RGB", (61, 47), (9, 90, 9))
+KINDS = {
+    "baseline": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "restarts": ("JPEG", {"restart_marker_blocks": 3}),
+    "both": ("JPEG", {"progressive": True, "restart_marker_blocks": 3}),
+    "fine": ("JPEG", {"quality": 95, "subsampling": 0}),
+    "PNG": ("PNG", {}),
+}
+
+
+def saved(picture: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def outcome(data: bytes) -> np.ndarray | None:
+    """The pixels, or None where the file is refused."""
+    try:
+        return np.asarray(media.open_picture(data))
+    except MediaError as error:
+        assert error.exit_code == 4
+        return None
+
+
+@pytest.mark.catalogue("IM-TRUNC", "JPEG and PNG cut anywhere, or filled with zeros: whole or not")
+@pytest.mark.parametrize("zeros", [0, 2, 7, 3000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_picture_is_whole_or_refused(kind, zeros):
+    """What is let in is bit-equal; and most of it is not let in."""
+    format, options = KINDS[kind]
+    for picture in (NOISE, NOISE.convert("L"), FLAT):
+        data = saved(picture, format, **options)
+        whole, taken = outcome(data), 0
+        ends = [*range(len(data) - 60, len(data)), *range(10, len(data) - 60, 37)]
+        for end in ends:
+            got = outcome(data[:end] + bytes(zeros))
+            if got is not None:
+                taken += 1
+                assert np.array_equal(got, whole), (len(data) - end, zeros)
+        assert taken < len(ends) / 2 or picture is FLAT
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "PNG"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_without_its_last_marker_is_read(kind, mode):
+    """Whether the marker is missing, is half there, or was overwritten with zeros."""
+    data = saved(NOISE.convert(mode), *KINDS[kind][:1], **KINDS[kind][1])
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert data.endswith(b"\xff\xd9")
+    for ending in (b"", b"\xff", b"\0\0", bytes(500)):
+        assert np.array_equal(outcome(data[:-2] + ending), whole)
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_refused():
+    """It shows the whole picture, blurred: each scan that is there is whole."""
+    data = saved(NOISE, "JPEG", progressive=True)
+    scans = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
+    assert len(scans) > 3
+    for scan in scans[1:]:
+        tables = data.rfind(b"\xff\xc4", 0, scan)
+        assert outcome(data[:scan]) is None and outcome(data[:tables]) is None
+    assert outcome(data[: scans[-1]] + b"\xff\xd9") is not None  # its own end says that it is whole
+
+
+def test_a_png_without_its_last_chunk_is_read():
+    data = saved(NOISE, "PNG")
+    assert np.array_equal(outcome(data[:-12]), np.asarray(NOISE))
+    assert np.array_equal(outcome(data[:-12] + bytes(12)), np.asarray(NOISE))
+
+
+def test_a_wrong_checksum_alone_refuses_no_png():
+    """Of a chunk whose pixels have the checksum that they were packed with."""
+    samples = np.arange(3 * 16 * 16).reshape(16, 16, 3) % 251
+    data = png.file_of(samples, 8, 2)
+    at = data.index(b"IDAT")
+    length = int.from_bytes(data[at - 4 : at], "big")
+    crc = at + 4 + length
+    assert zlib.crc32(data[at:crc]) == int.from_bytes(data[crc : crc + 4], "big")
+    assert np.array_equal(outcome(data[:crc] + b"\1\2\3\4" + data[crc + 4 :]), samples)
+    other = data[: at + 30] + bytes([data[at + 30] ^ 64]) + data[at + 31 :]
+    assert outcome(other) is None
+
+
+@pytest.mark.parametrize("format", ["WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_other_formats_are_whole_or_refused_where_they_are_cut(format):
+    """Of these only AVIF may fail in its decoder; none of them leaves an error of another kind."""
+    source = NOISE.quantize(64) if format == "GIF" else NOISE
+    data = saved(source, format)
+    whole, taken = outcome(data), 0
+    for end in [*range(len(data) - 20, len(data)), *range(10, len(data) - 20, 53)]:
+        got = outcome(data[:end])
+        if got is not None:
+            taken += 1
+            assert np.array_equal(got, whole)
+        outcome(data[:end] + bytes(900))  # has no checksum: pixels of zeros cannot be told
+    assert taken < 5
+
+
+def test_a_picture_that_pillow_has_opened_is_judged_alike():
+    data = saved(NOISE, "JPEG")
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    assert np.array_equal(outcome(Image.open(io.BytesIO(data[:-2]))), whole)
+    assert outcome(Image.open(io.BytesIO(data[: len(data) // 2]))) is None
+
+
+def test_a_few_missing_bits_are_found():
+    """Each of the two opposite endings agrees by chance with what few bits should have been."""
+    for seed in range(60):
+        data = saved(small.picture(24, 24, seed), "JPEG", quality=80)
+        whole = outcome(data)
+        for end in range(len(data) - 6, len(data) - 2):
+            got = outcome(data[:end])
+            assert got is None or np.array_equal(got, whole), (seed, end)
