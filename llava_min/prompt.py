@@ -24,6 +24,14 @@ class Special:
 
 
 @dataclass(frozen=True)
+class Beginning(Special):
+    """The token that begins every prompt: the tokenizer may add it by itself, or leave it out.
+
+    Either way it is there once. Where the tokenizer adds it, the text after it is the first word.
+    """
+
+
+@dataclass(frozen=True)
 class Visual:
     """The place of a visual: `kind` is "image" or "video", `index` counts within the kind.
 
@@ -157,7 +165,8 @@ def frame_by_frame(turn: Turn, count: Callable[[int], int]) -> Turn:
 def separated(runs: list[str | Visual]) -> tuple[Visual | Text, ...]:
     """The parts of a turn, in which visuals before the text become parts of their own.
 
-    Between these visuals there is nothing but blanks.
+    Between these visuals there is nothing but blanks. These, and those before the text, are
+    dropped: what separates a visual from the text is the template's to write.
     """
     front: list[Visual | Text] = []
     while runs and (isinstance(runs[0], Visual) or (not runs[0].strip() and len(runs) > 1)):

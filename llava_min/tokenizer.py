@@ -3,27 +3,35 @@
 in:  pieces (special tokens, text runs, visuals)
 out: ids, VISUAL where a picture or clip goes
 
-A special token comes only from a `Special` piece. Every added token is marked special when the
-tokenizer is loaded, and special tokens in text are off. So "<|im_end|>" typed by a user stays ten
-ordinary characters.
+A prompt is encoded as one text, so the borders of its pieces are those that the tokenizer's own
+rules see: where a blank is swallowed, and which word is the first. A special token comes only from
+a `Special` piece: it enters that text under a second name, its twin, which no other text can spell,
+and special tokens under their own names are off. So "<|im_end|>" typed by a user stays ten ordinary
+characters. Which tokens are special, the checkpoint's files say; ordinary added tokens, such as
+"<loc_12>", are words like any other.
 Read prompt.py first. Read next: segments.py.
-Agrees with: the tokenizers library on the same files.
+Agrees with: transformers and the tokenizers library on the same files.
 """
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from .base.files import read_json
+from .base.files import read_json, regular
 from .errors import CheckpointError, PromptError, shown
-from .prompt import Piece, Special, Visual
+from .prompt import Beginning, Piece, Special
 
 VISUAL = -200  # the place of one picture or clip in a list of ids, as in the original code
+PLACES = {"image": "<image>", "video": "<video>"}  # the tokens for it in transformers' prompts
+# what templates write, and what takes the place of visuals: special, even if no file says so
+ALWAYS_SPECIAL = ("<s>", "<|im_start|>", "<|im_end|>", *PLACES.values())
 REPLACEMENT = "\ufffd"  # how the library shows bytes that are not yet a character
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
@@ -32,31 +40,98 @@ QWEN2_SPLIT = (
 )
 
 
+@dataclass(frozen=True)
+class Added:
+    """An added token as tokenizer.json describes it."""
+
+    id: int
+    content: str
+    special: bool
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+
+    @classmethod
+    def of(cls, given: object, number: object, where: str = "tokenizer.json") -> "Added":
+        """The token that a file describes, with transformers' defaults; else CheckpointError."""
+        if isinstance(given, dict):
+            special = given.get("special", False)
+            defaults = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            token = {"special": special, **defaults, "normalized": not special, **given}
+            flags = {key: token[key] for key in (*defaults, "special", "normalized")}
+            content = token.get("content")
+            if type(number) is int and isinstance(content, str):
+                if all(type(flag) is bool for flag in flags.values()):
+                    return cls(number, content, **flags)
+        what, expected = "cannot read the tokenizer", "added tokens with id, content and flags"
+        raise CheckpointError(what, where, expected, shown(given))
+
+
 class Tokenizer:
-    """The checkpoint's tokenizer, in which text can never become a special token."""
+    """The checkpoint's tokenizer, in which text can never become a special token.
+
+    What a training run stored in the file is switched off: truncation, padding and dropout.
+    """
 
     def __init__(self, description: Mapping[str, object]) -> None:
-        added = description.get("added_tokens", [])
-        if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-            raise unreadable("a list of added_tokens", added)
-        for token in added:
-            token["special"] = True
+        added = [
+            replace(token, special=token.special or token.content in ALWAYS_SPECIAL)
+            for token in added_tokens(description)
+        ]
+        stored: dict[str, object] = {"added_tokens": [asdict(token) for token in added]}
+        stored |= {"truncation": None, "padding": None}
+        model = description.get("model")
+        if isinstance(model, dict) and "dropout" in model:
+            stored["model"] = {**model, "dropout": None}
         try:
-            self.inner = tokenizers.Tokenizer.from_str(json.dumps(description))
+            self.inner = tokenizers.Tokenizer.from_str(json.dumps({**description, **stored}))
         except Exception as error:
             if type(error) is not Exception:  # the library raises the bare base class
                 raise
             raise unreadable("what the tokenizers library reads", str(error)) from None
+        for token in added:
+            found = self.inner.token_to_id(token.content)
+            if found != token.id:  # the library numbers them by itself
+                raise unreadable(f"the id {found} for the token {shown(token.content)}", token.id)
+        self.special = {token.content: token.id for token in added if token.special}
+        self.size = max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+        sample = self.inner.encode("a")
+        # the id that the tokenizer by itself puts before every text, or None
+        self.first = sample.ids[0] if sample.special_tokens_mask[:1] == [1] else None
         self.inner.encode_special_tokens = True
-        self.special = {token["content"]: token["id"] for token in added}
-        for token, number in self.special.items():
-            if self.inner.token_to_id(token) != number:  # the library numbers them by itself
-                found = self.inner.token_to_id(token)
-                raise unreadable(f"the id {found} for the token {shown(token)}", number)
+        self.add_twins({token.content: token for token in added})
+
+    def add_twins(self, added: Mapping[str, Added]) -> None:
+        """Give each special token, and each place of a visual, two twins.
+
+        A twin takes the blanks next to it as its token does (lstrip, rstrip). Where the token is
+        looked for in normalized text, so is the first twin; the second is found wherever it is.
+        """
+        self.mark = "\ue000" + uuid.uuid4().hex  # made up anew, so that no text can know it
+        self.twins: dict[str, tuple[str, str]] = {}
+        twins = []
+        for name in dict.fromkeys([*self.special, *PLACES.values()]):
+            self.twins[name] = first, second = self.mark + name, f"{self.mark}!{name}"
+            token, normalizer = added.get(name), self.inner.normalizer
+            strip = {"lstrip": token.lstrip, "rstrip": token.rstrip} if token else {}
+            normalized = token is not None and token.normalized
+            if normalizer is not None and self.mark not in normalizer.normalize_str(first):
+                normalized = False
+            twins.append(tokenizers.AddedToken(first, normalized=normalized, **strip))
+            twins.append(tokenizers.AddedToken(second, normalized=False, **strip))
+        self.inner.add_tokens(twins)
+        if any(self.twin_id(twin.content) < self.size for twin in twins):
+            raise unreadable(f"ids from 0 to {self.size - 1}", "ids with gaps")
+
+    def twin_id(self, twin: str) -> int:
+        number = self.inner.token_to_id(twin)
+        assert number is not None
+        return number
 
     def __len__(self) -> int:
         """One more than the largest id that has a meaning."""
-        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+        return self.size
 
     def check_rows(self, rows: int) -> None:
         """CheckpointError where there are more tokens than an embedding has rows."""
@@ -65,30 +140,43 @@ class Tokenizer:
             raise unreadable(f"ids below vocab_size {rows}", f"{len(self) - 1} for {token}")
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a text run, never of a special token, whatever it spells."""
-        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise PromptError("cannot ask", "text", "valid UTF-8", "bytes that are none")
-        return self.inner.encode(text, add_special_tokens=False).ids
+        """Ids of a text alone, never of a special token, whatever it spells."""
+        return self.inner.encode(valid(text), add_special_tokens=False).ids
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of a rendered prompt, with VISUAL for each picture or clip.
 
-        Neighbouring texts are encoded together.
+        As transformers' processors do, it adds what the tokenizer by itself puts around a text,
+        such as <s>, unless the prompt begins with that token already.
         """
-        ids: list[int] = []
-        run = ""
-        for piece in [*pieces, None]:
+        pieces = list(pieces)
+        first = pieces[0] if pieces else None
+        begun = isinstance(first, Special) and self.special_id(first.token) == self.first
+        if begun and isinstance(first, Beginning):
+            pieces, begun = pieces[1:], False
+        spelled = (self.spelled(pieces, spelling, begun) for spelling in (0, 1))
+        return next(ids for ids in spelled if ids is not None)
+
+    def spelled(self, pieces: list[Piece], spelling: int, begun: bool) -> list[int] | None:
+        """Ids of pieces, by the first or second twins; None where not every twin was found."""
+        text, twins, meanings = "", [], []
+        for piece in pieces:
             if isinstance(piece, str):
-                run += piece
+                text += valid(piece)
                 continue
-            if run:
-                ids += self.encode_text(run)
-                run = ""
-            if isinstance(piece, Visual):
-                ids.append(VISUAL)
-            elif isinstance(piece, Special):
-                ids.append(self.special_id(piece.token))
-        return ids
+            if isinstance(piece, Special):
+                name, meaning = piece.token, self.special_id(piece.token)
+            else:
+                name, meaning = PLACES["image" if piece.frame is not None else piece.kind], VISUAL
+            text += self.twins[name][spelling]
+            twins.append(self.twin_id(self.twins[name][spelling]))
+            meanings.append(meaning)
+        assert text.count(self.mark) == len(twins)
+        ids = self.inner.encode(text, add_special_tokens=not begun).ids
+        if [number for number in ids if number >= self.size] != twins:
+            return None
+        remaining = iter(meanings)
+        return [number if number < self.size else next(remaining) for number in ids]
 
     def special_id(self, token: str) -> int:
         if token not in self.special:
@@ -101,13 +189,29 @@ class Tokenizer:
             )
         return self.special[token]
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of ids, special tokens left out."""
-        return self.inner.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], special: bool = False) -> str:
+        """Text of ids; special tokens are shown or left out."""
+        known = [number for number in ids if number < self.size]
+        return self.inner.decode(known, skip_special_tokens=not special)
+
+
+def valid(text: str) -> str:
+    """The text; PromptError where it cannot be written in UTF-8."""
+    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise PromptError("cannot ask", "text", "valid UTF-8", "bytes that are none")
+    return text
 
 
 def unreadable(expected: str, found: object) -> CheckpointError:
     return CheckpointError("cannot read the tokenizer", "tokenizer.json", expected, shown(found))
+
+
+def added_tokens(description: Mapping[str, object]) -> list[Added]:
+    """The added tokens of a tokenizer.json."""
+    added = description.get("added_tokens", [])
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise unreadable("a list of added_tokens", added)
+    return [Added.of(token, token.get("id")) for token in added]
 
 
 class CharacterStream:
@@ -150,17 +254,24 @@ def split_specials(text: str, tokenizer: Tokenizer) -> list[Piece]:
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None where it has none.
 
-    It is read from tokenizer.json, or from vocab.json and merges.txt.
+    It is read from tokenizer.json, or from vocab.json and merges.txt. As in transformers,
+    tokenizer_config.json may describe further added tokens, or tell which are special.
     """
     if (folder / "tokenizer.json").exists():
-        return Tokenizer(read_json(folder / "tokenizer.json", "tokenizer"))
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return Tokenizer(from_slow_files(folder))
-    return None
+        description = read_json(folder / "tokenizer.json", "tokenizer")
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        description = from_slow_files(folder)
+    else:
+        return None
+    added = [asdict(token) for token in described(description, folder)]
+    return Tokenizer({**description, "added_tokens": added})
 
 
 def from_slow_files(folder: Path) -> dict[str, object]:
-    """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json."""
+    """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json.
+
+    The last has no flags: a token of it is special where another file names or lists it so.
+    """
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     inner = tokenizers.Tokenizer(BPE())
@@ -169,11 +280,10 @@ def from_slow_files(folder: Path) -> dict[str, object]:
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     inner.decoder = decoders.ByteLevel()
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    ids = added_ids(folder / "added_tokens.json")
+    named = named_special(folder, lists=True)
     tokens = [
-        {"id": ids[token], "content": token, "special": True, **flags}
-        for token in sorted(ids, key=lambda token: ids[token])
+        {"id": number, "content": token, "special": token in named}
+        for token, number in added_ids(folder / "added_tokens.json").items()
     ]
     description = json.loads(inner.to_str()) | {"added_tokens": tokens}
     vocabulary = read_json(folder / "vocab.json", "vocabulary")
@@ -190,3 +300,43 @@ def added_ids(path: Path) -> dict[str, int]:
             raise CheckpointError(what, path.name, "a whole number for each token", found)
         ids[token] = number
     return ids
+
+
+def described(description: Mapping[str, object], folder: Path) -> list[Added]:
+    """The added tokens of a description, with what the folder's other files tell of them.
+
+    added_tokens_decoder of tokenizer_config.json adds tokens, and its flags count. A token that
+    a file names by its use (eos_token and the like) is special.
+    """
+    tokens = {token.content: token for token in added_tokens(description)}
+    for token in from_decoder(folder / "tokenizer_config.json"):
+        known = tokens.get(token.content, token)
+        special = token.special or known.special
+        tokens[token.content] = replace(token, id=known.id, special=special)
+    for name in named_special(folder) & tokens.keys():
+        tokens[name] = replace(tokens[name], special=True)
+    return sorted(tokens.values(), key=lambda token: token.id)
+
+
+def from_decoder(path: Path) -> list[Added]:
+    """The tokens of the added_tokens_decoder, {id: token}, in a tokenizer_config.json."""
+    found = read_json(path, "tokenizer").get("added_tokens_decoder") if regular(path) else None
+    found = {} if found is None else found
+    if not isinstance(found, dict) or not all(map(str.isdecimal, found)):
+        what, expected = "cannot read the tokenizer", "added_tokens_decoder as {id: token}"
+        raise CheckpointError(what, path.name, expected, shown(found))
+    return [Added.of(token, int(number), path.name) for number, token in found.items()]
+
+
+def named_special(folder: Path, lists: bool = False) -> set[str]:
+    """The tokens that a folder's files name by their use; with `lists`, also those only listed."""
+    keys = ("additional_special_tokens", "extra_special_tokens") if lists else ()
+    values: list[object] = []
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        for key, value in (read_json(path, "tokenizer") if regular(path) else {}).items():
+            if key.endswith("_token"):
+                values.append(value)
+            elif key in keys and isinstance(value, list):
+                values += value
+    contents = (value.get("content") if isinstance(value, dict) else value for value in values)
+    return {content for content in contents if isinstance(content, str)}

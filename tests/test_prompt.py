@@ -1,14 +1,14 @@
 """Where visuals go, and what the renderers write."""
 
-import re
-from pathlib import Path
+import io
+import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from languages import SENTENCES
 
 from llava_min import prompt
+from llava_min.command import arguments
 from llava_min.errors import PromptError
 from llava_min.families import templates
 from llava_min.prompt import Special, Turn, Visual
@@ -143,95 +143,61 @@ def test_messages_that_cannot_be_read(messages):
         chat_messages.from_messages(messages)
 
 
-TEMPLATES = Path(__file__).parent / "templates"  # as published on the hub
-RENDERERS = {
-    "onevision_ov_hf": "onevision",
-    "onevision_si_hf": "onevision_si",
-    "interleave_b": "interleave",
-    "long_llava_a": "long_llava",
-    "next_video_d": "vicuna",
-    "next_video_d_old": "vicuna",
-    "llava15": "vicuna",
-    "qwen2_chatml": "qwen",
-}
-IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
-
-
-def text(words: str) -> dict:
-    return {"type": "text", "text": words}
-
-
-CONVERSATIONS = {
-    "one picture": [("user", [IMAGE, text("Q")])],
-    "two pictures": [("user", [IMAGE, IMAGE, text("Q")])],
-    "a clip": [("user", [VIDEO, text("Q")])],
-    "pictures and a clip": [("user", [IMAGE, IMAGE, VIDEO, text("Q\nand more")])],
-    "text alone": [("user", [text("Q")])],
-    "several turns": [
-        ("user", [IMAGE, text("Q1")]),
-        ("assistant", [text("A1")]),
-        ("user", [text("Q2")]),
+@pytest.mark.parametrize(
+    "messages, named",
+    [
+        ([{"role": "user", "content": "Where?", "images": ["a.png"]}], "'images'"),
+        ([{"role": "user", "content": "Where?", "image": "a.png"}], "'image'"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a", "image_url": {}}]}],
+            "image_url",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": "a", "text": "b"}]}], "'text'"),
+        ([{"role": "system", "content": "Be brief."}], "a turn of the user"),
     ],
-    "a system turn": [("system", [text("S")]), ("user", [IMAGE, text("Q")])],
-}
+)
+def test_nothing_in_a_message_is_dropped(messages, named):
+    """A key that nothing reads may name a picture, and so is refused by name."""
+    with pytest.raises(PromptError, match=named):
+        chat_messages.from_messages(messages)
 
 
-def check_rendering(name: str, conversation: list[tuple[str, list[dict]]]) -> None:
-    """Our renderer and the published template write the same."""
-    chat = pytest.importorskip("transformers.utils.chat_template_utils")
-    template = (TEMPLATES / f"{name}.jinja").read_text()
-    messages = [{"role": role, "content": parts} for role, parts in conversation]
-    turns, _, _ = chat_messages.from_messages(messages)
-    if name == "qwen2_chatml":  # takes text only: the visuals stand in it
-        places = {"image": "<image>\n", "video": "<video>\n"}
-        for message in messages:
-            parts = (places.get(p["type"], p.get("text")) for p in message["content"])
-            message["content"] = "".join(parts)
-    rendered, _ = chat.render_jinja_template(
-        [messages], chat_template=template, add_generation_prompt=True
-    )
-    ours = written(templates.TEMPLATES[RENDERERS[name]](turns))
-    assert re.sub(r"<(image|video) \d+>", r"<\1>", ours).removeprefix("<s>") == rendered[0]
+def test_what_clients_add_changes_nothing():
+    part = {"type": "image", "image": "a.png", "detail": "low", "cache_control": {}}
+    message = {"role": "user", "content": [part], "name": "me", "refusal": None, "audio": None}
+    assert chat_messages.from_messages([message])[1] == ["a.png"]
 
 
-def knows(name: str, conversation: list[tuple[str, list[dict]]]) -> bool:
-    """Whether the template has words for it: some know no videos, one says a system text twice."""
-    videos = any(part == VIDEO for _, parts in conversation for part in parts)
-    system = any(role == "system" for role, _ in conversation)
-    template = (TEMPLATES / f"{name}.jinja").read_text()
-    return not (videos and "<video>" not in template) and not (system and name.endswith("_old"))
+@pytest.mark.parametrize(
+    "stored, expected",
+    [
+        (b"\xef\xbb\xbfWhere is it?\r\n", "Where is it?"),
+        (b"Where\r\nis it?\r\n\r\n", "Where\nis it?"),
+        ("\ufeffWo ist\r\ndas \ufeffé?".encode(), "Wo ist\ndas \ufeffé?"),
+        (b"Where is it?\n", "Where is it?"),
+        (b"  Where\ris it? ", "  Where\ris it? "),
+    ],
+    ids=str,
+)
+def test_text_files_of_other_editors(tmp_path, monkeypatch, stored, expected):
+    """A byte order mark is no text and CR LF is a line break, from a file and from stdin."""
+    (tmp_path / "question.txt").write_bytes(stored)
+    assert arguments.read_prompt(f"@{tmp_path / 'question.txt'}") == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stored)))
+    assert arguments.read_prompt("-") == expected
+    assert arguments.read_prompt("a\r\n") == "a\r\n"  # what the command line holds stays
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", RENDERERS)
-def test_renderers_write_what_the_published_templates_write(name, conversation):
-    template = (TEMPLATES / f"{name}.jinja").read_text()
-    assert templates.known_template(template) == RENDERERS[name]
-    assert templates.known_template(template.replace("user", "usr", 1) + " x") is None
-    if knows(name, CONVERSATIONS[conversation]):
-        check_rendering(name, CONVERSATIONS[conversation])
-
-
-words = st.sampled_from(list(SENTENCES.values()))
-texts = st.lists(st.one_of(words, st.text("ab\n \t<>|{}%é☕", min_size=1)), min_size=1, max_size=2)
-
-
-@st.composite
-def conversations(draw) -> list[tuple[str, list[dict]]]:
-    """A system turn or none, then questions with visuals and answers by turns."""
-    system = draw(st.lists(words, max_size=1))
-    turns = [("system", [text(each)]) for each in system]
-    for number in range(draw(st.sampled_from([1, 3, 5]))):
-        visuals = [IMAGE] * draw(st.integers(0, 2)) + [VIDEO] * draw(st.integers(0, 1))
-        said = [text("".join(draw(texts)))]
-        turns.append(("assistant", said) if number % 2 else ("user", visuals + said))
-    return turns
-
-
-@pytest.mark.parametrize("name", RENDERERS)
-@settings(max_examples=60, deadline=None)
-@given(conversation=conversations())
-def test_random_conversations_in_29_languages(name, conversation):
-    assert len(SENTENCES) == 29
-    if knows(name, conversation):
-        check_rendering(name, conversation)
+@pytest.mark.parametrize(
+    "stored, found",
+    [
+        (b"\xef\xbb\xbf\r\n", "an empty text"),
+        ("\ufeffhi".encode("utf-16-le"), "the byte 0xff at 0"),
+        (b"\xef\xbb\xbfhi \xff", "the byte 0xff at 6"),
+    ],
+    ids=str,
+)
+def test_text_files_that_are_refused(tmp_path, stored, found):
+    (tmp_path / "question.txt").write_bytes(stored)
+    with pytest.raises(PromptError, match=f"question.txt.*{found}"):
+        arguments.read_prompt(f"@{tmp_path / 'question.txt'}")

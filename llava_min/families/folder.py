@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from .. import weights
 from ..base.files import read_json, regular
+from ..base.habits import refuse_unread
 from ..config import LlavaConfig
+from ..errors import CheckpointError
 from . import layouts, templates
 
 log = logging.getLogger("llava_min")
-EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
+EMBEDDED = Path(weights.__path__[0]) / "tiny"
 EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
 
 
@@ -25,6 +28,7 @@ def config_of(
 ) -> LlavaConfig:
     """The configuration of a folder, with its own template and, if given, another context."""
     config = layouts.read_config(folder, overrides)
+    refuse_unread(overrides, config.ignored)
     if context is not None:
         config = replace(config, text=replace(config.text, context=context))
     return replace(config, template=template_of(folder) or config.template)
@@ -33,21 +37,56 @@ def config_of(
 def template_of(folder: Path) -> str | None:
     """The renderer that writes what the folder's chat template writes.
 
-    It is recognised by the hash of the template's text; None where there is none, or one unknown.
+    It is recognised by the template's text; None where there is none, or one unknown.
     """
-    text: str | None = None
-    if regular(folder / "chat_template.jinja"):
-        text = (folder / "chat_template.jinja").read_text("utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if text is None and regular(folder / name):
-            found = read_json(folder / name, "chat template").get("chat_template")
-            text = found if isinstance(found, str) else None
-    if text is None:
+    stored = stored_template(folder)
+    if stored is None:
         return None
-    known = templates.known_template(text)
+    text = named_default(stored)
+    known = templates.known_template(text) if isinstance(text, str) else None
     if known is None:
         log.warning(
             "the checkpoint's chat template is not one that is known; choose a renderer with "
             "--template"
         )
     return known
+
+
+def stored_template(folder: Path) -> object:
+    """The first chat template of a folder, in the order in which transformers looks for one.
+
+    That is its processor's order, then its tokenizer's.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        found = template_in(folder / name)
+        if found is not None:
+            return found
+    files = {path.stem: path for path in (folder / "chat_templates").glob("*.jinja")}
+    if regular(folder / "chat_template.jinja"):
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: text_of(path) for name, path in files.items()}
+    return template_in(folder / "tokenizer_config.json")
+
+
+def template_in(path: Path) -> object:
+    """The chat_template of a JSON file, or None."""
+    return read_json(path, "chat template").get("chat_template") if regular(path) else None
+
+
+def text_of(path: Path) -> str:
+    """The text of a chat template's own file; CheckpointError where it is not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what, expected = "cannot read the chat template", "a text in UTF-8"
+        raise CheckpointError(what, path.name, expected, str(error)) from None
+
+
+def named_default(stored: object) -> object:
+    """The template named "default" of several, {name: template} or [{"name", "template"}]."""
+    if isinstance(stored, list):
+        stored = {
+            each.get("name"): each.get("template") for each in stored if isinstance(each, dict)
+        }
+    return stored.get("default") if isinstance(stored, dict) else stored

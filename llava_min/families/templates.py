@@ -4,16 +4,18 @@ in:  turns of a conversation
 out: Special | str | Visual, one by one
 
 There is no template language. What a renderer writes as `Special` becomes a special token, and
-nothing else ever does.
+nothing else ever does. The parts of a turn keep the order in which they were given; published
+templates put the visuals of a turn first, so a turn that begins with them is written as published.
 Read prompt.py first. Read next: families/folder.py.
 Agrees with: the chat templates that are published with the checkpoints; conversation.py of
 LLaVA-NeXT.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 
-from ..prompt import Piece, Special, Turn, Visual
+from ..prompt import Beginning, Piece, Special, Text, Turn, Visual
 
 
 def onevision(turns: list[Turn]) -> Iterator[Piece]:
@@ -74,9 +76,9 @@ def qwen(turns: list[Turn]) -> Iterator[Piece]:
 
 
 def long_llava(turns: list[Turn]) -> Iterator[Piece]:
-    """The template of long-llava-qwen2: a blank between visuals, a line break after the last one.
+    """The template of long-llava-qwen2: a blank between visuals, line breaks between other parts.
 
-    As published, a system turn that is given has no header, and each text ends its turn.
+    As published, a system turn that is given has no header.
     """
     if not turns or turns[0].role != "system":
         yield Special("<|im_start|>")
@@ -87,15 +89,14 @@ def long_llava(turns: list[Turn]) -> Iterator[Piece]:
         if turn.role != "system":
             yield Special("<|im_start|>")
             yield f"{turn.role}\n"
-        for index, part in enumerate(turn.parts):
-            if isinstance(part, Visual):
-                yield part
-                last = not any(isinstance(later, Visual) for later in turn.parts[index + 1 :])
-                yield "\n" if last else " "
-            else:
-                yield from part
-                yield Special("<|im_end|>")
-                yield "\n"
+        before: Visual | Text | None = None
+        for part in turn.parts:
+            visuals = isinstance(part, Visual) and isinstance(before, Visual)
+            yield "" if before is None else " " if visuals else "\n"
+            yield from [part] if isinstance(part, Visual) else part
+            before = part
+        yield Special("<|im_end|>")
+        yield "\n"
     yield Special("<|im_start|>")
     yield "assistant\n"
 
@@ -105,7 +106,7 @@ def vicuna(turns: list[Turn]) -> Iterator[Piece]:
 
     A line break follows each visual.
     """
-    yield Special("<s>")
+    yield Beginning("<s>")
     for turn in turns:
         if turn.role != "system":
             yield f"{turn.role.upper()}: "
@@ -128,18 +129,45 @@ TEMPLATES: dict[str, Callable[[list[Turn]], Iterator[Piece]]] = {
     "vicuna": vicuna,
 }
 PUBLISHED = {
-    # sha256 of a published chat template, blanks left out -> the renderer that writes the same
-    "751efcb1ecb008fc": "onevision",
-    "8b1507b4903f2083": "onevision_si",
-    "f69eddf8056c4cf7": "interleave",
-    "f052acfe5bc4e3d0": "long_llava",
-    "8f69d58b2f6f704b": "vicuna",
-    "d2991f7cf964b89e": "vicuna",
-    "a4fb14d326db0e23": "vicuna",
-    "c47e71d2762ebd2c": "qwen",
+    # sha256 of a published chat template (canonical) -> the renderer that writes the same
+    "ff02e8d166a273b7": "onevision",
+    "57f789038db2355a": "onevision_si",
+    "acac0c1441005060": "interleave",
+    "41207c9ee68fccd2": "long_llava",
+    "a27aa2d97c824cee": "vicuna",
+    "6db9d11c34612125": "vicuna",
+    "5778b148bfba48a6": "vicuna",
+    "f878e61991818cac": "qwen",
 }
 
 
 def known_template(text: str) -> str | None:
     """The renderer that writes what a stored chat template writes, recognised by its text."""
-    return PUBLISHED.get(hashlib.sha256("".join(text.split()).encode()).hexdigest()[:16])
+    return PUBLISHED.get(hashlib.sha256(canonical(text).encode()).hexdigest()[:16])
+
+
+def canonical(text: str) -> str:
+    """A chat template without the blanks that change nothing of what it writes.
+
+    These are the blanks between the words of a tag, those that transformers lets Jinja drop next
+    to a block (lstrip_blocks, trim_blocks), and a last line break. Those in quotes and comments
+    stay.
+
+    >>> canonical("{%  if x %}\\n{{ 'a b' }}") == canonical("{% if x %}{{'a b'}}")
+    True
+    """
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    text = re.sub(r"^[ \t]+(?=\{[%#])", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=[%#]\})\n", "", text)
+    parts = re.split(r"(\{#.*?#\}|\{\{.*?\}\}|\{%.*?%\})", text, flags=re.DOTALL)
+    parts[1::2] = (tag if tag[1] == "#" else without_blanks(tag) for tag in parts[1::2])
+    return "".join(parts)
+
+
+def without_blanks(tag: str) -> str:
+    """A tag without the blanks outside of its quotes, but those that keep it from ending there."""
+    parts = re.split(r"('[^']*'|\"[^\"]*\")", tag[2:-2])
+    parts[-1] = parts[-1].rstrip()
+    parts[::2] = (re.sub(r"\s+(?!\})", "", part) for part in parts[::2])
+    parts[1::2] = (part.replace("\\n", "\n") for part in parts[1::2])
+    return tag[:2] + "".join(parts) + tag[-2:]

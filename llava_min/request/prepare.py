@@ -29,7 +29,7 @@ log = logging.getLogger("llava_min")
 # turns: of a conversation that is kept; None: a description of what is shown
 Question = chat_messages.Question | Sequence[prompt.Turn] | None
 Pictures = media.Picture | Iterable[media.Picture] | None
-Videos = media.Video | Iterable[media.Video] | None
+Videos = media.Video | Iterable[media.Video | list[media.Picture]] | None
 Source = TypeVar("Source")
 
 
@@ -63,9 +63,7 @@ class Prepared:
             elif self.tokenizer is None:
                 parts.append(str(list(segment.ids)))
             else:
-                parts.append(
-                    self.tokenizer.inner.decode(list(segment.ids), skip_special_tokens=False)
-                )
+                parts.append(self.tokenizer.decode(list(segment.ids), special=True))
         return "".join(parts)
 
 
@@ -183,7 +181,11 @@ def rendered(
 
 
 def raw_pieces(text: str, tokenizer: Tokenizer) -> list[prompt.Piece]:
-    """A prompt that is complete: <image> and <video> are visuals, special tokens are parsed."""
+    """A prompt that is complete: <image> and <video> are visuals, special tokens are parsed.
+
+    A beginning such as <s> is added where the tokenizer adds it (tokenizer.py), so it may be left
+    out or written out.
+    """
     pieces: list[prompt.Piece] = []
     counts = {"image": 0, "video": 0}
     for index, part in enumerate(prompt.PLACEHOLDER.split(text)):
@@ -256,15 +258,18 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
 
 
 @overload
-def one_or_many(sources: Videos) -> list[media.Video]: ...
-
-
-@overload
 def one_or_many(sources: Pictures) -> list[media.Picture]: ...
 
 
-def one_or_many(sources: Pictures) -> list[media.Picture] | list[media.Video]:
-    """A list of sources, also of a single one; ParameterError for what is neither."""
+@overload
+def one_or_many(sources: Videos) -> list[media.Video]: ...
+
+
+def one_or_many(sources: Pictures | Videos) -> list[media.Picture] | list[media.Video]:
+    """A list of sources, also of a single one; ParameterError for what is neither.
+
+    A list in it is one clip, of these frames.
+    """
     if sources is None:
         return []
     if isinstance(sources, media.Picture):
@@ -274,7 +279,7 @@ def one_or_many(sources: Pictures) -> list[media.Picture] | list[media.Video]:
         raise ParameterError(
             f"images and videos must be a picture or video, or a list of them, not {found}."
         )
-    return list(sources)
+    return [media.Frames(s) if isinstance(s, list | tuple) else s for s in sources]
 
 
 def fill_in(sources: list[Source | None], beside: list[Source], kind: str) -> list[Source]:
