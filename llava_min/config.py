@@ -55,7 +55,7 @@ class TextConfig:
     context: int
     tied: bool
     qkv_bias: bool
-    eos_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]  # of config.json and generation_config.json: families/sections.py
 
 
 @dataclass(frozen=True)

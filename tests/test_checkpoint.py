@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import llava_min
+from llava_min.config import Quantization
 from llava_min.errors import CheckpointError, NumericsError
 from llava_min.families import layouts
-from llava_min.weights import names
+from llava_min.weights import names, quantize
 from llava_min.weights.checkpoint import Checkpoint
 
 
@@ -24,6 +25,14 @@ def edit(folder, change) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def wide(path, layout: str = "hf"):
+    """A checkpoint wide enough to be quantised, tied."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    config = small.hf_config(**sizes, head_dim=32)
+    tensors = small.tensors_of(small.random_model(config), layout)
+    return small.write(path, config if layout == "hf" else small.original_config(config), tensors)
 
 
 def edit_config(folder, **values) -> None:
@@ -138,19 +147,158 @@ def test_integer_weights_are_refused(folder):
         llava_min.load(folder)
 
 
-def test_a_tied_head_must_be_the_embedding(tmp_path):
-    folder = small.small(tmp_path, tied=True)
+HEAD = "language_model.lm_head.weight"
+
+
+@pytest.mark.parametrize("outside", [True, False, None])
+@pytest.mark.parametrize("inside", [True, False, None])
+@pytest.mark.parametrize("held", ["no head", "the embedding", "a head of its own"])
+def test_the_head_is_what_the_file_holds(tmp_path, caplog, outside, inside, held):
+    """A merged LoRA has a head of its own and still says that it is tied."""
+    folder = small.small(tmp_path / "model", tied=True)
     embedding = "language_model.model.embed_tokens.weight"
-    edit(
-        folder,
-        lambda tensors: tensors.update(
-            {"language_model.lm_head.weight": tensors[embedding].clone()}
-        ),
-    )
-    llava_min.load(folder)
-    edit(folder, lambda tensors: tensors["language_model.lm_head.weight"].add_(1))
-    with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+    config = json.loads((folder / "config.json").read_text())
+    for section, tie in ((config, outside), (config["text_config"], inside)):
+        section.pop("tie_word_embeddings")
+        section |= {} if tie is None else {"tie_word_embeddings": tie}
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = load_file(folder / "model.safetensors")[embedding]
+    stored = stored + (held == "a head of its own")
+    if held != "no head":
+        edit(folder, lambda tensors: tensors.update({HEAD: stored.clone()}))
+    if held == "no head" and not (outside or inside):
+        with pytest.raises(CheckpointError, match="lm_head"):
+            llava_min.load(folder)
+        return
+    decoder = llava_min.load(folder, dtype="float32").network.decoder
+    assert torch.equal((decoder.head or decoder.embedding).weight, stored)
+    says = held == "a head of its own" and bool(outside or inside)
+    assert ("own head is used" in caplog.text) == says
+
+
+def test_a_head_of_its_own_is_found_in_any_layout_and_among_shards(tmp_path):
+    """In a dtype of its own, too."""
+    layouts_of_head = (("hf", HEAD, torch.float32), ("original", "lm_head.weight", torch.float64))
+    for layout, name, dtype in layouts_of_head:
+        whole = small.small(tmp_path / layout, layout, tied=True)
+        tensors = load_file(whole / "model.safetensors")
+        embedding = next(name for name in tensors if "embed_tokens" in name)
+        tensors[name] = 2 * tensors[embedding].to(dtype)
+        config = json.loads((whole / "config.json").read_text())
+        folder = small.write(tmp_path / f"{layout} in shards", config, tensors, shards=3)
+        decoder = llava_min.load(folder, dtype="float32").network.decoder
+        assert torch.equal(decoder.head.weight, 2 * decoder.embedding.weight)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_head_of_its_own_survives_quantising(tmp_path, bits):
+    folder = wide(tmp_path / "model")
+    embedding = load_file(folder / "model.safetensors")["language_model.model.embed_tokens.weight"]
+    edit(folder, lambda tensors: tensors.update({HEAD: embedding.flip(0).contiguous()}))
+    wanted = Quantization(bits=8, group=32, head=bits)
+    made = quantize.quantize(str(folder), str(tmp_path / "packed"), wanted)
+    ids, exact = [3, 4, 5], llava_min.load(folder, dtype="float32")
+    packed = llava_min.load(made, dtype="float32").logits(ids)
+    assert torch.nn.functional.cosine_similarity(packed, exact.logits(ids)).min() > 0.99
+
+
+DROPPED = {
+    "hf": ("vision_tower.vision_model.", "language_model.model."),
+    "original": ("model.vision_tower.vision_tower.vision_model.", "model."),
+}
+
+
+@pytest.mark.parametrize("layout", DROPPED)
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_what_is_dropped_is_not_read_whatever_its_dtype(tmp_path, layout, shards, dtype):
+    """CLIP's old files hold position_ids in int64; the quantised copy has none of it."""
+    whole, (tower, text) = wide(tmp_path / "whole", layout), DROPPED[layout]
+    tensors = load_file(whole / "model.safetensors")
+    for name in (
+        f"{tower}embeddings.position_ids",
+        f"{tower}head.probe",
+        f"{tower}encoder.layers.2.mlp.fc1.weight",
+        f"{text}layers.0.self_attn.rotary_emb.inv_freq",
+    ):
+        tensors[name] = torch.ones(1, 16).to(dtype)
+    config = json.loads((whole / "config.json").read_text())
+    folder = small.write(tmp_path / "parts", config, tensors, shards)
+    ids = [3, 4, 5]
+    assert torch.equal(llava_min.load(folder).logits(ids), llava_min.load(whole).logits(ids))
+    made = quantize.quantize(str(folder), str(tmp_path / "made"), Quantization(bits=8, group=32))
+    assert not any("position_ids" in name for name in Checkpoint.open(made).names)
+
+
+def test_a_tensor_that_is_used_keeps_its_dtype_check(folder):
+    """Only what is dropped may be of any dtype."""
+    name = "vision_tower.vision_model.embeddings.position_embedding.weight"
+    edit(folder, lambda tensors: tensors.update({name: torch.ones(16, 32, dtype=torch.int64)}))
+    with pytest.raises(CheckpointError, match="I64"):
         llava_min.load(folder)
+
+
+def test_one_numbered_file_needs_no_index(tmp_path):
+    folder = wide(tmp_path / "model")
+    expected, lone = llava_min.load(folder).logits([3]), "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / lone)
+    assert torch.equal(llava_min.load(folder).logits([3]), expected)
+    made = quantize.quantize(str(folder), str(tmp_path / "made"), Quantization(bits=8, group=32))
+    llava_min.load(made)
+
+
+def test_some_shards_without_their_index_are_refused(tmp_path):
+    folder = small.small(tmp_path / "model", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"found shards without their model\.safetensors\.index"
+    ):
+        llava_min.load(folder)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="found shards without"):
+        llava_min.load(folder)
+
+
+def test_null_key_value_heads_are_as_many_as_heads(tmp_path):
+    config = small.hf_config(num_key_value_heads=4)
+    model = small.random_model(config)
+    folder = small.write(tmp_path / "model", config, small.tensors_of(model, "hf"))
+    expected = llava_min.load(folder).logits([3])
+    edit_config(folder, text_config__num_key_value_heads=None)
+    assert torch.equal(llava_min.load(folder).logits([3]), expected)
+    assert llava_min.load(folder).config.text.num_kv_heads == 4
+
+
+@pytest.mark.parametrize("value, blocks", [(-1, 2), ([-1], 2), (2, 2), ([2], 2), (-2, 1), (1, 1)])
+def test_the_feature_layer_in_every_form(value, blocks):
+    """Of 2 blocks: from the end, from the front, alone in a list."""
+    settings = layouts.parse_config({**small.hf_config(), "vision_feature_layer": value})
+    assert settings.vision.num_layers == blocks
+
+
+@pytest.mark.parametrize("value", [0, 3, -3, [-1, -2], [], [[-1]], "-1", None, True, 1.0])
+def test_another_feature_layer_is_refused_by_name(value):
+    with pytest.raises(CheckpointError, match="vision_feature_layer"):
+        layouts.parse_config({**small.hf_config(), "vision_feature_layer": value})
+
+
+@pytest.mark.parametrize(
+    "settings, listed",
+    [
+        ({"eos_token_id": 509, "do_sample": False, "temperature": 1.0, "top_k": 50}, ()),
+        ({"_from_model_config": True, "pad_token_id": 3, "transformers_version": "5"}, ()),
+        (
+            {"repetition_penalty": 1.05, "do_sample": True, "temperature": 0.7, "top_p": None},
+            ("repetition_penalty 1.05", "do_sample True", "temperature 0.7"),
+        ),
+        ({"no_repeat_ngram_size": 3}, ("no_repeat_ngram_size 3",)),
+    ],
+)
+def test_what_generation_config_asks_for_is_listed(folder, settings, listed):
+    """It is not applied: the answers are those of the options."""
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    found = llava_min.load(folder).details
+    assert found == tuple(f"generation_config.json: {setting}" for setting in listed)
 
 
 @pytest.mark.parametrize(

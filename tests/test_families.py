@@ -302,6 +302,20 @@ def test_towers_and_decoders_are_what_the_files_say(families):
     assert {name: ours[name].template for name in templates} == templates
 
 
+@pytest.mark.parametrize("form", [-2, [-2], 2, [2], -1, [3]], ids=str)
+def test_the_feature_layer_in_every_form_is_transformers(families, form):
+    """Of three blocks: from the end or from the front, alone or in a list."""
+    family, picture = families["llava_1_5"], small.picture(90, 60)
+    settings = layouts.parse_config({**family.settings, "vision_feature_layer": form})
+    ids = family.expanded("What?", {"images": [picture]}, 510)
+    pixels = pixels_of("llava_1_5", [picture])
+    theirs = family.logits(ids, pixel_values=pixels, vision_feature_layer=form)
+    same = settings.vision == family.ours.config.vision
+    ours = family.ours.logits("What?", images=[picture])
+    assert same == (form not in (-1, [3]))
+    assert torch.allclose(ours, theirs, atol=1e-3) == same
+
+
 def test_a_stray_factor_without_rope_scaling_is_not_obeyed():
     """The first revision of LLaVA-NeXT-Video had `factor` as a stray key of text_config."""
     settings = {

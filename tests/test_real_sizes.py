@@ -4,6 +4,8 @@ tensors and bytes that its index lists. (Sizes as the hub shows them, in units o
 
 import pytest
 
+from llava_min import segments
+from llava_min.errors import CheckpointError
 from llava_min.families import layouts
 from llava_min.weights import load, names
 
@@ -114,7 +116,7 @@ CHECKPOINTS = {
         16.06e9,
         "llava_qwen",
         32768,
-        110,
+        64,
     ),
     "llava-next-video-7b-hf": (
         hf("LlavaNextVideoForConditionalGeneration", CLIP, VICUNA, image_grid_pinpoints=GRID5),
@@ -145,6 +147,52 @@ def test_a_published_configuration_has_the_published_size(name):
     assert all(parameter.is_meta for parameter in model.parameters())
     assert size == pytest.approx(published, rel=0.01)
     assert settings.ignored == ()
+
+
+def test_a_clip_of_llava_video_has_64_frames_and_a_word_says_so(caplog):
+    """Its sister Video-Only took 110, and says nothing that tells the two apart."""
+    values = CHECKPOINTS["llava-video-7b-qwen2"][0]
+    with caplog.at_level("INFO"):
+        settings = layouts.parse_config(values)
+    assert "64 frames" in caplog.text and "--frames 110" in caplog.text
+    assert settings.frames == 64 and segments.clip([0.0] * 64, (9, 9), settings).tokens == 13440
+    caplog.clear()
+    layouts.parse_config({**values, "force_sample": False})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "siglip-so400m-patch14-384",
+        "google/siglip-so400m-patch14-384",
+        "someone/siglip-so400m-patch14-384/",
+        "/data/models/siglip-so400m-patch14-384//",
+        "C:\\models\\siglip-so400m-patch14-384\\",
+    ],
+)
+def test_a_tower_is_known_by_the_last_part_of_its_path(tower):
+    values = CHECKPOINTS["llava-onevision-7b-ov"][0]
+    assert layouts.parse_config({**values, "mm_vision_tower": tower}) == layouts.parse_config(
+        values
+    )
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "google/siglip-so400m-patch14-224",
+        "/data/siglip-so400m-patch14-384/copy",
+        "siglip-so400m-patch14-384-tuned",
+        "",
+        "/",
+    ],
+)
+def test_another_tower_is_refused_with_the_way_out(tower):
+    values = CHECKPOINTS["llava-onevision-7b-ov"][0]
+    with pytest.raises(CheckpointError, match="--config mm_vision_tower=siglip-so400m") as error:
+        layouts.parse_config({**values, "mm_vision_tower": tower})
+    assert repr(tower) in str(error.value)
 
 
 def test_llava_onevision_7b_has_765_tensors():

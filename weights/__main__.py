@@ -15,7 +15,7 @@ from ..base.progress import Progress
 from ..config import LlavaConfig, Quantization
 from ..errors import CheckpointError, LlavaMinError
 from ..families import layouts
-from . import header, hub, load, names, quantize
+from . import header, hub, load, names, quantize, tied
 from .checkpoint import Checkpoint
 
 Row = tuple[str, list[int], str, str]  # a tensor: its name, shape, dtype, and what becomes of it
@@ -28,10 +28,7 @@ def rows(checkpoint: Checkpoint, config: LlavaConfig) -> tuple[list[Row], list[s
     table: list[Row] = []
     for name, shape, dtype in checkpoint.headers():
         own, piece = names.ours(name)
-        why = names.dropped(own, config.vision.num_layers)
-        if load.tied_head(own, config):
-            becomes = "dropped: the head is the embedding"
-        elif why:
+        if why := load.unused(name, config):
             becomes = f"dropped: {why}"
         elif (own, piece) not in wanted:
             becomes = "UNEXPECTED"
@@ -54,7 +51,7 @@ def rows(checkpoint: Checkpoint, config: LlavaConfig) -> tuple[list[Row], list[s
 def inspect(folder: str) -> int:
     """Print the table; the exit code is 3 where the checkpoint would be refused."""
     checkpoint = Checkpoint.open(hub.find(folder))
-    config = layouts.read_config(checkpoint.folder)
+    config = tied.with_own_head(layouts.read_config(checkpoint.folder), checkpoint.folder)
     table, missing = rows(checkpoint, config)
     width = max(len(row[0]) for row in table)
     for name, shape, dtype, becomes in table:

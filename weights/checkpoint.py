@@ -6,14 +6,13 @@ out: Checkpoint: json(name), names, shape(name), tensor(name)
 Tensors are read with safetensors' pread backend: a file that is cut short while it is read becomes
 an error, where a memory map would kill the process. Nothing in a folder is ever executed, and .bin
 files are never opened.
-Read weights/hub.py, weights/header.py first. Read next: weights/names.py.
+Read weights/hub.py, weights/index.py first. Read next: weights/names.py.
 Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,8 +21,7 @@ from torch import Tensor
 from ..base.files import read_json, regular
 from ..errors import CheckpointError, shown
 from . import header
-
-PLAIN = re.compile(r"[^./\\:\0][^/\\:\0]*")  # a file name that stays in its folder
+from .index import index
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Checkpoint:
             )
         read_json(folder / "config.json", "configuration")
         return cls(folder, index(folder))
+
+    def only(self, wanted: Callable[[str], bool]) -> "Checkpoint":
+        """The checkpoint without the tensors whose names are not wanted: none of them is read."""
+        kept = {name: path for name, path in self.shards.items() if wanted(name)}
+        return replace(self, shards=kept)
 
     def json(self, name: str, what: str) -> dict[str, object]:
         """The JSON object in a file of the folder; `what` says what it is in a message."""
@@ -107,61 +110,3 @@ def open_shard(path: Path) -> safe_open:
     except (SafetensorError, OSError):
         found = f"{path.stat().st_size} bytes that are none"
         raise header.damaged(path, "a whole safetensors file", found) from None
-
-
-def index(folder: Path) -> dict[str, Path]:
-    """{tensor name: file} from model.safetensors, or from the shards that the index names."""
-    single, listing = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if listing.exists():
-        listed = read_json(listing, "index of the weights")
-        if single.exists():
-            raise CheckpointError(
-                "cannot choose the weights",
-                "model.safetensors",
-                "either one file or an index with shards",
-                "both",
-                "Move one of them away.",
-            )
-        return sharded(folder, listed)
-    if not regular(single):
-        raise no_weights(folder)
-    return dict.fromkeys(header.read_header(single), single)
-
-
-def no_weights(folder: Path) -> CheckpointError:
-    """What is wrong with a folder without safetensors."""
-    found, hint = "none", "Is the folder complete?"
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        found = "pickled files only"
-        hint = "Pickles can run code when they are opened, so they stay closed. Convert them first."
-    return CheckpointError(
-        "cannot load the weights", shown(str(folder)), "model.safetensors", found, hint
-    )
-
-
-def sharded(folder: Path, listing: dict[str, object]) -> dict[str, Path]:
-    """{tensor name: file} of an index.
-
-    Each shard is inside the folder and holds just what the index says.
-    """
-    weight_map = listing.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise wrong_index("a weight_map", "none")
-    for name in weight_map.values():
-        if not isinstance(name, str) or not PLAIN.fullmatch(name):
-            raise wrong_index("a plain file name in weight_map", shown(name))
-    for name in dict.fromkeys(weight_map.values()):
-        what = "cannot load the weights"
-        if not regular(folder / name):
-            raise CheckpointError(what, shown(name), "a shard in the folder", "none")
-        listed = {tensor for tensor, shard in weight_map.items() if shard == name}
-        odd = sorted(listed ^ set(header.read_header(folder / name)))
-        if odd:
-            found = f"a difference at {shown(odd[0])}"
-            raise CheckpointError(what, shown(name), "the tensors that the index lists", found)
-    return {tensor: folder / shard for tensor, shard in weight_map.items()}
-
-
-def wrong_index(expected: str, found: str) -> CheckpointError:
-    what = "cannot read the index of the weights"
-    return CheckpointError(what, "model.safetensors.index.json", expected, found)

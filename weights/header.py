@@ -5,7 +5,7 @@ out: {tensor name: where its data lies}
 
 The library refuses most of what is wrong here without a name, and takes a tensor that is listed
 twice. Here the file, the tensor and the range are named.
-Read next: weights/checkpoint.py.
+Read next: weights/index.py.
 Agrees with: the safetensors library, except for names that are listed twice.
 """
 
@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import TypeGuard
 
-from ..base.files import parse_json
+from ..base.files import LFS, parse_json, refuse_pointer
 from ..errors import CheckpointError, shown
 
 HEADER_BYTES = 100_000_000  # the limit of the reference implementation
@@ -27,7 +27,10 @@ def read_header(path: Path) -> dict[str, tuple[int, int]]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(len(LFS))
+            refuse_pointer(start, CheckpointError, "cannot read the weights", path.name)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
             if size < 8 or not 2 <= length <= min(size - 8, HEADER_BYTES):
                 found = f"a header of {length} bytes in a file of {size} bytes"
                 raise damaged(path, "a whole safetensors file", found)
@@ -46,6 +49,14 @@ def read_header(path: Path) -> dict[str, tuple[int, int]]:
     if end != size - 8 - length:
         raise damaged(path, f"{8 + length + end} bytes, as its header says", f"{size} bytes")
     return ranges
+
+
+def stored_bytes(path: Path, name: str) -> tuple[int, int]:
+    """(begin, end) in the file of the bytes of a tensor."""
+    with open(path, "rb") as file:
+        first = 8 + int.from_bytes(file.read(8), "little")
+    begin, end = read_header(path)[name]
+    return first + begin, first + end
 
 
 def range_of(path: Path, name: str, entry: object) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 in:  LlavaConfig, Checkpoint, dtype, device
 out: Network with every parameter filled, or CheckpointError
 
-Every tensor of the checkpoint is used once or dropped by a named rule. Every parameter of the model
-is filled once, whole, with its own shape. Anything else is an error: nothing is ever left at
-random. Peak memory is the model and one tensor.
-Read weights/names.py first. Read next: weights/packed.py.
+Every tensor of the checkpoint is used once or dropped by a named rule. What is dropped is not read,
+so it may be of any dtype. Every parameter of the model is filled once, whole, with its own shape.
+Anything else is an error: nothing is ever left at random. Peak memory is the model and one tensor.
+Read weights/names.py, weights/tied.py first. Read next: weights/packed.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,10 +70,9 @@ def fill(
     config = model.config
     wanted = pieces(model, config)
     filled: dict[tuple[str, str | None], str] = {}
-    for name, tensor in convert(checkpoint.tensors(progress)):
+    used = checkpoint.only(lambda name: unused(name, config) is None)
+    for name, tensor in convert(used.tensors(progress)):
         own, piece = names.ours(name)
-        if tied_head(own, config) or names.dropped(own, config.vision.num_layers):
-            continue
         shape = wanted.get((own, piece))
         if shape is None:
             raise CheckpointError(
@@ -105,7 +104,6 @@ def fill(
             "in the checkpoint",
             f"none ({len(missing)} missing in all)",
         )
-    check_tied(model, config, checkpoint)
 
 
 def pieces(model: nn.Module, config: LlavaConfig) -> dict[tuple[str, str | None], tuple[int, ...]]:
@@ -158,21 +156,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def tied_head(own: str, config: LlavaConfig) -> bool:
-    """Whether the tensor of our name is a head that is the embedding itself."""
-    return own == "decoder.head.weight" and config.text.tied
-
-
-def check_tied(model: Network, config: LlavaConfig, checkpoint: Checkpoint) -> None:
-    """CheckpointError unless a head stored next to a tied embedding is that embedding."""
-    for name in checkpoint.names:
-        if tied_head(names.ours(name)[0], config):
-            embedding = model.decoder.embedding.weight
-            stored = checkpoint.tensor(name).to(embedding)
-            if stored.shape != embedding.shape or not torch.equal(stored, embedding):
-                raise CheckpointError(
-                    "cannot load the weights",
-                    shown(name),
-                    "the embedding itself, since tie_word_embeddings is true",
-                    "other numbers",
-                )
+def unused(name: str, config: LlavaConfig) -> str | None:
+    """Why the tensor of a checkpoint's name is not used, or None where it is."""
+    own, _ = names.ours(name)
+    if own == "decoder.head.weight" and config.text.tied:
+        return "the head is the embedding"
+    return names.dropped(own, config.vision.num_layers)

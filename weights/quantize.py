@@ -31,8 +31,9 @@ from torch import Tensor
 from ..config import LlavaConfig, Quantization
 from ..errors import CheckpointError, OutputError, ParameterError, wrong_value
 from ..families import layouts
-from . import hub, load, names, packed
+from . import hub, load, names, packed, tied
 from .checkpoint import Checkpoint
+from .index import WHOLE
 
 CLIPS = {"rtn": (1.0,), "mse": tuple(1 - 0.03 * step for step in range(13))}  # shares of the range
 ROWS = 2**20  # weights that are quantised at a time: their temporary copies stay small
@@ -124,7 +125,7 @@ def quantize(
     cannot be written. In every case `source` is as it was, and `target` absent or whole.
     """
     checkpoint, place = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
-    config = layouts.read_config(checkpoint.folder)
+    config = tied.with_own_head(layouts.read_config(checkpoint.folder), checkpoint.folder)
     if config.quantization is not None:
         raise CheckpointError(
             "cannot quantise", str(source), "weights of 16 or 32 bits", "quantised ones"
@@ -157,17 +158,17 @@ def write(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """All files of the new checkpoint, each on the disk before the next begins."""
-    shards = list(dict.fromkeys(checkpoint.shards.values()))
-    tensors = checkpoint.tensors(progress)
+    used = checkpoint.only(lambda name: load.unused(name, config) is None)
+    tensors = used.tensors(progress)
     weight_map: dict[str, str] = {}
-    for path in shards:
-        count = sum(where == path for where in checkpoint.shards.values())
+    for path in dict.fromkeys(used.shards.values()):
+        count = sum(where == path for where in used.shards.values())
         part = (next(tensors) for _ in range(count))
-        held = dict(kept(converted(part, config), config))
+        held = dict(in_sixteen_bits(converted(part, config)))
         save_file(held, folder / path.name, metadata={"format": "pt"})
         shutil.copymode(path, folder / path.name)
         weight_map |= dict.fromkeys(held, path.name)
-    if len(shards) > 1:
+    if set(weight_map.values()) != {WHOLE[0]}:
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "model.safetensors.index.json").write_text(index)
     for pattern in COPIED:
@@ -182,14 +183,9 @@ def write(
         synced(path)
 
 
-def kept(
-    tensors: Iterable[tuple[str, Tensor]], config: LlavaConfig
-) -> Iterator[tuple[str, Tensor]]:
-    """What is worth writing, in 16 bits: all but what no loader of ours uses."""
+def in_sixteen_bits(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What is worth writing: no number in more than 16 bits."""
     for name, tensor in tensors:
-        own, _ = names.ours(name)
-        if load.tied_head(own, config) or names.dropped(own, config.vision.num_layers):
-            continue
         sixteen = tensor.element_size() <= 2
         yield name, tensor.contiguous() if sixteen else tensor.bfloat16()
 

@@ -23,6 +23,7 @@ from ..tokenizer import read_tokenizer
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.checkpoint import Checkpoint
+from ..weights.tied import with_own_head
 from .handle import KV_DTYPES, Model
 from .prefix import description
 from .recording import RecordedTower
@@ -66,7 +67,7 @@ def load(
         log.warning(restriction)
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
-    settings = config_of(path, config, context)
+    settings = with_own_head(config_of(path, config, context), path)
     if tokenizer is not None:
         tokenizer.check_rows(settings.text.vocab_size)
     convert: Callable[[weights.Tensors], weights.Tensors] = iter

@@ -112,6 +112,8 @@ class Fields:
         section: dict[str, Any] = self.get(key, dict)
         return Fields(section, f"{self.where}: {key}")
 
-    def refused(self, key: str, expected: str, found: object) -> CheckpointError:
+    def refused(self, key: str, expected: str, found: object, hint: str = "") -> CheckpointError:
         """The error for a key whose value is not supported."""
-        return CheckpointError("not supported", f"{self.where}: {key}", expected, shown(found))
+        return CheckpointError(
+            "not supported", f"{self.where}: {key}", expected, shown(found), hint
+        )

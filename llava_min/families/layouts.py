@@ -7,22 +7,27 @@ There is one `from_*` function for each layout. A known key with a value that is
 refused by name. An unknown key is listed in `ignored`. The layout is recognised from the keys
 alone, never from a folder's name (and not from model_type, which says "llava" in files of three
 families).
-Read families/sections.py first. Read next: families/templates.py.
+Read families/sections.py, families/processors.py first. Read next: families/templates.py.
 Agrees with: the configuration classes of transformers; LlavaQwenConfig of LLaVA-NeXT.
 """
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ..base.files import read_json
 from ..config import LlavaConfig, Quantization, TextConfig, VisionConfig
+from ..errors import shown
+from . import processors
 from .fields import Fields
 from .sections import DECODERS, eos_ids, grids, max_tiles, text_config, vision_config
 
+log = logging.getLogger("llava_min")
 NAMED_TOWERS: dict[str, dict[str, object]] = {
-    # files in the original layout only name their tower
-    "google/siglip-so400m-patch14-384": {
+    # files in the original layout only name their tower, by its owner or by a path on a machine
+    "siglip-so400m-patch14-384": {
         "model_type": "siglip_vision_model",
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -31,7 +36,7 @@ NAMED_TOWERS: dict[str, dict[str, object]] = {
         "image_size": 384,
         "patch_size": 14,
     },
-    "openai/clip-vit-large-patch14-336": {
+    "clip-vit-large-patch14-336": {
         "model_type": "clip_vision_model",
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -49,6 +54,18 @@ NOT_READ = frozenset(  # keys that change nothing in what is computed here
     initializer_factor model_type
     """.split()
 )
+NEUTRAL: dict[str, object] = {
+    # settings of generation_config.json that ask for nothing: the greedy answer, as long as it is
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}
 
 
 def hf_parts(fields: Fields) -> tuple[Fields, Fields, TextConfig]:
@@ -59,10 +76,10 @@ def hf_parts(fields: Fields) -> tuple[Fields, Fields, TextConfig]:
     fields.get("multimodal_projector_bias", bool, True, choices=(True,))
     for key in ("image_token_index", "video_token_index", "image_token_id", "video_token_id"):
         fields.get(key, int, None)  # where a visual goes is decided by its piece, not by an id
-    tied = fields.get("tie_word_embeddings", bool, False)
-    tied = text.get("tie_word_embeddings", bool, tied)
+    # what either says; weights/tied.py looks whether the file has a head of its own
+    tied = [section.get("tie_word_embeddings", bool, False) for section in (fields, text)]
     eos = eos_ids(text.values) + eos_ids(fields.values)
-    return text, vision, text_config(text, kind, tied, eos)
+    return text, vision, text_config(text, kind, any(tied), eos)
 
 
 def hf_tower(fields: Fields, vision: Fields, layer: int) -> VisionConfig:
@@ -70,11 +87,27 @@ def hf_tower(fields: Fields, vision: Fields, layer: int) -> VisionConfig:
 
     The files call the first "full" and the second "default".
     """
-    layer = fields.integer("vision_feature_layer", layer, choices=(-1, -2))
-    tower = vision_config(vision, layer)
+    tower = vision_config(vision, feature_layer(fields, vision, layer))
     strategy = "default" if tower.class_token else "full"
     fields.get("vision_feature_select_strategy", str, strategy, choices=(strategy,))
     return tower
+
+
+def feature_layer(fields: Fields, vision: Fields, default: int) -> int:
+    """The block whose output is taken, from the end: -1 or -2.
+
+    A file may count it from the front, where 0 is what enters the first block, or have it alone in
+    a list.
+    """
+    key = "vision_feature_layer"
+    found = fields.values.get(key, default)
+    alone = found[0] if isinstance(found, list) and len(found) == 1 else found
+    if type(alone) is int and alone > 0:
+        alone -= vision.size("num_hidden_layers", 12) + 1
+    if type(alone) is not int or alone not in (-1, -2):
+        raise fields.refused(key, "-1 or -2", found)
+    fields.asked.add(key)
+    return alone
 
 
 def from_hf_onevision(fields: Fields) -> LlavaConfig:
@@ -153,7 +186,8 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
 def from_original(fields: Fields) -> LlavaConfig:
     """Original layout `llava_qwen`: one flat object, in which the tower is only named.
 
-    A vision_config may describe the tower instead.
+    A vision_config may describe the tower instead. With force_sample, LLaVA-Video took 64 frames
+    of a clip and its sister Video-Only 110; nothing in the files tells the two apart, so it is 64.
     """
     fields.get("mm_projector_type", str, choices=("mlp2x_gelu",))
     fields.get("mm_patch_merge_type", str, choices=("spatial_unpad",))
@@ -172,6 +206,8 @@ def from_original(fields: Fields) -> LlavaConfig:
     aspect = fields.get("image_aspect_ratio", str)
     timed = fields.get("add_time_instruction", bool, False)
     forced = fields.get("force_sample", bool, False)
+    if forced:
+        log.info("a clip gives 64 frames; a Video-Only checkpoint was made for --frames 110")
     tied = fields.get("tie_word_embeddings", bool, False)
     positions, pools = ("grid", "frame", "one_token", "no_token"), ("bilinear", "average", "max")
     position = "grid" if timed else "one_token"
@@ -188,20 +224,24 @@ def from_original(fields: Fields) -> LlavaConfig:
         newline_position=fields.get("mm_newline_position", str, position, choices=positions),
         pool_mode=fields.get("mm_spatial_pool_mode", str, "bilinear", choices=pools),
         time_instruction=timed,
-        frames=110 if forced else 64 if timed else 32,
+        frames=64 if timed or forced else 32,
         ignored=ignored(fields),
     )
 
 
 def original_tower(fields: Fields) -> VisionConfig:
     """The tower of an original file, from its vision_config if there is one, else by name."""
-    named = fields.get("mm_vision_tower", str)
+    key = "mm_vision_tower"
+    named = fields.get(key, str)
+    last = re.split(r"[/\\]", named.rstrip("/\\"))[-1]
     if "vision_config" in fields.values:
         vision = fields.section("vision_config")
-    elif named in NAMED_TOWERS:
-        vision = Fields(NAMED_TOWERS[named], f"the tower {named}")
+    elif last in NAMED_TOWERS:
+        vision = Fields(NAMED_TOWERS[last], f"the tower {last}")
     else:
-        raise fields.refused("mm_vision_tower", " or ".join(map(repr, NAMED_TOWERS)), named)
+        names = " or ".join(NAMED_TOWERS)
+        hint = f"If it is a copy of one, say so: --config {key}={next(iter(NAMED_TOWERS))}."
+        raise fields.refused(key, f"a name or path that ends in {names}", named, hint)
     tower = vision_config(vision, -1)
     if tower.class_token:
         raise fields.refused("mm_vision_tower", "SigLIP in the original layout", named)
@@ -259,18 +299,21 @@ def parse_config(values: dict[str, object], where: str = "config.json") -> Llava
 def read_config(folder: Path, overrides: Mapping[str, object] | None = None) -> LlavaConfig:
     """The configuration of a checkpoint folder; `overrides` replace keys of its config.json.
 
-    The ids of generation_config.json that end an answer count too. A video preprocessor may say how
-    many frames it samples.
+    The ids of generation_config.json that end an answer count too. What else it asks for, such as a
+    temperature or a repetition penalty, is listed in `ignored`: answers are greedy unless options
+    say otherwise.
     """
-    values = read_json(folder / "config.json", "configuration")
-    config = parse_config({**values, **(overrides or {})})
-    if (folder / "generation_config.json").exists():
-        more = eos_ids(read_json(folder / "generation_config.json", "generation settings"))
-        all_ids = tuple(dict.fromkeys(config.text.eos_ids + more))
-        config = replace(config, text=replace(config.text, eos_ids=all_ids))
-    if (folder / "video_preprocessor_config.json").exists():
-        values = read_json(folder / "video_preprocessor_config.json", "video preprocessor")
-        frames = values.get("num_frames")
-        if type(frames) is int and frames > 0:
-            config = replace(config, frames=frames)
-    return config
+    values, given = read_json(folder / "config.json", "configuration"), overrides or {}
+    config = processors.obeyed(parse_config({**values, **given}), folder, given)
+    if not (folder / "generation_config.json").exists():
+        return config
+    values = read_json(folder / "generation_config.json", "generation settings")
+    all_ids = tuple(dict.fromkeys(config.text.eos_ids + eos_ids(values)))
+    asked = tuple(
+        f"generation_config.json: {key} {shown(value)}"
+        for key, value in values.items()
+        if key not in NOT_READ and not key.startswith("_")
+        if value is not None and value != NEUTRAL.get(key)
+    )
+    text = replace(config.text, eos_ids=all_ids)
+    return replace(config, text=text, ignored=config.ignored + asked)

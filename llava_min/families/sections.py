@@ -5,7 +5,7 @@ out: VisionConfig, TextConfig, grids, what ends an answer
 
 Towers are SigLIP and CLIP, decoders Qwen2 and LLaMA. A missing key gets the default of its class in
 transformers, on which the published files rely.
-Read families/fields.py first. Read next: families/layouts.py.
+Read families/fields.py first. Read next: families/processors.py.
 Agrees with: the configuration classes of transformers.
 """
 
@@ -160,7 +160,10 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
         fields.get(key, bool, False, choices=(False,))
     width = fields.size("hidden_size", missing.hidden_size)
     heads = fields.size("num_attention_heads", missing.num_attention_heads)
-    kv_heads = fields.size("num_key_value_heads", 32 if kind == "qwen2" else heads)
+    kv_heads = heads  # null means as many as heads
+    if fields.values.get("num_key_value_heads", ...) is not None:
+        kv_heads = fields.size("num_key_value_heads", 32 if kind == "qwen2" else heads)
+    fields.asked.add("num_key_value_heads")
     if width % heads:
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
     if heads % kv_heads:

@@ -20,7 +20,6 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "chat_template.json",
     "generation_config.json",
-    "preprocessor_config.json",
     "processor_config.json",
 )
 
