@@ -42,7 +42,7 @@ class Layer:
 
     @property
     def counted(self) -> bool:
-        """Whether the host knows how many tokens were seen, and not the device alone."""
+        """Whether Python tracks the lengths; in a recorded step only the tensor is valid."""
         return len(self.host_lengths) > 0
 
     @property
@@ -143,13 +143,17 @@ class Cache:
         return [Layer(*view, *counted, index) for index, view in enumerate(views)]
 
     def row(self, index: int) -> "Cache":
-        """One row as a cache of its own.
+        """One row as a cache of its own."""
+        return self.rows(index, index + 1)
+
+    def rows(self, start: int, stop: int) -> "Cache":
+        """Some rows as a cache of their own.
 
         Memory and lengths are shared, so that advancing it counts here too.
         """
-        one = slice(index, index + 1)
-        stored = self.stored(lambda tensor: tensor[:, one])
-        return Cache(*stored, self.lengths[one], self.host_lengths[one], self.arrived[one])
+        part = slice(start, stop)
+        stored = self.stored(lambda tensor: tensor[:, part])
+        return Cache(*stored, self.lengths[part], self.host_lengths[part], self.arrived[part])
 
     def on_device(self) -> "Cache":
         """The same memory and lengths, counted on the device alone."""

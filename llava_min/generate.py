@@ -1,12 +1,12 @@
 """The token loop: logits -> id -> text, one token at a time, until something says stop.
 
-in:  the logits of prompts that were read, a Sequence for each, a step that makes the next logits
+in:  the logits of a prompt that was read, its Sequence, a step that makes the next logits
 out: Tokens
 
 Read sampling.py first. This is the end of the walk. Read next: engine/answers.py.
 Agrees with: GenerationMixin.generate of transformers for greedy decoding.
 
-B answers that grow together, V vocabulary.
+B answers that are written together, V vocabulary.
 """
 
 if __name__ == "__main__":  # the command; above the imports, so that --help does not wait for torch
@@ -120,19 +120,15 @@ class Sequence:
         return held
 
 
-def generate(
-    sequences: list[Sequence], logits: Tensor, step: Step
-) -> Iterator[tuple[Sequence, Token]]:
-    """Tokens of answers that are written together, until each of them has a reason to end.
+def generate(sequence: Sequence, logits: Tensor, step: Step) -> Iterator[Token]:
+    """The tokens of an answer, until it has a reason to end.
 
-    logits [B V]: those of each prompt's last token. step: how this device makes one step after
-    another. Answers that have ended go along in it and are ignored.
+    logits [1 V]: those of the prompt's last token. step: how this device makes one step after
+    another. Many answers at once: engine/slots.py.
     """
     likely = None
     while True:
-        for index, sequence in enumerate(sequences):
-            if not sequence.reason:
-                yield sequence, sequence.take(logits[index], likely[index] if likely else None)
-        if all(sequence.reason for sequence in sequences):
+        yield sequence.take(logits[0], likely[0] if likely else None)
+        if sequence.reason:
             return
-        logits, likely = step([sequence.new[-1] for sequence in sequences])
+        logits, likely = step(sequence.new[-1:])

@@ -193,12 +193,12 @@ def finished(work: Generator[Portion, None, Tensor]) -> Tensor:
 def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
     """Pieces [tokens W] of any length -> the same rows in pieces of `size`, the last shorter.
 
-    A piece of no rows goes through as it comes.
+    Where a piece completes none of these, a piece of no rows tells that it came.
     """
     waiting: list[Tensor] = []
     for piece in pieces:
-        if not len(piece):
-            yield piece
+        nothing = piece.new_empty(0, piece.shape[-1])  # a view would keep the piece alive
+        whole = sum(map(len, waiting)) + len(piece) >= size
         while len(piece):
             room = size - sum(map(len, waiting))
             waiting.append(piece[:room])
@@ -206,5 +206,7 @@ def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
             if sum(map(len, waiting)) == size:
                 yield torch.cat(waiting)
                 waiting = []
+        if not whole:
+            yield nothing
     if waiting:
         yield torch.cat(waiting)

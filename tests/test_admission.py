@@ -148,7 +148,7 @@ def test_a_batch_file_is_answered_in_portions_that_fit(folder, monkeypatch, tmp_
     with caplog.at_level("INFO", logger="llava_min"):
         code, answers = batch_file(tmp_path, folder, lines)
     assert code == 0 and [answer["text"] for answer in answers] == alone
-    assert "2 of 4 lines at a time fit into memory" in caplog.text
+    assert "2 of 4 requests at a time fit into memory" in caplog.text
 
 
 def test_a_line_that_cannot_fit_leaves_the_others(folder, monkeypatch, tmp_path):

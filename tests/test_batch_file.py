@@ -58,7 +58,8 @@ def entries(target) -> list[dict]:
 
 
 def without_times(entry: dict) -> dict:
-    return {k: v for k, v in entry.items() if k not in ("timings", "memory", "line", "id", "model")}
+    own = ("timings", "memory", "line", "id", "model", "digest")
+    return {k: v for k, v in entry.items() if k not in own}
 
 
 @pytest.mark.parametrize("size", ["1", "2", "10"])
@@ -106,10 +107,12 @@ def test_resume_asks_only_what_has_no_answer(files, monkeypatch, keep, cut):
     half = b"".join(lines[keep : keep + 1])[:cut]
     files[1].write_bytes(b"".join(lines[:keep]) + half)
     asked, outcomes = [], batch_file.outcomes
-    monkeypatch.setattr(
-        batch_file, "outcomes",
-        lambda model, batch, options: asked.extend(batch) or outcomes(model, batch, options),
-    )  # fmt: skip
+
+    def watched(model, todo, settings):
+        asked.extend(todo.values())
+        return outcomes(model, todo, settings)
+
+    monkeypatch.setattr(batch_file, "outcomes", watched)
     assert run(files, "--resume", "--max-tokens", "5") == 0
     assert [line.number for line in asked] == list(range(keep + 1, 6))
     assert files[1].read_bytes().startswith(b"".join(lines[:keep]))
@@ -129,34 +132,69 @@ def test_resume_tries_errors_again_and_puts_them_in_their_place(files, tmp_path)
     assert entries(files[1])[0]["text"] == "In the top left."
 
 
-def test_resume_knows_lines_by_their_id(files):
-    """A line that was put in front moves the numbers; an id stays."""
-    for line, mark in zip(LINES, "abcde"):
-        line = {**line, "id": mark}
-        with open(files[0], "a" if mark > "a" else "w") as file:
-            file.write(json.dumps(line) + "\n")
+def named(lines, names) -> str:
+    return "".join(json.dumps({**line, "id": name}) + "\n" for line, name in zip(lines, names))
+
+
+@pytest.mark.parametrize("names", ["abcde", None])
+def test_resume_knows_a_line_wherever_it_is(files, names):
+    """A line put in front moves the numbers; with an id or without, answers stay theirs."""
+    if names:
+        files[0].write_text(named(LINES, names))
     assert run(files, "--max-tokens", "5") == 0
-    before = files[1].read_text()
-    files[0].write_text('{"id": "new", "question": "Hi"}\n' + files[0].read_text())
+    before = entries(files[1])
+    files[0].write_text('{"question": "Hi"}\n' + files[0].read_text())
     assert run(files, "--max-tokens", "5", "--resume") == 0
-    assert files[1].read_text().endswith(before) and entries(files[1])[0]["id"] == "new"
+    new, *after = entries(files[1])
+    assert new["line"] == 1 and "text" in new
+    for old, moved in zip(before, after, strict=True):
+        assert moved == {**old, "line": old["line"] + 1}
 
 
-def test_answers_are_on_the_disk_when_their_batch_ends(files, monkeypatch):
-    """Interrupted in the third batch: two batches are there, whole, and can be gone on with."""
-    from llava_min.engine import batch
+@pytest.mark.parametrize("change", ["question", "picture", "settings", "options"])
+def test_what_asks_something_else_is_answered_again(files, tmp_path, change):
+    """The same id with another question, picture or setting gets no stale answer."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes((small.TINY / "samples" / "before.png").read_bytes())
+    line = {"id": "a", "question": "What color is the circle?", "images": [str(picture)]}
+    other = {"question": "What color is the circle?", "images": [STAR]}
+    write = lambda *lines: files[0].write_text("".join(json.dumps(x) + "\n" for x in lines))
+    write(line, other)
+    assert run(files, "--max-tokens", "5") == 0
+    first, kept = entries(files[1])
+    more, asked = ["--max-tokens", "5"], line
+    if change == "question":
+        asked = {**line, "question": "Is there a star?"}
+    elif change == "picture":
+        picture.write_bytes((small.TINY / "samples" / "after.png").read_bytes())
+    elif change == "settings":
+        more = ["--max-tokens", "1"]
+    else:
+        asked = {**line, "max_tokens": 1}
+    write(asked, other)
+    assert run(files, *more, "--resume") == 0
+    again, stayed = entries(files[1])
+    fresh = llava_min.load(dtype="float32")
+    alone = fresh.generate(
+        asked["question"], images=asked["images"], max_tokens=asked.get("max_tokens", int(more[1]))
+    )
+    assert again["text"] == alone.text and again["digest"] != first["digest"]
+    assert (stayed == kept) == (change != "settings")
 
-    answers, seen = batch.answers, []
 
-    def third(model, ready):
+def test_answers_are_on_the_disk_when_they_end(files, monkeypatch):
+    """Interrupted before the fourth answer: three are there, whole, and can be gone on with."""
+    write, seen = batch_file.written, []
+
+    def fourth(*given):
         seen.append(files[1].read_bytes().count(b"\n"))
-        if len(seen) == 3:
+        if len(seen) == 4:
             raise KeyboardInterrupt
-        return answers(model, ready)
+        return write(*given)
 
-    monkeypatch.setattr(batch, "answers", third)
+    monkeypatch.setattr(batch_file, "written", fourth)
     assert run(files, "--batch-size", "2", "--max-tokens", "5") == 130
-    assert seen == [0, 2, 4] and len(entries(files[1])) == 4
+    assert seen == [0, 1, 2, 3] and len(entries(files[1])) == 3
     monkeypatch.undo()
     assert run(files, "--resume", "--max-tokens", "5") == 0 and len(entries(files[1])) == 5
 

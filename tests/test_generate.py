@@ -87,7 +87,8 @@ def test_the_end_token_ends_the_answer(model):
     assert len(ending.generate("What?", max_tokens=5, ignore_eos=True).token_ids) == 5
 
 
-def test_ctrl_c_keeps_what_was_said(model, monkeypatch):
+def test_ctrl_c_is_raised_or_keeps_what_was_said(model, monkeypatch):
+    """A program is interrupted; the command, which says that it can be, keeps the text so far."""
     decode, calls = model.network.decode, []
 
     def interrupted(ids, cache):
@@ -97,7 +98,11 @@ def test_ctrl_c_keeps_what_was_said(model, monkeypatch):
         return decode(ids, cache)
 
     monkeypatch.setattr(model.network, "decode", interrupted)
-    events = list(model.events("What?", max_tokens=20, ignore_eos=True))
+    options = dict(max_tokens=20, ignore_eos=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate("What?", **options)
+    calls.clear()
+    events = list(model.events("What?", interruptible=True, **options))
     assert [e.reason for e in events if isinstance(e, Finished)] == ["interrupted"]
     assert sum(isinstance(e, Token) for e in events) == 3
     assert events[-1].finish_reason == "interrupted" and len(events[-1].token_ids) == 3

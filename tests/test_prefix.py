@@ -148,7 +148,7 @@ def test_what_differs_is_named(model, folder, file, tmp_path):
 def test_a_file_cut_short_is_one_line(model, file, part):
     data = file.read_bytes()
     file.write_bytes(data[: part if isinstance(part, int) else int(part * len(data))])
-    with pytest.raises(PromptError, match="expected a whole prompt cache, found one cut short"):
+    with pytest.raises(PromptError, match="expected a whole prompt cache, found a file cut short"):
         model.generate("And?", images=[FIRST], videos=[CLIP], prompt_cache=file)
 
 
@@ -176,8 +176,14 @@ def test_a_foreign_file_is_one_line(model, file, tmp_path, folder):
             model.generate("And?", images=[FIRST], videos=[CLIP], prompt_cache=path)
 
 
-def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
-    """No half of a file, under any name; a folder that is not there is refused before any work."""
+def forbidden(**where):
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch, caplog):
+    """No half of a file, under any name, and the answer is not lost. A folder that is not there, or
+    takes no file, is refused before any work.
+    """
     with pytest.raises(OutputError, match="a folder to write it to"):
         model.generate("What?", prompt_cache=tmp_path / "nowhere" / "cache")
 
@@ -186,9 +192,14 @@ def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prefix, "save_file", full)
-    with pytest.raises(OutputError, match="No space left on device"):
-        model.generate("What?", max_tokens=1, prompt_cache=tmp_path / "cache")
+    with caplog.at_level("WARNING", logger="llava_min"):
+        answer = model.generate("What?", max_tokens=1, prompt_cache=tmp_path / "cache")
+    assert len(answer.token_ids) == 1 and "No space left on device" in caplog.text
     assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(model.network, "encode", None)
+    monkeypatch.setattr(prefix.tempfile, "NamedTemporaryFile", forbidden)
+    with pytest.raises(OutputError, match="a folder in which a file can be made, found Read-only"):
+        model.generate("What?", images=[FIRST], prompt_cache=tmp_path / "cache")
 
 
 def test_a_failed_reading_leaves_the_chat_usable(model, file):

@@ -165,7 +165,7 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
 def test_chunks_cut_without_loss(lengths, size):
     pieces = [torch.arange(n, dtype=torch.float32)[:, None] for n in lengths]
     passed = list(model.chunks(iter(pieces), size))
-    assert sum(not len(piece) for piece in passed) == lengths.count(0)
+    assert len(passed) - bool(sum(lengths) % size) >= len(lengths)  # each piece is heard of
     cut = [piece for piece in passed if len(piece)]
     assert all(len(chunk) == size for chunk in cut[:-1]) and all(
         0 < len(chunk) <= size for chunk in cut[-1:]

@@ -4,15 +4,16 @@ in:  JSON Lines, each {"question" or "prompt" or "messages", "images", "videos",
 out: JSON Lines in the same order, each with the number of its "line", its "id" where it has one,
      and what --json prints; a line that cannot be answered has an "error" instead
 
-Answers are written as each batch ends. With --resume, answers that are there stay. A line that is
-half written or was an error is tried again.
+Each answer is written when it ends. With --resume, an answer stays if its line asks the same
+question about the same media with the same settings, wherever that line is now; each answer carries
+a digest of these. A line that is half written or was an error is tried again.
 Read engine/batch.py first.
 """
 
 from __future__ import annotations  # typing takes a twentieth of --help to import
 
+import contextlib
 import json
-import logging
 import os
 import sys
 import time
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from ..engine.answers import Answer
-    from ..engine.batch import Ready
     from ..engine.handle import Model
 
     Request: TypeAlias = dict[str, Any]
     Outcome: TypeAlias = Answer | LlavaMinError
 
-log = logging.getLogger("llava_min")
 QUESTIONS = ("question", "prompt", "messages")
 Key = tuple[str, str | int]  # what tells a line from others: ("line", 7), or ("id", "a")
+LONGEST_NAME = 4096  # of a file
+SHOWN_ERRORS = 3  # on stderr; all are in the output
 BEGINNING = b'{"line": '  # of every line that is written
 
 
@@ -103,16 +104,39 @@ def key_of(entry: dict[str, Any]) -> Key:
     return ("id", entry["id"]) if "id" in entry else ("line", entry["line"])
 
 
-def answered(target: Path) -> dict[Key, bytes]:
-    """{key: line} of the answers in an output file.
+def digest_of(line: Line, settings: Settings) -> str:
+    """What an answer depends on, in 16 hex digits: question, media, settings and model.
 
-    An error, or a half-written last line, is no answer.
+    Of media that are files here, their sizes and times of change count too.
     """
-    kept = {}
+    import hashlib  # which --help does without
+
+    files = []
+    for text in texts_in(line.request):
+        with contextlib.suppress(OSError, ValueError):  # no file, or no name of one
+            state = os.stat(text)
+            files.append([text, state.st_size, state.st_mtime_ns])
+    request = line.request if isinstance(line.request, dict) else str(line.request)
+    told = [request, files, settings.model, settings.options, settings.load]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a request that may be the name of a file."""
+    if isinstance(value, str) and len(value) < LONGEST_NAME:
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
+
+
+def answered(target: Path) -> list[dict[str, Any]]:
+    """The answers in an output file. An error, or a half-written last line, is no answer."""
+    kept = []
     for number, text in enumerate(target.read_bytes().splitlines(keepends=True), start=1):
         try:
             entry = json.loads(text)
-            key = key_of(entry)
+            key_of(entry)
         except (ValueError, TypeError, KeyError):
             start = BEGINNING[: len(text)]
             if text.endswith(b"\n") or not text.startswith(start):
@@ -120,8 +144,41 @@ def answered(target: Path) -> dict[Key, bytes]:
                 raise OutputError("cannot resume", where, "an answer", "none") from None
             continue
         if "error" not in entry and text.endswith(b"\n"):
-            kept[key] = text
+            kept.append(entry)
     return kept
+
+
+def still_right(
+    entries: list[dict[str, Any]], lines: list[Line], settings: Settings, where: str
+) -> dict[Key, bytes]:
+    """{key: line} of the answers that are still those of a line, with its number of today.
+
+    OutputError for an answer to no line of this input at all.
+    """
+    digests = {line.key: digest_of(line, settings) for line in lines}
+    nameless: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.id is None:
+            nameless.setdefault(digests[line.key], []).append(line)
+    numbers = {line.key: line.number for line in lines}
+    kept: dict[Key, bytes] = {}
+    for entry in entries:
+        key, digest = key_of(entry), entry.get("digest")
+        same = [] if "id" in entry else nameless.get(str(digest), [])
+        if same:
+            key = same.pop(0).key
+        elif key not in digests:
+            found = f"{key[0]} {key[1]}"
+            raise OutputError("cannot resume", where, f"answers to {settings.batch} only", found)
+        elif "id" not in entry or digests[key] != digest:
+            continue  # its line asks something else now
+        kept[key] = encoded(entry | {"line": numbers[key]})
+    return kept
+
+
+def encoded(entry: dict[str, Any]) -> bytes:
+    """A line of the output."""
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 @dataclass
@@ -142,38 +199,49 @@ class Work:
         if target.exists() and not (settings.resume and regular(target)):
             what, where = "cannot write the answers", shown(str(target))
             raise OutputError(what, where, "no such file yet", "one", "--resume goes on with it.")
-        lines, before = read_lines(source), answered(target) if target.exists() else {}
-        for key in before.keys() - {line.key for line in lines}:
-            where = shown(str(target))
-            raise OutputError(
-                "cannot resume", where, f"answers to {source} only", f"{key[0]} {key[1]}"
-            )
+        lines, before = read_lines(source), {}
+        if target.exists():
+            before = still_right(answered(target), lines, settings, shown(str(target)))
         return cls(lines, target, before)
 
     def answer(self, model: Model, settings: Settings) -> int:
         """Answer all lines without an answer; the exit code is that of the first line in error."""
-        todo = [line for line in self.lines if line.key not in self.before]
-        given = {**settings.options, **settings.load}
-        progress, start, codes = Progress("answering", settings.quiet), time.time(), []
+        todo = {line.key: line for line in self.lines if line.key not in self.before}
+        progress, start = Progress("answering", settings.quiet), time.time()
+        codes: dict[int, int] = {}  # by number of the line in error
+        done = 0
         try:
             self.write(self.before.values())
-            for first in range(0, len(todo), settings.batch_size):
-                batch = todo[first : first + settings.batch_size]
-                with open(self.target, "ab") as file:
-                    for line, outcome in outcomes(model, batch, settings.options):
-                        file.write(written(line, outcome, model.name, given))
-                        codes += [outcome.exit_code] if isinstance(outcome, LlavaMinError) else []
-                progress(first + len(batch), len(todo))
+            with open(self.target, "ab", buffering=0) as file:
+                for key, outcome in outcomes(model, todo, settings):
+                    file.write(written(todo[key], outcome, model.name, settings))
+                    done += 1
+                    if isinstance(outcome, LlavaMinError):
+                        codes[todo[key].number] = outcome.exit_code
+                        self.tell(todo[key], outcome, len(codes), settings.quiet)
+                    progress(done, len(todo))
             self.in_order()
         except OSError as error:
             where, found = shown(str(self.target)), error.strerror
             what, expected = "cannot write the answers", "a file that can be written"
             raise OutputError(what, where, expected, found) from None
+        except KeyboardInterrupt:
+            if not settings.quiet:
+                rest = f"{done} of {len(todo)} answered; --resume goes on with the others"
+                print(f"\nllava_min: {rest}", file=sys.stderr)
+            raise
         if not settings.quiet:
             counts = f"{len(todo) - len(codes)} answered, {len(self.before)} before"
             seconds = f"{len(codes)} in error, {time.time() - start:.1f} s"
             print(f"[{counts}, {seconds}]", file=sys.stderr)
-        return codes[0] if codes else 0
+        return codes[min(codes)] if codes else 0
+
+    def tell(self, line: Line, error: LlavaMinError, count: int, quiet: bool) -> None:
+        """Show the first few errors, and where the others are."""
+        if not quiet and count <= SHOWN_ERRORS:
+            print(f"llava_min: line {line.number}: {error}", file=sys.stderr)
+        elif not quiet and count == SHOWN_ERRORS + 1:
+            print(f"llava_min: more errors: see {shown(str(self.target))}", file=sys.stderr)
 
     def write(self, entries: Iterable[bytes]) -> None:
         """Write the output file with these entries, whole or not at all."""
@@ -192,53 +260,21 @@ class Work:
 
 
 def outcomes(
-    model: Model, batch: list[Line], options: dict[str, Any]
-) -> Iterator[tuple[Line, Outcome]]:
-    """(line, its Answer or what is wrong with it) of a batch, in order.
+    model: Model, todo: dict[Key, Line], settings: Settings
+) -> Iterator[tuple[Key, Outcome]]:
+    """The answer to each line, or what is wrong with it, as they come."""
+    from ..engine.batch import answer_each
 
-    Lines that do not fit into memory together are answered in several portions.
-    """
-    from ..engine import batch as together
-
-    ready: list[tuple[Key, together.Ready]] = []
-    found: dict[Key, Outcome] = {}
-    for line in batch:
-        try:
-            if isinstance(line.request, LlavaMinError):
-                raise line.request
-            request = {**options, **line.request}
-            ready.append((line.key, together.ready_for(model, f"line {line.number}", request)))
-        except LlavaMinError as error:
-            found[line.key] = error
-    while ready:
-        count = model.rows_that_fit([(p.plan, o.max_tokens) for _, (p, o) in ready])
-        if count < len(ready):
-            log.info(f"{count} of {len(ready)} lines at a time fit into memory")
-        portion, ready = ready[:count], ready[count:]
-        found |= answered_apart(model, portion)
-    return ((line, found[line.key]) for line in batch)
+    requests = {}
+    for key, line in todo.items():
+        if isinstance(line.request, LlavaMinError):
+            yield key, line.request
+        else:
+            requests[key] = {**settings.options, **line.request}
+    yield from answer_each(model, requests, settings.batch_size)
 
 
-def answered_apart(model: Model, portion: list[tuple[Key, Ready]]) -> dict[Key, Outcome]:
-    """{key: Answer or error} of lines that are ready.
-
-    They are answered together; where that fails, one by one, so that the error falls on its line.
-    """
-    from ..engine import batch as together
-
-    try:
-        answers = together.answers(model, [ready for _, ready in portion])
-        return {key: answer for (key, _), answer in zip(portion, answers)}
-    except LlavaMinError as error:
-        if len(portion) == 1:
-            return {portion[0][0]: error}
-    apart: dict[Key, Outcome] = {}
-    for one in portion:
-        apart |= answered_apart(model, [one])
-    return apart
-
-
-def written(line: Line, outcome: Outcome, model: str, options: dict[str, Any]) -> bytes:
+def written(line: Line, outcome: Outcome, model: str, settings: Settings) -> bytes:
     """A line of the output."""
     entry: dict[str, Any] = {"line": line.number}
     entry |= {} if line.id is None else {"id": line.id}
@@ -246,5 +282,6 @@ def written(line: Line, outcome: Outcome, model: str, options: dict[str, Any]) -
         entry["error"] = str(outcome)
     elif isinstance(line.request, dict):
         own = {k: v for k, v in line.request.items() if k not in ("question", "images", "videos")}
-        entry |= report.whole(outcome, model, {**options, **own})
-    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        options = {**settings.options, **settings.load, **own}
+        entry |= {"digest": digest_of(line, settings), **report.whole(outcome, model, options)}
+    return encoded(entry)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..base.habits import accepting
 from ..generate import Sequence, Token
 from ..model import Portion
 from ..options import Options
@@ -68,6 +69,7 @@ class Asking:
 
     events: Callable[..., Iterator[Event]]
 
+    @accepting("self", "question", "images", "videos")
     def generate(
         self,
         question: Question = None,
@@ -88,6 +90,7 @@ class Asking:
         assert isinstance(answer, Answer)
         return answer
 
+    @accepting("self", "question", "images", "videos")
     def stream(
         self,
         question: Question = None,

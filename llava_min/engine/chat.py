@@ -9,12 +9,15 @@ picture may change how the first becomes tiles (--multi-image); then the first i
 Read engine/prefix.py first. Read next: command/console.py.
 """
 
+import threading
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import prompt
+from ..base.habits import accepting
 from ..errors import ParameterError
 from ..generate import Token
 from ..media.sources import Picture, Video
@@ -41,15 +44,18 @@ class Chat(Asking):
 
     ask and stream take a question (text, with <image> and <video> where new ones go), images,
     videos, and options for this answer only. A question that raises LlavaMinError leaves the
-    conversation as it was. Of an interrupted answer, the text so far belongs to it.
+    conversation as it was. Of an interrupted answer, the text so far belongs to it. It answers one
+    question at a time.
     """
 
     def __init__(self, model: "Model", prompt_cache: str | Path | None = None, **options: object):
         if Options.of(**options).raw:
             raise ParameterError("raw cannot be used in a chat, whose turns need a template.")
         self.model, self.prompt_cache, self.options = model, prompt_cache, options
+        self.answering = threading.Lock()
         self.clear()
 
+    @accepting("self", "question", "images", "videos")
     def ask(
         self,
         question: Question = None,
@@ -68,6 +74,7 @@ class Chat(Asking):
         self.videos: list[Video] = []
         self.prefix = Prefix(self.model.empty_cache(0))
 
+    @accepting("self", "question", "images", "videos")
     def events(
         self,
         question: Question = None,
@@ -76,7 +83,23 @@ class Chat(Asking):
         videos: Videos = (),
         **options: object,
     ) -> Generator[Event, None, None]:
-        """What Model.events gives, for the next question of the conversation."""
+        """What Model.events gives, for the next question of the conversation.
+
+        ParameterError while another question is still being answered.
+        """
+        if not self.answering.acquire(blocking=False):
+            raise ParameterError(
+                "This chat is still giving an answer; ask again at its end, or use another chat."
+            )
+        try:
+            yield from self.next_events(question, images, videos, options)
+        finally:
+            self.answering.release()
+
+    def next_events(
+        self, question: Question, images: Pictures, videos: Videos, options: dict[str, Any]
+    ) -> Generator[Event, None, None]:
+        """`events`, of one question at a time."""
         new_images: list[Picture] = one_or_many(images)
         new_videos: list[Video] = one_or_many(videos)
         if question is None:
@@ -97,10 +120,11 @@ class Chat(Asking):
             **options,
         )
         try:
-            for event in events:
-                if isinstance(event, Token | Finished):
-                    said.append(event.text)
-                yield event
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Token | Finished):
+                        said.append(event.text)
+                    yield event
         finally:
             if len(said) > 1:  # stopped in the middle or not, it was said
                 self.turns = [*turns, prompt.Turn("assistant", (("".join(said),),))]

@@ -6,6 +6,7 @@ out: Answer, or pieces of text
 Read request/prepare.py, generate.py first. Read next: engine/batch.py.
 """
 
+import logging
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -14,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.habits import accepting
 from ..base.memory import memory_guard
 from ..cache import Cache
 from ..config import LlavaConfig
-from ..errors import ParameterError
+from ..errors import OutputError, ParameterError
 from ..generate import generate
 from ..model import Network, Portion, finished
 from ..options import Options
@@ -48,6 +50,7 @@ from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_
 from .prefix import Description, Prefix
 from .step import decoding
 
+log = logging.getLogger("llava_min")
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
@@ -68,10 +71,18 @@ class Model(Asking):
     details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
 
+    def __repr__(self) -> str:
+        """One line: the name, the family, how and where its numbers are stored."""
+        stored = self.storage
+        bits = "" if stored.bits is None else f", int{stored.bits}"
+        return f"<Model {self.name}: {self.config.family}, {stored.dtype}{bits} on {stored.device}>"
+
+    @accepting("self")
     def chat(self, *, prompt_cache: str | Path | None = None, **options: object) -> chat.Chat:
         """A Chat, which keeps its cache between questions; options apply to every answer."""
         return chat.Chat(self, prompt_cache, **options)
 
+    @accepting("self", "question", "images", "videos")
     def events(
         self,
         question: Question = None,
@@ -80,12 +91,14 @@ class Model(Asking):
         videos: Videos = (),
         prefix: Prefix | None = None,
         prompt_cache: str | Path | None = None,
+        interruptible: bool = False,
         **given: object,
     ) -> Generator[Event, None, None]:
         """Everything that happens: Prepared, Portions, Tokens, Finished, and the Answer.
 
         prefix: what earlier calls left in a cache; the part that this prompt shares is not computed
-        again. To close the iterator stops the work at the next event. Raises LlavaMinError.
+        again. interruptible: Ctrl-C ends the answer, for the reason "interrupted", instead of being
+        raised. To close the iterator stops the work at the next event. Raises LlavaMinError.
         """
         options, began = Options.of(**given), time.perf_counter()
         if prefix is None and prompt_cache is not None:
@@ -108,16 +121,24 @@ class Model(Asking):
         logits = yield from reply.reading.around(reading)
         step = decoding(self.network, cache, self.known_ids)
         try:
-            for _, token in generate([reply], logits, step):
-                yield token
+            yield from generate(reply, logits, step)
         except KeyboardInterrupt:
+            if not interruptible:
+                raise
             reply.reason = "interrupted"
         yield Finished(reply.reason, reply.finish())
         if prefix is not None:
             prefix.append(reply.new)
             if prompt_cache is not None and not stored:
-                prefix.save(prompt_cache, self.description, prepared)
+                self.keep(prefix, prompt_cache, prepared)
         yield self.answer(reply, cached=None if prefix is None else prefix.reused)
+
+    def keep(self, prefix: Prefix, path: str | Path, prepared: Prepared) -> None:
+        """Write a prompt cache; a failure costs the file, not the answer, and is a warning."""
+        try:
+            prefix.save(path, self.description, prepared)
+        except OutputError as error:
+            log.warning(str(error))
 
     def generate_batch(self, requests: list[dict[str, object]]) -> list[Answer]:
         """Answer many requests, decoded together with one forward a step.
@@ -126,6 +147,7 @@ class Model(Asking):
         """
         return batch.generate_batch(self, requests)
 
+    @accepting("self", "question", "images", "videos")
     def prepare(
         self,
         question: Question,
@@ -258,6 +280,7 @@ class Model(Asking):
 
     # What looks inside ----------------------------------------------------------
 
+    @accepting("self", "question", "answer", "images", "videos")
     def score(
         self,
         question: Question,
@@ -294,6 +317,7 @@ class Model(Asking):
         more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
         return torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
 
+    @accepting("self", "question", "images", "videos")
     def logits(
         self,
         question: Question,
@@ -308,6 +332,7 @@ class Model(Asking):
         self.admit(prepared, 0, results=logit_bytes(self.config, rows))
         return self.prefilled(prepared, 0, keep="all")[0].cpu()
 
+    @accepting("self", "question", "images", "videos")
     def embed(
         self,
         question: Question,

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ from ..segments import Plan, Text
 
 log = logging.getLogger("llava_min")
 KIND = "llava_min prompt cache"  # the key of the metadata, by which a file of ours is known
+AGAIN = "Remove the file, or name another."
 UNWRITTEN = "cannot write the prompt cache"
 INDIFFERENT = {"template", "frames", "ignored", "text.context", "text.eos_ids"}  # to the cache
 Description = dict[str, object]  # names and values that a cache depends on besides the prompt
@@ -77,8 +79,7 @@ class Prefix:
         """
         path = Path(path)
         if not path.exists():
-            if not path.parent.is_dir():
-                raise OutputError(UNWRITTEN, shown(str(path)), "a folder to write it to", "none")
+            check_writable(path)
             return False
         self.numbers = np.empty(0, np.int64)
         self.cache.rewind(int(self.cache.host_lengths[0]))
@@ -99,8 +100,8 @@ class Prefix:
                         raise ValueError(name)
                     head.copy_(stored)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            found = "one cut short, or of another kind"
-            raise refused(path, "a whole prompt cache", found) from None
+            found = "a file cut short, or of another kind"
+            raise refused(path, "a whole prompt cache", found, "Name another file.") from None
         self.numbers = held
         log.info(f"{count:,} of {prepared.plan.tokens:,} prompt tokens come from {path}")
         return True
@@ -123,6 +124,18 @@ class Prefix:
         finally:
             part.unlink(missing_ok=True)
         log.info(f"{count:,} prompt tokens kept in {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def check_writable(path: Path) -> None:
+    """OutputError unless a file can be made next to a path; what is made is removed again."""
+    if not path.parent.is_dir():
+        raise OutputError(UNWRITTEN, shown(str(path)), "a folder to write it to", "none")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
+            return
+    except OSError as error:
+        what, found = "a folder in which a file can be made", error.strerror
+        raise OutputError(UNWRITTEN, shown(str(path)), what, found) from None
 
 
 def numbers_of(prepared: Prepared) -> np.ndarray:
@@ -212,9 +225,9 @@ def flat_config(config: LlavaConfig) -> dict[str, object]:
     return json.loads(json.dumps({k: v for k, v in flat.items() if k not in INDIFFERENT}))
 
 
-def refused(path: Path, expected: str, found: str) -> PromptError:
+def refused(path: Path, expected: str, found: str, hint: str = AGAIN) -> PromptError:
     """The error of a file from which this prompt cannot go on."""
-    what, hint = "cannot continue from the prompt cache", "Remove the file, or name another."
+    what = "cannot continue from the prompt cache"
     return PromptError(what, shown(str(path)), expected, found, hint)
 
 

@@ -1,0 +1,219 @@
+"""Many questions at once: each takes a row of one cache when one is free, and leaves at its end.
+
+in:  prompts that are ready, each with its options
+out: events of each question as they happen, and then its Answer or its error
+
+A round does two things. It runs one portion of one prompt, a few tiles or a chunk; prompts take
+turns. Then it makes one step, which is one more token for every answer that is being written. So a
+long prompt holds up nobody for longer than a portion, and nobody waits for the longest answer.
+Where nobody watches, prompts are read first: a step costs much the same for one answer as for all.
+A step writes into every row that it covers, also where a prompt is half read. What it wrote there
+lies after the row's length and is not counted, and the next chunk writes over it. Rows of different
+lengths share the cache without padding, and each attends to its own tokens only. So every answer is
+the one that the question gets alone.
+Read engine/answers.py, engine/step.py first. Read next: engine/batch.py.
+Agrees with: continuous batching as in arXiv 2309.06180 and Orca (OSDI 2022), without pages.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import LlavaMinError
+from ..generate import Logits, Step
+from ..model import Portion
+from ..options import Options
+from ..request.prepare import Prepared
+from .answers import Answer, Event, Finished, Reply
+from .step import decoding
+
+if TYPE_CHECKING:
+    from .handle import Model
+
+
+class Asked:
+    """A question in the slots: it waits, is read, is written, and ends with an answer or an error.
+
+    listen: gets its events in order, the Answer last.
+    """
+
+    def __init__(self, prepared: Prepared, reply: Reply, listen: Callable[[Event], None]):
+        self.prepared, self.reply, self.listen = prepared, reply, listen
+        self.reading: Generator[Portion, None, Tensor] | None = None
+        self.answer: Answer | None = None
+        self.error: LlavaMinError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+    @property
+    def writing(self) -> bool:
+        return bool(self.reply.new) and not self.ended
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""
+
+
+class Slots:
+    """`rows` rows of one cache, each with room for `capacity` tokens of prompt and answer.
+
+    watched: answers go on while prompts are read; otherwise they wait until all are read.
+    """
+
+    def __init__(self, model: "Model", rows: int, capacity: int, watched: bool = True):
+        self.model, self.capacity, self.watched = model, capacity, watched
+        self.cache = model.empty_cache(capacity, rows)
+        self.step = decoding(model.network, self.cache, model.known_ids)
+        self.rows: list[Asked | None] = [None] * rows
+        self.waiting: deque[Asked] = deque()
+        self.turn = -1  # the row whose prompt was read last
+
+    def submit(
+        self,
+        prepared: Prepared,
+        options: Options,
+        began: float,
+        listen: Callable[[Event], None] = ignore,
+    ) -> Asked:
+        """Let a question wait for a row; first come, first served. It must fit into one."""
+        need = prepared.plan.tokens + options.max_tokens
+        assert need <= self.capacity, (need, self.capacity)
+        asked = Asked(prepared, self.model.reply(prepared, options, began), listen)
+        self.waiting.append(asked)
+        return asked
+
+    @property
+    def busy(self) -> bool:
+        """Whether any question has not ended."""
+        return bool(self.waiting) or any(self.rows)
+
+    @property
+    def free(self) -> int:
+        """Rows that no question has or waits for."""
+        return max(0, self.rows.count(None) - len(self.waiting))
+
+    def cancel(self, asked: Asked) -> None:
+        """Forget a question that has not ended, wherever it is."""
+        if asked in self.waiting:
+            self.waiting.remove(asked)
+        elif asked in self.rows:
+            self.release(self.rows.index(asked))
+
+    def round(self) -> list[Asked]:
+        """One portion of one prompt, and one token for every answer: the questions that ended."""
+        before = [asked for asked in (*self.rows, *self.waiting) if asked is not None]
+        for row, asked in enumerate(self.rows):
+            if asked is None and self.waiting:
+                self.begin(row, self.waiting.popleft())
+        self.read()
+        if self.watched or not any(asked and asked.reading for asked in self.rows):
+            self.write()
+        return [asked for asked in before if asked.ended]
+
+    def begin(self, row: int, asked: Asked) -> None:
+        """Give a question a row, and start to read its prompt."""
+        plan, visuals = asked.prepared.plan, asked.prepared.visuals
+        reading = self.model.reading(plan, visuals, self.cache.row(row), asked.reply.looking)
+        asked.reading = asked.reply.reading.around(reading)
+        self.rows[row] = asked
+
+    def release(self, row: int) -> None:
+        """Take a row from its question; its tokens are forgotten."""
+        asked, self.rows[row] = self.rows[row], None
+        if asked is not None and asked.reading is not None:
+            asked.reading.close()
+        used = self.cache.row(row)
+        used.rewind(int(used.host_lengths[0]))
+
+    def read(self) -> None:
+        """One portion of the next prompt in turn."""
+        count = len(self.rows)
+        for row in ((self.turn + 1 + offset) % count for offset in range(count)):
+            asked = self.rows[row]
+            if asked is not None and asked.reading is not None:
+                self.turn = row
+                try:
+                    asked.listen(next(asked.reading))
+                except StopIteration as end:
+                    asked.reading = None
+                    self.take(row, end.value[-1], None)
+                except LlavaMinError as error:
+                    self.fail(row, error)
+                return
+
+    def write(self) -> None:
+        """One step for all answers that are being written."""
+        places = [row for row, asked in enumerate(self.rows) if asked is not None and asked.writing]
+        if not places:
+            return
+        try:
+            start, (logits, likely) = self.stepped(places)
+        except LlavaMinError:
+            self.write_one_by_one(places)
+            return
+        for row in places:
+            at = row - start
+            self.take(row, logits[at], likely[at] if likely else None)
+
+    def stepped(self, places: list[int]) -> tuple[int, Logits]:
+        """One step of these rows: (the first row that it covers, what it gave).
+
+        A GPU's step is recorded over the whole cache. Elsewhere it covers the rows from the first
+        to the last of these. The other rows among them are counted back.
+        """
+        whole = self.model.network.device.type == "cuda"
+        start, stop = (0, len(self.rows)) if whole else (places[0], places[-1] + 1)
+        others = [row for row in range(start, stop) if row not in places]
+        ids = [self.newest(row) if row in places else 0 for row in range(start, stop)]
+        step = self.step if whole else self.steps(start, stop)
+        found = step(ids)
+        if others:
+            self.cache.host_lengths[others] -= 1
+            self.cache.lengths[others] -= 1
+        return start, found
+
+    def steps(self, start: int, stop: int) -> Step:
+        """How to make a step of some rows."""
+        return decoding(self.model.network, self.cache.rows(start, stop), self.model.known_ids)
+
+    def newest(self, row: int) -> int:
+        """The newest id of an answer."""
+        asked = self.rows[row]
+        assert asked is not None
+        return asked.reply.new[-1]
+
+    def write_one_by_one(self, places: list[int]) -> None:
+        """A step of each row, so that one that fails ends its own question alone."""
+        for row in places:
+            try:
+                logits, likely = self.steps(row, row + 1)([self.newest(row)])
+            except LlavaMinError as error:
+                self.fail(row, error)
+            else:
+                self.take(row, logits[0], likely[0] if likely else None)
+
+    def take(self, row: int, logits: Tensor, likely: int | None) -> None:
+        """One more token of a row's answer, and its end if this was the last one."""
+        asked = self.rows[row]
+        assert asked is not None
+        try:
+            asked.listen(asked.reply.take(logits, likely))
+        except LlavaMinError as error:
+            self.fail(row, error)
+            return
+        if asked.reply.reason:
+            asked.listen(Finished(asked.reply.reason, asked.reply.finish()))
+            asked.answer = self.model.answer(asked.reply)
+            self.release(row)
+            asked.listen(asked.answer)
+
+    def fail(self, row: int, error: LlavaMinError) -> None:
+        """End a row's question with an error."""
+        asked = self.rows[row]
+        assert asked is not None
+        asked.error, asked.reading = error, None
+        self.release(row)
