@@ -9,8 +9,11 @@ Reading order: config, anyres, image, vision, projector, prompt, tokenizer, segm
 decoder, model, sampling, generate.
 """
 
+import importlib
 import os
+import sys
 
+from .base.habits import accepting
 from .errors import (
     CheckpointError,
     LlavaMinError,
@@ -20,6 +23,7 @@ from .errors import (
     OutputError,
     ParameterError,
     PromptError,
+    wrong_value,
 )
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
@@ -27,8 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from .engine.answers import Answer, Score
+    from .engine.chat import Chat
     from .engine.handle import Model
     from .media.sources import Picture, Video
+    from .options import Options
     from .planning.forecast import Forecast
     from .request.messages import Question
 
@@ -36,6 +43,13 @@ __version__ = "0.1.0"
 __all__ = [
     "load",
     "plan",
+    "use_kernels",
+    "Model",
+    "Options",
+    "Answer",
+    "Score",
+    "Chat",
+    "Forecast",
     "LlavaMinError",
     "ParameterError",
     "CheckpointError",
@@ -46,10 +60,46 @@ __all__ = [
     "NumericsError",
 ]
 
-if not os.path.isdir(os.path.join(__path__[0], "kernels")):  # a clone without symbolic links
-    __path__.append(os.path.dirname(__path__[0]))
+HOMES = {
+    # a public name -> the module that it comes from when it is first asked for
+    "Model": "engine.handle",
+    "Options": "options",
+    "Answer": "engine.answers",
+    "Score": "engine.answers",
+    "Chat": "engine.chat",
+    "Forecast": "planning.forecast",
+}
 
 
+def find_linked(name: str) -> None:
+    """Import llava_min.`name` from the folder next to the package, where there is no link to it.
+
+    Git makes no symbolic links on Windows, and an unpacked source archive has none.
+    """
+    from importlib import machinery, util
+
+    spec = machinery.ModuleSpec(f"{__name__}.{name}", None, is_package=True)
+    spec.submodule_search_locations = [os.path.join(os.path.dirname(__path__[0]), name)]
+    globals()[name] = sys.modules[spec.name] = util.module_from_spec(spec)
+
+
+for linked in ("kernels", "weights"):
+    if not os.path.isdir(os.path.join(__path__[0], linked)):
+        find_linked(linked)
+
+
+def __getattr__(name: str) -> object:
+    """A public name that needs torch or numpy."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})
+
+
+@accepting("folder")
 def load(
     folder: "str | Path | None" = None,
     *,
@@ -62,10 +112,10 @@ def load(
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
-    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32. kv_dtype: of the cache,
-    auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the longest
-    sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder while loading. Raises
-    LlavaMinError.
+    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32, float64. kv_dtype: of the
+    cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the
+    longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder while loading.
+    Names and types of other libraries are taken too (base/habits.py). Raises LlavaMinError.
     """
     from .engine.load import load
 
@@ -80,6 +130,7 @@ def load(
     )
 
 
+@accepting("folder", "question", "images", "videos")
 def plan(
     folder: "str | Path | None" = None,
     question: "Question | None" = None,
@@ -117,3 +168,17 @@ def plan(
         memory=memory,
         **options,
     )
+
+
+def use_kernels(choice: str) -> None:
+    """Choose how operations run, in the whole process: "auto", "reference" (torch) or "triton".
+
+    ParameterError for any other, and for "triton" where there is no CUDA GPU.
+    """
+    from .kernels import choose
+
+    if choice not in choose.CHOICES:
+        raise wrong_value("kernels", "auto, reference or triton", choice)
+    if choice == "triton" and not choose.language.AVAILABLE:
+        raise ParameterError("The kernels of Triton need a CUDA GPU, and there is none.")
+    choose.use(choice)

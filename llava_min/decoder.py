@@ -3,6 +3,8 @@
 in:  rows [B T D] (embedded text and projected pictures alike), a cache
 out: hidden [B T D], logits float32
 
+Rows may come in chunks: a new row attends to all that the cache has seen, and to the new rows up to
+itself (kernels/attention.py). So chunks give what the whole gives, and the future changes nothing.
 Read cache.py first. Read next: model.py.
 Agrees with: Qwen2ForCausalLM and LlamaForCausalLM of transformers; arXiv 2407.10671.
 
@@ -77,9 +79,9 @@ class Block(nn.Module):
     def forward(
         self, rows: Tensor, update: Tensor | None, angles: Tensor, layer: Layer
     ) -> tuple[Tensor, Tensor]:
-        """The stream [B T D] and what is still to be added to it, before and after this block.
+        """(stream, update) before this block -> (stream, update) after it, each [B T D].
 
-        Each sum is taken in the kernel of the norm that reads it.
+        The kernel of the next norm adds the update to the stream.
         """
         rows, normed = self.attention_norm.whole_stream(rows, update, layer.index)
         rows, normed = self.mlp_norm.added(rows, self.attend(normed, angles, layer))

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from .base.habits import LOADED, plain, renamed
 from .errors import ParameterError, no_such_option, wrong_value
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -35,6 +36,7 @@ TYPES: dict[str, tuple[type | UnionType, str]] = {
     "at": (tuple, "a list of times in seconds"),
     "subtitles": (str | Path | None, "the path of an .srt file"),
 }
+NOT_IN_A_RAW_PROMPT = ("system", "template", "prefill", "timestamps")  # which is complete
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Options(Sampling):
             if not isinstance(getattr(self, name), kind):
                 raise wrong_value(name, words, getattr(self, name))
         self.check_times()
+        for name in NOT_IN_A_RAW_PROMPT if self.raw else ():
+            if getattr(self, name) != getattr(Options, name):
+                raise ParameterError(f"raw and {name} cannot be used together.")
         if self.multi_image not in ("auto", "pad", "anyres"):
             raise wrong_value("multi_image", "auto, pad or anyres", self.multi_image)
         if isinstance(self.stop, str):
@@ -123,16 +128,21 @@ class Options(Sampling):
 
     @classmethod
     def of(cls, **given: object) -> "Options":
-        """Options from keyword arguments, lists as tuples.
+        """Options from keyword arguments: lists are tuples, and None is the default.
 
-        ParameterError names an option that does not exist or has a wrong value.
+        Names and numbers may be those of other libraries (base/habits.py). ParameterError names an
+        option that does not exist or has a wrong value.
         """
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in renamed(given).items():
+            if name in LOADED:
+                raise ParameterError(f"{name} is an argument of load(), not of a question.")
             if name not in known:
                 raise no_such_option(name, sorted(known))
-            values[name] = tuple(value) if isinstance(value, list) else value
+            value = plain(value)
+            if value is not None:
+                values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
 

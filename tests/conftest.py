@@ -3,6 +3,7 @@ real. `pytest --hypothesis-profile default` draws other examples each time.
 """
 
 import importlib.util
+import logging
 import os
 import sys
 
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and "slow" not in expression:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(autouse=True)
+def loudness():
+    """The command says what is logged, for its whole process; tests run it in theirs."""
+    log = logging.getLogger("llava_min")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -132,6 +132,23 @@ def sharded(change):
     return make
 
 
+def without_index(folder):
+    """Two shards, and nothing that lists them."""
+    arguments = sharded(lambda weight_map, folder: None)(folder)
+    (folder / "model" / "model.safetensors.index.json").unlink()
+    return arguments
+
+
+def processor(name: str, **values):
+    """A processor file with these values."""
+
+    def make(folder):
+        (folder / "model" / name).write_text(json.dumps(values))
+        return ask(folder)
+
+    return make
+
+
 def slow_tokenizer(added):
     """The tokenizer in files of the older kind, with these added tokens."""
 
@@ -142,6 +159,17 @@ def slow_tokenizer(added):
         (model / "vocab.json").write_text(json.dumps(vocabulary))
         (model / "merges.txt").write_text("#version: 0.2\n")
         (model / "added_tokens.json").write_text(json.dumps(added))
+        return ask(folder)
+
+    return make
+
+
+def template_file(data: bytes):
+    """chat_template.jinja in place of chat_template.json, which comes first."""
+
+    def make(folder):
+        (folder / "model" / "chat_template.json").unlink()
+        (folder / "model" / "chat_template.jinja").write_bytes(data)
         return ask(folder)
 
     return make
@@ -352,6 +380,16 @@ CHECKPOINTS = [
         {f"cut at {size}": cut(size) for size in (0, 1, 7, 8, 9, 500, 50_000, -1)},
     ),
     *rows(
+        "CK-LFS",
+        CHECKPOINT,
+        "a Git LFS pointer to it",
+        tidy,
+        {
+            name: text_file(name, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+            for name in ("model.safetensors", "config.json", "tokenizer.json")
+        },
+    ),
+    *rows(
         "CK-OVERLAP",
         CHECKPOINT,
         "image_newline",
@@ -464,11 +502,14 @@ CHECKPOINTS = [
         plain,
         {
             "untied and absent": tensors(lambda held: held.pop(HEAD)),
-            "tied and different": (
-                config(tie_word_embeddings=True, text_config__tie_word_embeddings=True),
-                "tie_word_embeddings",
-            ),
         },
+    ),
+    *rows(
+        "CK-SHARD",
+        CHECKPOINT,
+        "shards without their",
+        plain,
+        {"no index": without_index},
     ),
 ]
 
@@ -491,7 +532,7 @@ def raw_config(old: str, new: str):
     return make
 
 
-HUGE = 2**31 - 1
+HUGE, PICTURES = 2**31 - 1, "preprocessor_config.json"
 CONFIGS = [
     *rows(
         "CK-CONFIG",
@@ -578,6 +619,41 @@ CONFIGS = [
         },
     ),
     *rows(
+        "CK-PROCESSOR",
+        CHECKPOINT,
+        r"processor_config\.json",
+        plain,
+        {
+            "another size": (processor(PICTURES, size={"height": 84, "width": 84}), "size"),
+            "no resizing": (processor(PICTURES, do_resize=False), "do_resize"),
+            "another filter": (processor(PICTURES, resample=2), "resample"),
+            "not scaled": (processor(PICTURES, do_rescale=False), "do_rescale"),
+            "a deviation of 0": (processor(PICTURES, image_std=[0.5, 0.5, 0]), "image_std"),
+            "other grids": (
+                processor(PICTURES, image_grid_pinpoints=[[56, 56]]),
+                "image_grid_pinpoints",
+            ),
+            "another class": (
+                processor(PICTURES, image_processor_type="ViTImageProcessor"),
+                "image_processor_type",
+            ),
+            "in a section": (
+                processor("processor_config.json", image_processor={"resample": 0}),
+                "image_processor: resample",
+            ),
+            "a section that is a number": (
+                processor("processor_config.json", video_processor=5),
+                "video_processor",
+            ),
+            "clips of another size": (
+                processor("video_preprocessor_config.json", size={"height": 84, "width": 84}),
+                "size",
+            ),
+            "no frames": (processor("video_preprocessor_config.json", num_frames=0), "num_frames"),
+            "a list": text_file("preprocessor_config.json", []),
+        },
+    ),
+    *rows(
         "CK-TOK",
         CHECKPOINT,
         r"tokenizer\.json",
@@ -618,6 +694,28 @@ CONFIGS = [
                 slow_tokenizer({"<|im_start|>": 508, "<|im_end|>": "509"}),
                 r"added_tokens\.json",
             ),
+            "an added token with a flag that is a text": added(
+                lambda tokens: tokens[0].update(lstrip="yes")
+            ),
+            "an added_tokens_decoder that is a list": (
+                edited("tokenizer_config.json", lambda held: held.update(added_tokens_decoder=[1])),
+                r"tokenizer_config\.json.*added_tokens_decoder",
+            ),
+            "an added_tokens_decoder of texts": (
+                edited(
+                    "tokenizer_config.json",
+                    lambda held: held.update(added_tokens_decoder={"508": "<|im_start|>"}),
+                ),
+                r"tokenizer_config\.json.*added tokens",
+            ),
+            "an added_tokens_decoder that leaves out a number": (
+                edited(
+                    "tokenizer_config.json",
+                    lambda held: held["added_tokens_decoder"].update({"513": {"content": "[SEG]"}}),
+                ),
+                r"\[SEG\].*513",
+            ),
+            "a chat template that is no text": (template_file(b"\xff"), r"chat_template\.jinja"),
             "more tokens than rows": (config(text_config__vocab_size=300), "300"),
             "merges that name nothing": edited(
                 "tokenizer.json", lambda held: held["model"].update(merges=[["nothing", "here"]])
@@ -770,12 +868,12 @@ ARGUMENTS = [
                 (("--config", "=1"), "--config"),
                 (("--json", "--jsonl"), "--json"),
                 (("--nonsense",), "--nonsense"),
-                (("--max-new-tokens", "5"), "--max-tokens"),
+                (("--max-new-tokens", "0"), "--max-tokens"),
                 (("--" + "a" * 5000,), "--aaa"),
                 (("--quiet=1",), "--quiet"),
                 (("--at", "1", "--fps", "2"), "at and fps"),
                 (("--resume",), "--resume needs --batch"),
-                (("--temp", "1"), "--temp"),
+                (("--temp", "x"), "--temperature"),
                 (("again",), "again"),
                 (("two\nlines",), r"two\\nlines"),
                 (("--template", "jinja"), "jinja"),

@@ -237,7 +237,7 @@ def test_verbose_shows_the_traceback():
         capture_output=True,
         text=True,
     )
-    assert "Traceback" in result.stderr and result.returncode == 1
+    assert "Traceback" in result.stderr and result.returncode == 4
 
 
 def test_help_and_version_do_not_import_torch():

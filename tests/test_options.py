@@ -21,7 +21,7 @@ WRONG = {
     "min_p": [-1, 2],
     "repetition_penalty": [0, 101],
     "seed": [-1, 2**63, 0.5],
-    "max_tokens": [0, -1, 1.5, True, None],
+    "max_tokens": [0, -1, 1.5, True],
     "frames": [0, True, 2.5],
     "max_tiles": [0, "3"],
     "fps": [0, -1, float("inf"), float("nan"), "2", True],
@@ -29,14 +29,14 @@ WRONG = {
     "end": [float("nan")],
     "at": [[-1], ["1"], 3, [True]],
     "subtitles": [3],
-    "multi_image": ["grid", None],
+    "multi_image": ["grid", 3],
     "timestamps": [1],
     "system": [3],
-    "template": [None],
+    "template": [3],
     "raw": [0],
-    "prefill": [None],
+    "prefill": [3],
     "ignore_eos": ["yes"],
-    "stop": ["", ["a", ""], [3], None],
+    "stop": ["", ["a", ""], [3], 3],
 }
 
 
@@ -69,7 +69,7 @@ def test_at_stands_alone(other):
 @pytest.mark.parametrize(
     "name, meant",
     [
-        ("max_new_tokens", "max_tokens"),
+        ("max_tokenz", "max_tokens"),
         ("temprature", "temperature"),
         ("topk", "top_k"),
         ("fp", "fps"),

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import LlavaConfig
 from ..errors import LlavaMinError, OutputError, ParameterError, shown
+from ..families.folder import EMBEDDED
 from ..families.layouts import NAMED_TOWERS
 from ..segments import Picture, Plan, Text
 
@@ -42,7 +43,7 @@ STAGES = {
     "rows": (r"decoder\.blocks\.0", r".*language_model\.layers\.0", True),
     "layer": (r"decoder\.blocks\.(\d+)", r".*language_model\.layers\.(\d+)", False),
 }
-SAMPLES = Path(__file__).parents[1] / "weights" / "tiny" / "samples"
+SAMPLES = EMBEDDED / "samples"
 TEXT = list(range(3, 35))  # ids that every vocabulary has
 
 
@@ -197,7 +198,8 @@ def their_pixels(folder: Path, config: LlavaConfig, case: str) -> dict[str, Tens
     module = importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
     name = kind.replace("_", "") + "imageprocessorpil"
     (made,) = (thing for key, thing in vars(module).items() if key.lower() == name)
-    if (folder / "preprocessor_config.json").exists():
+    files = ("preprocessor_config.json", "processor_config.json")
+    if any((folder / name).exists() for name in files):
         made = made.from_pretrained(folder)
     else:  # an original folder
         tile, half = config.tile, [0.5] * 3
@@ -256,7 +258,6 @@ def check(name: str | None, picture: str | None) -> int:
     """Print the table and draw the plot; 0 where every stage is within its bound, otherwise 1."""
     if importlib.util.find_spec("transformers") is None:
         raise ParameterError("check needs transformers: pip install transformers.")
-    from ..families.folder import EMBEDDED
     from ..weights import hub
 
     folder = EMBEDDED if name is None else hub.find(name)

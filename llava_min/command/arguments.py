@@ -4,11 +4,12 @@ in:  the words of a command line
 out: Settings, or a text to print; LlavaMinError with exit code 2 names a wrong option
 
 No torch here: --help costs milliseconds.
-Read command/flags.py first. Read next: command/main.py.
+Read command/habits.py first. Read next: command/main.py.
 """
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,19 +17,35 @@ from pathlib import Path
 from ..base.files import regular
 from ..errors import ParameterError, PromptError, no_such_option, shown, wrong_value
 from ..media.limits import PROMPT_BYTES
-from .flags import DAILY, DETAILS
+from . import habits
+from .flags import BATCH_SIZE, DAILY, DETAILS
 
-NOT_IN_A_BATCH = (
-    "prompt",
-    "image",
-    "video",
-    "json",
-    "jsonl",
-    "show_prompt",
-    "trace",
-    "no_stream",
-    "chat",
-    "prompt_cache",
+NOT_TOGETHER = {
+    # an option -> those that cannot act next to it
+    "json": ("jsonl",),
+    "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace"),
+    "batch": (
+        "prompt",
+        "image",
+        "video",
+        "json",
+        "jsonl",
+        "show_prompt",
+        "trace",
+        "no_stream",
+        "chat",
+        "prompt_cache",
+    ),
+}
+NEEDED = {
+    # an option -> what it needs, as options one of which is given, and as words
+    "output": (("batch",), "--batch IN.JSONL, the file of questions"),
+    "resume": (("batch",), "--batch IN.JSONL, the file of questions"),
+    "batch_size": (("batch",), "--batch IN.JSONL, the file of questions"),
+    "memory": (("plan",), "--plan, which compares with it"),
+} | dict.fromkeys(
+    ("frames", "fps", "start", "end", "at", "subtitles", "timestamps"),
+    (("video", "chat", "batch"), "--video SRC"),
 )
 ENDINGS = {
     # what argparse complains of -> how the sentence that begins with the option ends
@@ -68,16 +85,19 @@ class Settings:
     batch_size: int
     plan: bool
     memory: float | None
+    notices: tuple[str, ...]  # about what was given, for stderr
 
 
 def parser(everything: bool) -> argparse.ArgumentParser:
     """The options; with `everything` false, --help shows the daily ones only."""
+    script = os.path.basename(sys.argv[0]).startswith("llava-min")
     root = argparse.ArgumentParser(
-        prog="python -m llava_min.generate",
+        prog="llava-min" if script else "python -m llava_min",
         description="Ask about pictures and videos. With no arguments, a question about the "
         "embedded picture.",
         epilog="Other commands, as the first word: check (against transformers), inspect and "
-        "quantize (a checkpoint)." + ("" if everything else " --help-all shows every option."),
+        "quantize (a checkpoint), completion (of this command, in a shell)."
+        + ("" if everything else " --help-all shows every option."),
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -102,39 +122,50 @@ def parser(everything: bool) -> argparse.ArgumentParser:
 
 def parse(arguments: list[str]) -> Settings | str:
     """Settings, or a text to print (--version, --help-all); ParameterError names a wrong option."""
-    root = parser(everything="--help-all" in arguments)
+    words = habits.Words(arguments)
+    root = parser(everything="--help-all" in words.options)
     try:
-        given, unknown = root.parse_known_args(arguments)
+        given, unknown = root.parse_known_args(words.options)
     except argparse.ArgumentError as error:
         raise complaint(error) from None
     if unknown:
         raise not_understood(unknown[0])
     if given.version:
-        from .. import __version__
+        from .version import version
 
-        return f"llava_min {__version__}"
+        return version(everything=given.verbose)
     if given.help_all:
         return root.format_help().rstrip()
+    if len(words.prompts) > 1:
+        raise second_prompt(words.prompts[1])
+    given.prompt = next(iter(words.prompts), None)
     check_together(given)
-    return settings_of(given)
+    settings = settings_of(given)
+    check_needs(given)
+    return settings
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
-    """The Settings of a command line without an error; the prompt is read where it is in a file."""
+    """The Settings of a command line; the prompt is read where it is in a file.
+
+    ParameterError where options of the answer do not go together, before anything is loaded.
+    """
     from ..options import Options  # which --help does without
 
+    options = {field.name: getattr(given, field.name) for field in fields(Options)}
+    Options.of(**options)
     return Settings(
         prompt=read_prompt(given.prompt),
         model=given.model,
         images=tuple(given.image),
         videos=tuple(given.video),
-        options={field.name: getattr(given, field.name) for field in fields(Options)},
+        options=options,
         load={
             "device": given.device,
             "dtype": given.dtype,
             "kv_dtype": given.kv_dtype,
             "context": given.context,
-            "bits": given.bits,
+            "bits": given.bits[0] if given.bits else None,
             "config": dict(map(override, given.config)),
         },
         kernels=given.kernels,
@@ -150,9 +181,10 @@ def settings_of(given: argparse.Namespace) -> Settings:
         batch=given.batch,
         answers=given.output,
         resume=given.resume,
-        batch_size=given.batch_size,
+        batch_size=given.batch_size or BATCH_SIZE,
         plan=given.plan,
         memory=given.memory,
+        notices=tuple(habits.notices(given.prompt, [*given.image, *given.video])),
     )
 
 
@@ -164,30 +196,49 @@ def complaint(error: argparse.ArgumentError) -> ParameterError:
 
 
 def not_understood(word: str) -> ParameterError:
-    """The error for a word of the command line that is no option and no prompt."""
-    if word.startswith("-") and word != "-":
-        known = [flag for flags, _, _ in (*DAILY, *DETAILS) for flag in flags.split(" ")]
-        return no_such_option(word.partition("=")[0], known)
+    """The error for a word of the command line that begins as an option does, and is none."""
+    known = [flag for flags, _, _ in (*DAILY, *DETAILS) for flag in flags.split(" ")]
+    return no_such_option(word.partition("=")[0], known)
+
+
+def second_prompt(word: str) -> ParameterError:
+    """The error for a word after the prompt that is no option's value."""
+    if os.path.exists(word):
+        hint = "--image or --video comes before each file."
+    else:
+        hint = "put it all in quotes."
     return ParameterError(
-        f"There can be only one PROMPT, and {shown(word)} is a second one: put it all in quotes."
+        f"There can be only one PROMPT, and {shown(word)} is a second one: {hint}"
     )
 
 
 def check_together(given: argparse.Namespace) -> None:
-    """ParameterError where two options do not go together, or one needs another."""
+    """ParameterError where two options do not go together."""
     if given.image.count("-") + given.video.count("-") + (given.prompt == "-") > 1:
         raise ParameterError("Only one of PROMPT, --image and --video can be -, which reads stdin.")
-    if given.json and given.jsonl:
-        raise ParameterError("--json and --jsonl cannot be used together.")
+    if given.bits and len(set(given.bits)) > 1:
+        raise ParameterError("--int4 and --int8 cannot be used together.")
+    for name, others in NOT_TOGETHER.items():
+        for other in others if getattr(given, name) else ():
+            if getattr(given, other):
+                raise ParameterError(f"{option(name)} and {option(other)} cannot be used together.")
     if given.batch and not given.output:
         raise ParameterError("--batch needs -o OUT.JSONL, the file for its answers.")
-    for name in ("output", "resume"):
-        if getattr(given, name) and not given.batch:
-            raise ParameterError(f"--{name} needs --batch IN.JSONL, the file of questions.")
-    for name in NOT_IN_A_BATCH if given.batch else ():
-        if getattr(given, name):
-            option = "PROMPT" if name == "prompt" else "--" + name.replace("_", "-")
-            raise ParameterError(f"--batch and {option} cannot be used together.")
+    for name in ("batch", "output"):
+        if getattr(given, name) == "-":
+            raise ParameterError(f"{option(name)} needs a file with a name, not -.")
+
+
+def check_needs(given: argparse.Namespace) -> None:
+    """ParameterError where an option needs another to act."""
+    for name, (others, words) in NEEDED.items():
+        if getattr(given, name) and not any(getattr(given, other) for other in others):
+            raise ParameterError(f"{option(name)} needs {words}.")
+
+
+def option(name: str) -> str:
+    """An option as it is written."""
+    return "PROMPT" if name == "prompt" else "--" + name.replace("_", "-")
 
 
 def override(text: str) -> tuple[str, object]:
@@ -204,11 +255,12 @@ def override(text: str) -> tuple[str, object]:
 def read_prompt(text: str | None) -> str | None:
     """The prompt as text: from the argument, @file or stdin.
 
-    PromptError where it is empty, too long or not UTF-8.
+    In a file, a byte order mark is no text, and CR LF is a line break. PromptError where the
+    prompt is empty, too long or not UTF-8.
     """
     if text is None:
         return None
-    name = "prompt"
+    name, in_file = "prompt", text == "-" or text.startswith("@")
     if text == "-":
         name, data = "stdin", sys.stdin.buffer.read(PROMPT_BYTES + 1)
     elif text.startswith("@"):
@@ -230,6 +282,8 @@ def read_prompt(text: str | None) -> str | None:
     except UnicodeDecodeError as error:
         found = f"the byte 0x{data[error.start]:02x} at {error.start}"
         raise PromptError("cannot read the prompt", name, "UTF-8", found) from None
+    if in_file:
+        decoded = decoded.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n")
     if not decoded.strip():
         raise PromptError("cannot ask", name, "a question", "an empty text")
-    return decoded.rstrip("\n") if name != "prompt" else decoded
+    return decoded

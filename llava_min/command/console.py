@@ -13,14 +13,17 @@ from collections.abc import Sequence
 
 from ..engine.chat import Chat
 from ..errors import LlavaMinError, MediaError, ParameterError, PromptError, shown
+from .habits import bare, notices, option_for
 from .report import Reporter
 
 HELP = """\
 /image SRC  a picture for the next question: a path or URL; repeatable
 /video SRC  a video for the next question
 /clear      forget the conversation and all it has shown
-/exit       end, as Ctrl-D does; Ctrl-C stops an answer
-Anything else is a question, about all that was shown so far."""
+/exit       end, as exit, quit, /bye and Ctrl-D do; Ctrl-C stops an answer
+A line that is the name of a picture or video shows it, as /image and /video do. Anything else is
+a question, about all that was shown so far."""
+ENDS = ("/exit", "/quit", "/bye", "exit", "quit")
 
 
 class Console:
@@ -66,11 +69,16 @@ class Console:
         If a question fails, the media that were shown for it are dropped.
         """
         line.encode()  # UnicodeError, where stdin held bytes that are none
+        if (option := option_for(bare(line))) and os.path.isfile(bare(line)):
+            line = f"{option.replace('--', '/')} {bare(line)}"
+            self.reporter.line(f"[{line}: shown with the next question]")
         command, _, rest = line.partition(" ")
         source = os.path.expanduser(rest.strip(" '\""))
-        if line == "/exit":
+        if line.lower() in ENDS:
             raise EOFError
-        elif command in self.shown and source:
+        elif command in self.shown:
+            if not source:
+                raise ParameterError(f"{command} needs a path or URL.")
             if ":" not in source and not os.path.exists(source):
                 raise MediaError("cannot show", shown(source), "a file", "none")
             self.shown[command].append(source)
@@ -82,5 +90,8 @@ class Console:
         elif command.startswith("/"):
             raise ParameterError(f"{shown(line)} is no command of the chat; /help lists them.")
         elif line:
+            for notice in notices(line, self.shown["/image"] + self.shown["/video"]):
+                self.reporter.line(f"llava_min: {notice}")
             (images, videos), self.shown = self.shown.values(), {"/image": [], "/video": []}
-            self.reporter.follow(self.chat.events(line, images=images, videos=videos))
+            media = {"images": images, "videos": videos}
+            self.reporter.follow(self.chat.events(line, **media, interruptible=True))

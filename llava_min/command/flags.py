@@ -5,7 +5,7 @@ out: DAILY and DETAILS
 
 No torch here: --help costs milliseconds. What a value must be is said as the end of a sentence that
 begins with the option: "--top-p must be a number above 0 and at most 1, not '2'."
-Read options.py first. Read next: command/arguments.py.
+Read options.py first. Read next: command/habits.py.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable
 
+from ..base.habits import SHORT
 from ..errors import shown
 
 Action = str | type[argparse.Action]
@@ -70,14 +71,23 @@ def number(low: float, high: float, open_low: bool = False) -> Callable[[str], f
 
 
 def choice(*names: str) -> How:
-    """How argparse takes one of a few names, of which the first is the default."""
+    """How argparse takes one of a few names, of which the first is the default.
+
+    Other libraries' short names for them are taken too.
+    """
 
     def convert(text: str) -> str:
+        text = SHORT.get(text, text)
         if text not in names:
             raise must_be(f"{', '.join(names[:-1])} or {names[-1]}", text)
         return text
 
     return How(type=convert, default=names[0], metavar=f"{{{','.join(names)}}}")
+
+
+def takes_a_value(how: How) -> bool:
+    """Whether the word after an option is its value."""
+    return how.get("action", "append") == "append"
 
 
 def seconds(text: str) -> float:
@@ -96,6 +106,7 @@ def times(text: str) -> tuple[float, ...]:
     return tuple(map(seconds, text.split(",")))
 
 
+BATCH_SIZE = 4
 SWITCH = How(action="store_true")
 COUNT = number(1, 2**31 - 1)
 DAILY: tuple[Flag, ...] = (
@@ -109,7 +120,8 @@ DAILY: tuple[Flag, ...] = (
     ),
     (
         "--image",
-        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable",
+        "a picture: path, http(s)://, file://, data:, or - for stdin; repeatable, "
+        "and more paths may come after it",
         How(metavar="SRC", action="append", default=[]),
     ),
     (
@@ -149,7 +161,7 @@ DAILY: tuple[Flag, ...] = (
     ("--trace", "print every stage from pixels to words to stderr", SWITCH),
     ("-q --quiet", "only the answer and errors", SWITCH),
     ("-v --verbose", "more on stderr, and tracebacks", SWITCH),
-    ("--version", "print the version and exit", SWITCH),
+    ("--version", "print the version and exit; with -v, that of everything it uses", SWITCH),
     ("--help-all", "every option", SWITCH),
 )
 DETAILS: tuple[Flag, ...] = (
@@ -218,15 +230,15 @@ DETAILS: tuple[Flag, ...] = (
     ("--device", "auto, cpu, cuda, mps (mps: untested)", choice("auto", "cpu", "cuda", "mps")),
     (
         "--dtype",
-        "auto, bfloat16, float16, float32",
-        choice("auto", "bfloat16", "float16", "float32"),
+        "auto, bfloat16, float16, float32, float64",
+        choice("auto", "bfloat16", "float16", "float32", "float64"),
     ),
     (
         "--int4",
         "quantise the decoder to four bits while loading",
-        How(action="store_const", const=4, dest="bits"),
+        How(action="append_const", const=4, dest="bits"),
     ),
-    ("--int8", "quantise it to eight bits", How(action="store_const", const=8, dest="bits")),
+    ("--int8", "quantise it to eight bits", How(action="append_const", const=8, dest="bits")),
     ("--kv-dtype", "of the cache: auto (as the weights), int8, fp8", choice("auto", "int8", "fp8")),
     ("--kernels", "auto, reference, triton", choice("auto", "reference", "triton")),
     ("--threads", "threads on a CPU", How(type=number(1, 1024), metavar="N")),
@@ -261,7 +273,7 @@ DETAILS: tuple[Flag, ...] = (
     ("--resume", "go on with an output file: only lines without an answer are asked", SWITCH),
     (
         "--batch-size",
-        "lines that are answered together (%(default)s)",
-        How(type=COUNT, default=4, metavar="N"),
+        f"lines that are answered together ({BATCH_SIZE})",
+        How(type=COUNT, metavar="N"),
     ),
 )

@@ -12,22 +12,27 @@ import io
 import json
 import logging
 import os
+import re
 import sys
+import traceback
 
-from ..errors import LlavaMinError, OutputError, ParameterError
+from .. import use_kernels
+from ..base.habits import folder
+from ..errors import LlavaMinError, OutputError
 from . import arguments, batch_file
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
     from typing import TextIO
 
-TOOLS = ("check", "inspect", "quantize")  # as a first word; any other begins a question
+log = logging.getLogger("llava_min")
+TOOLS = ("check", "inspect", "quantize", "completion")  # as a first word, and no question
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says how it ended (errors.py)."""
     argv = sys.argv[1:] if argv is None else argv
-    verbose = "-v" in argv or "--verbose" in argv
+    verbose = any(re.fullmatch(r"-q*v[qv]*|--verbose", word) for word in argv)
     try:
         open_streams()
         if argv and argv[0] in TOOLS:
@@ -40,11 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # while it can still be said that there is no room
         return code
     except LlavaMinError as error:
-        if verbose:
-            raise
-        return exit_with(f"error: {error}", error.exit_code)
+        above = traceback.format_exc() if verbose else ""
+        return exit_with(f"error: {error}", error.exit_code, above)
     except KeyboardInterrupt:
-        return exit_with("interrupted", 130)
+        return exit_with("interrupted", 130, "\n" if sys.stderr.isatty() else "")
     except BrokenPipeError:
         return discard(sys.stdout, 0)
     except OSError as error:
@@ -66,10 +70,10 @@ def open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def exit_with(line: str, code: int) -> int:
+def exit_with(line: str, code: int, above: str = "") -> int:
     """The exit code, after a line on stderr, which may be full or closed too."""
     try:
-        print(f"llava_min: {line}", file=sys.stderr, flush=True)
+        print(f"{above}llava_min: {line}", file=sys.stderr, flush=True)
     except OSError:
         return discard(sys.stderr, code)
     return code
@@ -85,7 +89,12 @@ def discard(stream: "TextIO", code: int) -> int:
 
 
 def tool(argv: list[str]) -> int:
-    """Run another command with options of its own: check, inspect or quantize a checkpoint."""
+    """Run another command with options of its own."""
+    if argv[0] == "completion":
+        from .completion import completion
+
+        print(completion(argv[1:], TOOLS))
+        return 0
     if argv[0] == "check":
         from ..check import compare
 
@@ -100,6 +109,10 @@ def answer(settings: arguments.Settings) -> int:
     logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
     loud = logging.DEBUG if settings.verbose else logging.INFO
     logging.getLogger("llava_min").setLevel(logging.ERROR if settings.quiet else loud)
+    for notice in settings.notices:
+        log.warning(notice)
+    if settings.model is not None:
+        folder(settings.model)
     if settings.plan:
         return show_plan(settings)
     work = batch_file.Work.of(settings) if settings.batch else None
@@ -109,14 +122,11 @@ def answer(settings: arguments.Settings) -> int:
     from ..base.progress import Progress
     from ..engine import load as loading
     from ..families import folder as checkpoint_folder
-    from ..kernels import choose
     from . import report
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.kernels == "triton" and not choose.language.AVAILABLE:
-        raise ParameterError("--kernels triton needs a CUDA GPU, and there is none.")
-    choose.use(settings.kernels)
+    use_kernels(settings.kernels)
     model = loading.load(
         settings.model, progress=Progress("loading", settings.quiet), **settings.load
     )
@@ -138,7 +148,7 @@ def answer(settings: arguments.Settings) -> int:
             from .console import Console
 
             return Console(model.chat(**options), reporter, images, videos).loop(question)
-        asked = model.events(question, images=images, videos=videos, **options)
+        asked = model.events(question, images=images, videos=videos, interruptible=True, **options)
         return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
 
 
