@@ -14,8 +14,8 @@ Agrees with: transformers and the tokenizers library on the same files.
 """
 
 import json
+import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,7 +108,7 @@ class Tokenizer:
         A twin takes the blanks next to it as its token does (lstrip, rstrip). Where the token is
         looked for in normalized text, so is the first twin; the second is found wherever it is.
         """
-        self.mark = "\ue000" + uuid.uuid4().hex  # made up anew, so that no text can know it
+        self.mark = "\ue000" + os.urandom(16).hex()  # made up anew, so that no text can know it
         self.twins: dict[str, tuple[str, str]] = {}
         twins = []
         for name in dict.fromkeys([*self.special, *PLACES.values()]):

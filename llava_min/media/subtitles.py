@@ -9,7 +9,6 @@ Agrees with: the evaluation of Video-MME with subtitles, and its words.
 """
 
 import codecs
-import html
 import re
 
 from ..errors import MediaError
@@ -62,7 +61,11 @@ def seconds(hours: str | None, minutes: str, whole: str, part: str) -> float:
 def plain(words: str, is_webvtt: bool) -> str:
     """A cue's words without markup. In WebVTT &lt; is a sign that the markup left free."""
     words = MARKUP.sub("", words)
-    return " ".join((html.unescape(words) if is_webvtt else words).split())
+    if is_webvtt:
+        import html  # which takes a millisecond to import
+
+        words = html.unescape(words)
+    return " ".join(words.split())
 
 
 def read_subtitles(source: media.Readable) -> list[Cue]:
