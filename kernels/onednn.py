@@ -4,8 +4,8 @@ in:  rows [... K], what `reorder` makes of a weight [N K], bias [N] or None
 out: [... N]
 
 One row costs what reading the weight costs, and a weight in this order is read fastest: 43 to 67
-GB/s on two Zen 5 cores, where F.linear, which orders it anew in every call, comes to 23 to 29. For
-four rows the order gains as much, for 1,500 it gains 3%.
+GB/s on two Zen 5 cores. F.linear, which reorders it in every call, reaches 23 to 29. With four rows
+the order gains as much, with 1,500 it gains 3%.
 Read next: kernels/int4.py.
 Agrees with: F.linear; torch._inductor's packed linear.
 

@@ -108,7 +108,7 @@ class Tokenizer:
         A twin takes the blanks next to it as its token does (lstrip, rstrip). Where the token is
         looked for in normalized text, so is the first twin; the second is found wherever it is.
         """
-        self.mark = "\ue000" + os.urandom(16).hex()  # made up anew, so that no text can know it
+        self.mark = "\ue000" + os.urandom(16).hex()  # random, so that no text can hold it
         self.twins: dict[str, tuple[str, str]] = {}
         twins = []
         for name in dict.fromkeys([*self.special, *PLACES.values()]):

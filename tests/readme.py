@@ -35,6 +35,7 @@ CONDUCTOR = (  # in the order in which load() and then generate() come through t
     "request/visuals.py",
     "request/prepare.py",
     "planning/forecast.py",
+    "engine/admission.py",
     "engine/step.py",
     "engine/answers.py",
 )

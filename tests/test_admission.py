@@ -11,7 +11,7 @@ import llava_min
 from llava_min.cache import Cache
 from llava_min.check import compare
 from llava_min.command import main
-from llava_min.engine import batch, handle
+from llava_min.engine import admission, batch
 from llava_min.engine.answers import Reply
 from llava_min.errors import MemoryBudgetError, NumericsError, PromptError
 from llava_min.planning import memory as needs
@@ -54,7 +54,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_beyond_memory_is_refused_before_anything_is_allocated(model, monkeypatch, way):
     """With no byte free, each says what it needs and what there is."""
-    monkeypatch.setattr(handle, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: 0)
     monkeypatch.setattr(model.network, "encode", None)
     empty, made = Cache.empty, []
     watched = lambda config, batch, capacity, *rest: (
@@ -67,14 +67,14 @@ def test_beyond_memory_is_refused_before_anything_is_allocated(model, monkeypatc
 
 
 def test_with_a_prompt_cache_too(model, monkeypatch, tmp_path):
-    monkeypatch.setattr(handle, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: 0)
     with pytest.raises(MemoryBudgetError, match=ARITHMETIC):
         model.generate("What?", prompt_cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_check_too(folder, monkeypatch):
-    monkeypatch.setattr(handle, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: 0)
     with pytest.raises(MemoryBudgetError, match=ARITHMETIC):
         compare.ours(folder)
 
@@ -94,7 +94,7 @@ def test_what_is_kept_for_the_caller_counts(model, monkeypatch, way, kept):
     alone = needs.alone(model.config, plan, 0 if kept else 2, model.storage)
     enough = alone.cache + alone.activations + needs.logit_bytes(model.config, tokens)
     for free, fits in ((enough, True), (enough - 1, False)):
-        monkeypatch.setattr(handle, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(admission, "free_bytes", lambda device, free=free: free)
         if fits:
             WAYS[way](model)
         else:
@@ -113,7 +113,7 @@ def room_for(model, rows: int, **request) -> int:
 def test_a_batch_that_cannot_fit_is_told_how_many_rows_would(model, monkeypatch):
     request = {"images": [PICTURE], "max_tokens": 4}
     free = room_for(model, 3, **request)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: free)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: free)
     with pytest.raises(MemoryBudgetError, match=ARITHMETIC + r".*3 of these 5 at a time"):
         answers_of(model, 5, max_tokens=4)
     assert len(answers_of(model, 3, max_tokens=4)) == 3
@@ -126,9 +126,12 @@ def test_rows_that_fit_are_counted_by_the_longest(model, monkeypatch):
     each = [needs.alone(model.config, plan, 3, model.storage) for plan in plans]
     need = needs.together(model.config, prompts, model.storage)
     assert need.cache == 5 * each[4].cache > sum(one.cache for one in each)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: need.cache + need.activations - 1)
-    assert model.rows_that_fit(prompts) == 4 and model.rows_that_fit(prompts[:1]) == 1
-    assert model.rows_that_fit([]) == 0
+    monkeypatch.setattr(admission, "free_bytes", lambda device: need.cache + need.activations - 1)
+    assert (
+        model.admission.rows_that_fit(prompts) == 4
+        and model.admission.rows_that_fit(prompts[:1]) == 1
+    )
+    assert model.admission.rows_that_fit([]) == 0
 
 
 def batch_file(tmp_path, folder, lines, *words) -> list[dict]:
@@ -144,7 +147,7 @@ def test_a_batch_file_is_answered_in_portions_that_fit(folder, monkeypatch, tmp_
     lines = [{"question": f"What is {number}?", "max_tokens": 3} for number in range(5)]
     alone = [model.generate(**line).text for line in lines]
     free = room_for(model, 2, question="What is 0?", max_tokens=3)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: free)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: free)
     with caplog.at_level("INFO", logger="llava_min"):
         code, answers = batch_file(tmp_path, folder, lines)
     assert code == 0 and [answer["text"] for answer in answers] == alone
@@ -155,7 +158,7 @@ def test_a_line_that_cannot_fit_leaves_the_others(folder, monkeypatch, tmp_path)
     lines = [{"question": "What?", "max_tokens": 3}, {"question": "What?", "max_tokens": 3000}]
     model = llava_min.load(folder)
     free = room_for(model, 1, max_tokens=10)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: free)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: free)
     code, (good, bad) = batch_file(tmp_path, folder, lines)
     assert code == 5 and "text" in good and re.search(ARITHMETIC, bad["error"])
 
@@ -181,7 +184,7 @@ def test_a_cache_that_is_there_already_is_not_counted_twice(model, monkeypatch):
     chat.ask("What?", images=[PICTURE])
     plan = model.prepare("What? " * 20, images=[PICTURE]).plan
     need = needs.alone(model.config, plan, 3, model.storage)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: need.activations + need.cache // 2)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: need.activations + need.cache // 2)
     chat.prefix.cache.grow(plan.tokens + 100)
     assert chat.ask("And?").usage["cached_tokens"] > 10
     with pytest.raises(MemoryBudgetError, match=ARITHMETIC):
@@ -189,11 +192,11 @@ def test_a_cache_that_is_there_already_is_not_counted_twice(model, monkeypatch):
 
 
 def test_an_unknown_room_refuses_nothing(model, monkeypatch):
-    monkeypatch.setattr(handle, "free_bytes", lambda device: None)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: None)
     assert len(answers_of(model, 3, max_tokens=2)) == 3 and len(logits(model)) > 20
 
 
 def test_forecasts_differ_by_results_alone(model):
     prepared = model.prepare("What?")
-    plain, kept = (model.forecast(prepared, 5, results) for results in (0, 1000))
+    plain, kept = (model.admission.forecast(prepared, 5, results) for results in (0, 1000))
     assert kept.memory() == replace(plain.memory(), activations=plain.memory().activations + 1000)

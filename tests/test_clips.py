@@ -264,7 +264,7 @@ def test_a_clip_of_any_rate_lasts_as_long_as_it_is_shown(tmp_path):
 
 
 def test_the_cover_of_a_clip_is_not_the_clip(tmp_path):
-    """Also where it is read before the video."""
+    """Also where the cover comes before the video."""
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream(codec, rate=25) for codec in ("mjpeg", "libx264")]

@@ -348,7 +348,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_encoded(monkeypatch, caps
     need = llava_min.plan(None, "Why?", videos=[CLIP], device="cpu").memory()
     beside = need.cache + need.activations
     monkeypatch.setattr(model.network, "encode", None)
-    for module in ("engine.handle", "planning.forecast"):
+    for module in ("engine.admission", "planning.forecast"):
         monkeypatch.setattr(f"llava_min.{module}.free_bytes", lambda device: beside - 1)
     with pytest.raises(llava_min.MemoryBudgetError, match="What would fit: .*--frames 15"):
         model.generate("Why?", videos=[CLIP])
@@ -360,7 +360,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_encoded(monkeypatch, caps
 def test_what_just_fits_is_answered(monkeypatch):
     need = llava_min.plan(None, "Why?", videos=[CLIP], device="cpu", max_tokens=1).memory()
     monkeypatch.setattr(
-        "llava_min.engine.handle.free_bytes", lambda d: need.cache + need.activations
+        "llava_min.engine.admission.free_bytes", lambda d: need.cache + need.activations
     )
     model = llava_min.load(device="cpu")
     assert model.generate("Why?", videos=[CLIP], max_tokens=1).token_ids

@@ -464,9 +464,7 @@ def test_the_nested_section_is_read_before_the_older_file(tmp_path):
     write(tmp_path, "preprocessor_config.json", {"do_resize": False})
     config = obeyed("llava_1_5", tmp_path)
     assert config.vision.mean == tuple(OTHER["image_mean"])
-    assert config.ignored == (
-        "preprocessor_config.json, since processor_config.json is read before it",
-    )
+    assert config.ignored == ("preprocessor_config.json, since processor_config.json comes first",)
 
 
 def test_unknown_keys_are_listed(tmp_path):

@@ -1,6 +1,7 @@
 """Many questions at once: each gets the answer that it gets alone, whatever the others do."""
 
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_min
+from llava_min.engine import admission
 from llava_min.engine.answers import Answer, Finished
 from llava_min.engine.batch import answer_each, ready_for
 from llava_min.engine.slots import Slots
 from llava_min.errors import LlavaMinError, NumericsError
 from llava_min.generate import Token
 from llava_min.model import Portion
+from llava_min.planning import memory as needs
 
 QUESTIONS = ("What?", "And where is it now?", "Hm", "Tell me " * 20, "Why " * 50)
 
@@ -196,16 +199,13 @@ def test_rolling_requests_come_out_whatever_their_length(model, alone, monkeypat
 
 def test_a_long_request_does_not_take_the_others_rows(model, monkeypatch):
     """With room for three short rows, and not for three as long as the longest, it comes last."""
-    from llava_min.engine import handle
-    from llava_min.planning import memory as needs
-
     requests = {("line", n): {"question": "What?", "max_tokens": 3} for n in range(6)}
     requests["line", 2] = {"question": "What?", "max_tokens": 900}
     plan = model.prepare("What?").plan
     short = needs.together(model.config, [(plan, 3)] * 3, model.storage)
     long = needs.together(model.config, [(plan, 900)], model.storage)
     room = max(short.cache + short.activations, long.cache + long.activations)
-    monkeypatch.setattr(handle, "free_bytes", lambda device: room)
+    monkeypatch.setattr(admission, "free_bytes", lambda device: room)
     made, build = [], Slots.__init__
 
     def watched(self, model, rows, capacity, watched=True):
@@ -216,6 +216,34 @@ def test_a_long_request_does_not_take_the_others_rows(model, monkeypatch):
     order = [number for (_, number), _ in answer_each(model, requests, 3)]
     assert order[-1] == 2 and sorted(order) == list(range(6))
     assert made == [(3, plan.tokens + 3), (1, plan.tokens + 900)]
+
+
+def test_the_rows_cache_counts_once(model, monkeypatch):
+    """What the cache of a group takes is not asked for again by each request that comes into it,
+    and is given back before the next group's is made."""
+    requests = {("line", n): {"question": "What?", "max_tokens": 3} for n in range(6)}
+    requests["line", 2] = {"question": "What?", "max_tokens": 900}
+    plan = model.prepare("What?").plan
+    short = needs.together(model.config, [(plan, 3)] * 3, model.storage)
+    long = needs.together(model.config, [(plan, 900)], model.storage)
+    room = max(short.cache + short.activations, long.cache + long.activations)
+    alive, build = weakref.WeakSet(), Slots.__init__
+
+    def watched(self, *given, **named):
+        assert not alive
+        build(self, *given, **named)
+        self.bytes = needs.together(
+            model.config, [(plan, given[2] - plan.tokens)] * given[1], model.storage
+        ).cache
+        alive.add(self)
+
+    monkeypatch.setattr(Slots, "__init__", watched)
+    monkeypatch.setattr(
+        admission, "free_bytes", lambda device: room - sum(slots.bytes for slots in alive)
+    )
+    found = dict(answer_each(model, requests, 3))
+    assert found.keys() == requests.keys()
+    assert all(isinstance(outcome, Answer) for outcome in found.values()), found
 
 
 def test_logits_beside_others_are_those_of_one_alone(model):

@@ -17,7 +17,7 @@ from llava_min import image
 from llava_min.errors import MediaError, ParameterError
 from llava_min.media import film, video
 from llava_min.media.film import Film
-from llava_min.media.sources import Frames
+from llava_min.media.sources import FrameList
 from llava_min.media.video import Choice
 from llava_min.request.prepare import one_or_many
 
@@ -292,12 +292,12 @@ def test_a_list_of_pictures_is_one_clip(tmp_path):
         clip = video.sample_clip(source, Choice(2))
         assert np.array_equal(list(clip), frames) and clip.times == (0, 1, 2, 3)
         hashes.add(clip.hash)
-    reverse = video.sample_clip(Frames(frames[::-1]), Choice(2))
+    reverse = video.sample_clip(FrameList(frames[::-1]), Choice(2))
     assert reverse.hash not in hashes and np.array_equal(list(reverse), frames[::-1])
     with pytest.raises(ParameterError, match="list of frames, which are chosen already"):
-        video.sample_clip(Frames(frames), Choice(at=(1.0,)))
+        video.sample_clip(FrameList(frames), Choice(at=(1.0,)))
     with pytest.raises(MediaError, match="the list of frames: expected frames, found none"):
-        video.sample_clip(Frames(), Choice(2))
+        video.sample_clip(FrameList(), Choice(2))
     for wrong in (mixed[0], frames[0]):
         with pytest.raises(MediaError, match=r"videos=\[\[frame, frame\]\]"):
             video.sample_clip(wrong, Choice(2))

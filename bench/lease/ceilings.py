@@ -2,8 +2,8 @@
 
 in:  a Place      out: rows with "limit" and "per_second" (bytes or operations), or "us"
 
-Everything after this stage is compared with these rates. Nothing is set: clocks are read before and
-after. In a dry run everything is gone through at toy size, and the limits are invented.
+The later stages compare their times with these rates. No clock is set: clocks are read before and
+after. A dry run goes through everything at toy size and invents the limits.
 Read next: trace.py.
 """
 

@@ -105,7 +105,7 @@ def ours(folder: Path) -> tuple[LlavaConfig, dict[str, tuple[Plan, Stages]]]:
     for case, media in cases().items():
         places = 3 if case == "clip" and model.config.pool_mode is None else 1
         prepared = model.prepare([-200] * places + TEXT, **media)
-        model.admit(prepared, 0, results=stage_bytes(model.config, prepared.plan))
+        model.admission.admit(prepared, 0, results=stage_bytes(model.config, prepared.plan))
         logits = model.prefilled(prepared, 0, keep="all")[0]
         found[case] = prepared.plan, collected(passed, logits)
     return model.config, found

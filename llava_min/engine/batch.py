@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..base.habits import ours
+from ..cache import Cache
 from ..errors import LlavaMinError, PromptError
 from ..options import Options
 from ..request.prepare import Prepared, prepare
@@ -40,14 +41,23 @@ def generate_batch(model: "Model", requests: list[Request]) -> list[Answer]:
             ready.append(ready_for(model, f"request {number}", request))
         except LlavaMinError as error:
             raise type(error)(f"request {number}: {error}") from None
-    model.admit_together([(prepared.plan, options.max_tokens) for prepared, options in ready])
+    model.admission.admit_together(
+        [(prepared.plan, options.max_tokens) for prepared, options in ready]
+    )
     return answers(model, ready)
 
 
-def ready_for(model: "Model", name: str, request: Request, headers: bool = False) -> Ready:
+def ready_for(
+    model: "Model",
+    name: str,
+    request: Request,
+    headers: bool = False,
+    held: Cache | None = None,
+) -> Ready:
     """A request as a prompt that fits the model, and how to answer it.
 
-    LlavaMinError if it is wrong, or does not fit alone. headers: see prepare.
+    LlavaMinError if it is wrong, or does not fit alone. headers: see prepare. held: the cache, if
+    it is there already.
     """
     if not isinstance(request, dict):
         raise PromptError("cannot read the batch", name, "an object", repr(request))
@@ -55,7 +65,7 @@ def ready_for(model: "Model", name: str, request: Request, headers: bool = False
     media = given.pop("question", None), given.pop("images", ()), given.pop("videos", ())
     options = Options.of(**given)
     prepared = prepare(*media, options, model.config, model.tokenizer, headers=headers)
-    model.admit(prepared, options.max_tokens)
+    model.admission.admit(prepared, options.max_tokens, held)
     return prepared, options
 
 
@@ -63,12 +73,8 @@ def answers(model: "Model", ready: list[Ready]) -> list[Answer]:
     """Answer prompts that are ready and fit together."""
     if not ready:
         return []
-    slots = Slots(
-        model,
-        len(ready),
-        max(sum_of((prepared.plan, options.max_tokens)) for prepared, options in ready),
-        watched=False,
-    )
+    capacity = max(prepared.plan.tokens + options.max_tokens for prepared, options in ready)
+    slots = Slots(model, len(ready), capacity, watched=False)
     asked = [slots.submit(*one, time.perf_counter()) for one in ready]
     while slots.busy:
         slots.round()
@@ -97,12 +103,14 @@ def answer_each(
             sizes.append((key, (prepared.plan, options.max_tokens)))
     for group in grouped(model, sizes, rows):
         prompts = [prompt for _, prompt in group]
-        count = model.rows_that_fit(prompts[:rows])
+        count = model.admission.rows_that_fit(prompts[:rows])
         if count < min(rows, len(group)):
             log.info(f"{count} of {rows} requests at a time fit into memory")
-        slots = Slots(model, count, sum_of(prompts[0]), watched=False)
         chosen = {key for key, _ in group}
-        yield from rolled(model, slots, {k: r for k, r in requests.items() if k in chosen})
+        its_requests = {k: r for k, r in requests.items() if k in chosen}
+        slots = Slots(model, count, sum_of(prompts[0]), watched=False)
+        yield from rolled(model, slots, its_requests)
+        del slots  # the cache, before the next group's is made
 
 
 def sum_of(prompt: tuple[Plan, int]) -> int:
@@ -118,7 +126,8 @@ def grouped(model: "Model", sizes: list[Size], rows: int) -> list[list[Size]]:
     """
     ordered = sorted(sizes, key=lambda size: -sum_of(size[1]))
     for cut in range(max(1, len(ordered) - rows + 1)):
-        if model.rows_that_fit([prompt for _, prompt in ordered[cut : cut + rows]]) >= rows:
+        longest = [prompt for _, prompt in ordered[cut : cut + rows]]
+        if model.admission.rows_that_fit(longest) >= rows:
             return [group for group in (ordered[cut:], ordered[:cut]) if group]
     return [ordered] if ordered else []
 
@@ -132,7 +141,7 @@ def rolled(
         while pending and slots.free:
             key, request = pending.pop()
             try:
-                ready = ready_for(model, f"{key[0]} {key[1]}", request)
+                ready = ready_for(model, f"{key[0]} {key[1]}", request, held=slots.cache)
                 keys[slots.submit(*ready, time.perf_counter())] = key
             except LlavaMinError as error:
                 yield key, error

@@ -3,13 +3,13 @@
 in:  a checkpoint folder; then prompts with pictures and videos
 out: Answer, or pieces of text
 
-Read request/prepare.py, generate.py first. Read next: engine/batch.py.
+Read engine/admission.py, request/prepare.py, generate.py first. Read next: engine/batch.py.
 """
 
 import logging
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,17 +23,8 @@ from ..errors import OutputError, ParameterError
 from ..generate import generate
 from ..model import Network, Portion, finished
 from ..options import Options
-from ..planning.forecast import Forecast, does_not_fit, free_bytes
-from ..planning.memory import (
-    Memory,
-    Storage,
-    logit_bytes,
-    portions,
-    row_bytes,
-    together,
-    tower_bytes,
-    weight_bytes,
-)
+from ..planning.forecast import free_bytes
+from ..planning.memory import Storage, logit_bytes, portions
 from ..request.prepare import (
     Pictures,
     Prepared,
@@ -46,6 +37,7 @@ from ..request.visuals import Encodable
 from ..segments import Plan, Text
 from ..tokenizer import Tokenizer
 from . import batch, chat
+from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
 from .prefix import Description, Prefix
 from .step import decoding
@@ -106,7 +98,8 @@ class Model(Asking):
         opened = None if prefix is None else prefix.opened
         prepared = prepare(question, images, videos, options, self.config, self.tokenizer, opened)
         capacity = prepared.plan.tokens + options.max_tokens
-        self.admit(prepared, options.max_tokens, held=None if prefix is None else prefix.cache)
+        held = None if prefix is None else prefix.cache
+        self.admission.admit(prepared, options.max_tokens, held)
         stored = False
         if prefix is not None and prompt_cache is not None:
             stored = prefix.load(prompt_cache, self.description, prepared, options.max_tokens)
@@ -158,8 +151,6 @@ class Model(Asking):
         """The prompt laid out and its visuals as tiles, before the model sees them."""
         return prepare(question, images, videos, Options.of(**options), self.config, self.tokenizer)
 
-    # What every way of asking asks first ---------------------------------------
-
     @property
     def storage(self) -> Storage:
         """The formats in which its numbers are stored."""
@@ -169,64 +160,10 @@ class Model(Asking):
         bits = None if quantized is None else quantized.bits
         return Storage(dtype, bits, kept, self.network.device.type)
 
-    def forecast(self, prepared: Prepared, answer: int, results: int = 0) -> Forecast:
-        """What a prompt and an answer of up to `answer` tokens need, compared with what is free.
-
-        results: bytes of what is asked for, besides an answer's text.
-        """
-        return Forecast(
-            name=self.name,
-            config=self.config,
-            plan=prepared.plan,
-            media=prepared.media,
-            answer=answer,
-            storage=self.storage,
-            room=self.room(),
-            results=results,
-        )
-
-    def room(self) -> int | None:
-        """Bytes for weights, which are there already, cache and activations; None: not known."""
-        free = free_bytes(self.network.device.type)
-        return None if free is None else free + weight_bytes(self.config, self.storage)
-
-    def admit(
-        self, prepared: Prepared, answer: int, held: Cache | None = None, results: int = 0
-    ) -> None:
-        """Raise PromptError or MemoryBudgetError, with the numbers, unless everything fits.
-
-        Everything: prompt and answer in the context; cache, activations and results in memory.
-        held: a cache that is there already and will be used again.
-        """
-        prepared.plan.check_fits(answer)
-        found = self.forecast(prepared, answer, results)
-        enough = held is not None and held.capacity >= prepared.plan.tokens + answer
-        if enough and found.room is not None:
-            found = replace(found, room=found.room + found.memory().cache)
-        found.check_room()
-
-    def admit_together(self, prompts: list[tuple[Plan, int]]) -> None:
-        """MemoryBudgetError unless these prompts and answers fit into memory all at once.
-
-        It names how many of them would fit.
-        """
-        fitting = self.rows_that_fit(prompts)
-        if fitting < len(prompts):
-            need, room = together(self.config, prompts, self.storage), self.room()
-            assert room is not None
-            raise does_not_fit(need, room, [f"{fitting} of these {len(prompts)} at a time"])
-
-    def rows_that_fit(self, prompts: list[tuple[Plan, int]]) -> int:
-        """How many of these prompts and answers, from the first on, fit into memory together.
-
-        At least 1: each of them was admitted alone.
-        """
-        room = self.room()
-        for count in range(len(prompts), 1, -1):
-            need = together(self.config, prompts[:count], self.storage)
-            if room is None or need.total <= room:
-                return count
-        return min(1, len(prompts))
+    @property
+    def admission(self) -> Admission:
+        """The questions that every way of asking asks first."""
+        return Admission(self.name, self.config, self.storage)
 
     # What they share ------------------------------------------------------------
 
@@ -301,7 +238,7 @@ class Model(Asking):
         if not ids:
             raise ParameterError("An answer needs at least one token to be scored.")
         prepared = self.prepare(question, images, videos, **options)
-        self.admit(prepared, len(ids), results=logit_bytes(self.config, len(ids)))
+        self.admission.admit(prepared, len(ids), results=logit_bytes(self.config, len(ids)))
         return self.forced(*self.prefilled(prepared, len(ids)), ids)
 
     def forced(self, logits: Tensor, cache: Cache, ids: list[int]) -> Score:
@@ -329,7 +266,7 @@ class Model(Asking):
         """Logits after every row of the prompt: [rows V] float32, on the CPU."""
         prepared = self.prepare(question, images, videos, **options)
         rows = prepared.plan.tokens
-        self.admit(prepared, 0, results=logit_bytes(self.config, rows))
+        self.admission.admit(prepared, 0, results=logit_bytes(self.config, rows))
         return self.prefilled(prepared, 0, keep="all")[0].cpu()
 
     @accepting("self", "question", "images", "videos")
@@ -343,13 +280,7 @@ class Model(Asking):
     ) -> Tensor:
         """The rows that enter the decoder, text and visuals alike: [rows W]."""
         prepared = self.prepare(question, images, videos, **options)
-        plan, config, storage = prepared.plan, self.config, self.storage
-        plan.check_fits(0)
-        rows = 2 * row_bytes(config, plan.tokens, storage)  # in pieces, and as one
-        tower = tower_bytes(config, plan, storage)
-        need, room = Memory(weight_bytes(config, storage), 0, tower + rows), self.room()
-        if room is not None and need.total > room:
-            raise does_not_fit(need, room, ["fewer frames or tiles"])
+        self.admission.admit_rows(prepared.plan)
         visuals = [self.network.encode(v.segment, v.pixels) for v in prepared.visuals]
         with memory_guard("embed the prompt"):
             return torch.cat(list(self.network.rows(prepared.plan, visuals)))

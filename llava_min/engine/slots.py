@@ -27,7 +27,7 @@ from ..model import Portion
 from ..options import Options
 from ..request.prepare import Prepared
 from .answers import Answer, Event, Finished, Reply
-from .step import decoding
+from .step import decoding, eager
 
 if TYPE_CHECKING:
     from .handle import Model
@@ -169,16 +169,15 @@ class Slots:
         start, stop = (0, len(self.rows)) if whole else (places[0], places[-1] + 1)
         others = [row for row in range(start, stop) if row not in places]
         ids = [self.newest(row) if row in places else 0 for row in range(start, stop)]
-        step = self.step if whole else self.steps(start, stop)
-        found = step(ids)
+        found = self.step(ids) if whole else self.eager(start, stop)(ids)
         if others:
             self.cache.host_lengths[others] -= 1
             self.cache.lengths[others] -= 1
         return start, found
 
-    def steps(self, start: int, stop: int) -> Step:
-        """How to make a step of some rows."""
-        return decoding(self.model.network, self.cache.rows(start, stop), self.model.known_ids)
+    def eager(self, start: int, stop: int) -> Step:
+        """How to make a step of some rows, unrecorded."""
+        return eager(self.model.network, self.cache.rows(start, stop))
 
     def newest(self, row: int) -> int:
         """The newest id of an answer."""
@@ -190,7 +189,7 @@ class Slots:
         """A step of each row, so that one that fails ends its own question alone."""
         for row in places:
             try:
-                logits, likely = self.steps(row, row + 1)([self.newest(row)])
+                logits, likely = self.eager(row, row + 1)([self.newest(row)])
             except LlavaMinError as error:
                 self.fail(row, error)
             else:

@@ -70,12 +70,16 @@ def decoding(network: Network, cache: Cache, known: int) -> generate.Step:
 
     `Network.decode` as it is reads no more of the cache than was seen.
     """
-    recorded = Step(network, cache, known) if network.device.type == "cuda" else None
+    if network.device.type != "cuda":
+        return eager(network, cache)
+    return memory_guard("continue the answer")(Step(network, cache, known).__call__)
+
+
+def eager(network: Network, cache: Cache) -> generate.Step:
+    """`Network.decode`, once for each call."""
 
     @memory_guard("continue the answer")
     def step(ids: list[int]) -> Logits:
-        if recorded is not None:
-            return recorded(ids)
         return network.decode(torch.tensor(ids, device=network.device), cache), None
 
     return step

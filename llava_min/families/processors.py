@@ -114,7 +114,7 @@ def sections(folder: Path) -> tuple[Fields | None, Fields | None, list[str]]:
         ignored += [f"{BOTH}: {key}" for key in sorted(unread) if whole.values[key] is not None]
     for key, name in (("image_processor", PICTURES), ("video_processor", CLIPS)):
         if (folder / name).exists() and key in found:
-            ignored.append(f"{name}, since {BOTH} is read before it")
+            ignored.append(f"{name}, since {BOTH} comes first")
         elif (folder / name).exists():
             found[key] = Fields(read_json(folder / name, "processor"), name)
     for section in found.values():

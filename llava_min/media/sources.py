@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..base.files import refuse_pointer, regular
 from ..errors import MediaError, shown
-from . import data_uri, jpeg, limits, png, tiff
+from . import data_uri, jpeg, limits, png
 from .colors import file_of, to_rgb
 from .data_uri import decode_data_uri, is_data_uri
 
@@ -33,14 +33,14 @@ from .data_uri import decode_data_uri, is_data_uri
 Picture = str | Path | bytes | bytearray | Image.Image | np.ndarray
 
 
-class Frames(tuple[Picture, ...]):
+class FrameList(tuple[Picture, ...]):
     """The frames of one clip, each a picture."""
 
     def __repr__(self) -> str:
         return f"{len(self)} frames"
 
 
-Video = Picture | Frames
+Video = Picture | FrameList
 Readable = str | Path | bytes | bytearray
 Result = TypeVar("Result")
 
@@ -165,9 +165,15 @@ def local_path(source: object) -> Path:
         found = "none" if not os.path.exists(path) else "a pipe or device"
         found = "a folder" if os.path.isdir(path) else found
         raise MediaError("cannot read the file", shown(text), "a plain file", found)
-    with suppress(OSError), open(path, "rb") as file:
-        refuse_pointer(file.read(100), MediaError, "cannot read the file", shown(text))
     return path
+
+
+def film_path(source: Readable) -> str:
+    """The path of a video on this machine, for FFmpeg."""
+    path = local_path(source)
+    with suppress(OSError), open(path, "rb") as file:
+        refuse_pointer(file.read(100), MediaError, "cannot read the file", name_of(source))
+    return str(path)
 
 
 def ignore(line: str) -> None:
@@ -234,6 +240,8 @@ def damaged(name: str) -> MediaError:
 
 def unidentified(name: str, data: bytes) -> MediaError:
     """The error of bytes in which Pillow finds no picture."""
+    from . import tiff  # whose part of Pillow only such a file needs
+
     if tiff.is_tiff(data):
         try:
             return MediaError("cannot read the picture", name, tiff.READ, tiff.described(data))

@@ -120,7 +120,7 @@ class Stream:
         """Whether decoding may begin here.
 
         In MPEG program streams only packets with a position have times of their own; FFmpeg guesses
-        those of others, by what it read before.
+        the others' from the packets it has read so far.
         """
         return packet.is_keyframe and (self.kind != "mpeg" or packet.pos is not None)
 

@@ -50,7 +50,7 @@ class Choice:
     ends: bool = True
 
 
-class Clip:
+class SampledClip:
     """Chosen frames [H W 3], the second at which each is shown, and the whole video's seconds.
 
     `pictures(i)` gives the frames from the i-th on. Asked for in order, each is decoded once and
@@ -98,11 +98,11 @@ class Clip:
         return seen.digest()
 
 
-def sample_clip(source: media.Video, choice: Choice) -> Clip:
+def sample_clip(source: media.Video, choice: Choice) -> SampledClip:
     """The frames of a video that are chosen; those of an array or a list are chosen already."""
     if isinstance(source, np.ndarray):
         return clip_from_array(source, choice)
-    if isinstance(source, media.Frames):
+    if isinstance(source, media.FrameList):
         return clip_from_frames(source, choice)
     name = media.name_of(source)
     if not isinstance(source, media.Readable):
@@ -113,22 +113,22 @@ def sample_clip(source: media.Video, choice: Choice) -> Clip:
         source = media.read_bytes(source, limits.VIDEO_BYTES)
         film = Film(io.BytesIO(source), name)
     else:
-        source = str(media.local_path(source))
+        source = media.film_path(source)
         film = Film(source, name)
     seconds = film.seconds
     numbers = chosen(film, seconds, choice, name)
     times = [film[number] for number in numbers]
-    return Clip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
+    return SampledClip(times, seconds, lambda first: film.pictures(numbers[first:]), [source])
 
 
-def clip_from_folder(folder: Path, choice: Choice, name: str) -> Clip:
+def clip_from_folder(folder: Path, choice: Choice, name: str) -> SampledClip:
     """A folder of pictures, in the order of the numbers in their names, taken as a second apart."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES]
     if not files:
         raise MediaError("cannot read the video", name, "a folder of pictures", "none in it")
     files.sort(key=natural)
     numbers = chosen(range(len(files)), float(len(files)), choice, name)
-    return Clip(
+    return SampledClip(
         [float(number) for number in numbers],
         float(len(files)),
         lambda first: (np.asarray(media.open_picture(files[n])) for n in numbers[first:]),
@@ -146,7 +146,7 @@ def natural(file: Path) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def clip_from_array(array: np.ndarray, choice: Choice) -> Clip:
+def clip_from_array(array: np.ndarray, choice: Choice) -> SampledClip:
     """A clip of frames already chosen, uint8 [F H W 3]; their times are their numbers."""
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise MediaError(
@@ -158,10 +158,10 @@ def clip_from_array(array: np.ndarray, choice: Choice) -> Clip:
         )
     refuse_choice(choice)
     frames = np.ascontiguousarray(array)
-    return Clip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames.data])
+    return SampledClip(range(len(array)), 0.0, lambda first: iter(frames[first:]), [frames.data])
 
 
-def clip_from_frames(frames: media.Frames, choice: Choice) -> Clip:
+def clip_from_frames(frames: media.FrameList, choice: Choice) -> SampledClip:
     """A clip of frames already chosen, each any kind of picture; their times are their numbers.
 
     Files are opened when they are asked for.
@@ -170,7 +170,7 @@ def clip_from_frames(frames: media.Frames, choice: Choice) -> Clip:
         raise MediaError("cannot read the video", "the list of frames", "frames", "none")
     refuse_choice(choice)
     kept = [frame_source(frame) for frame in frames]
-    return Clip(
+    return SampledClip(
         range(len(kept)),
         0.0,
         lambda first: (np.asarray(media.open_picture(frame)) for frame in kept[first:]),

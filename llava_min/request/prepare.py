@@ -279,7 +279,7 @@ def one_or_many(sources: Pictures | Videos) -> list[media.Picture] | list[media.
         raise ParameterError(
             f"images and videos must be a picture or video, or a list of them, not {found}."
         )
-    return [media.Frames(s) if isinstance(s, list | tuple) else s for s in sources]
+    return [media.FrameList(s) if isinstance(s, list | tuple) else s for s in sources]
 
 
 def fill_in(sources: list[Source | None], beside: list[Source], kind: str) -> list[Source]:
