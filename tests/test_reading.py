@@ -36,7 +36,7 @@ def prompt(network, seed: int, frames: int):
 
 def reading(network, plan, visuals, tiles, cache, chunk=64, k=1):
     encoded = [network.encode(visual, pixels, k) for visual, pixels in zip(visuals, tiles)]
-    return network.reading(plan, encoded, cache, chunk)
+    return network.reading(plan, encoded, cache, lambda: chunk)
 
 
 def cache_of(network, plans_of, more=8) -> Cache:

@@ -146,6 +146,8 @@ def rolled(
             except LlavaMinError as error:
                 yield key, error
         for asked in slots.round():
+            if asked.error is not None and not isinstance(asked.error, LlavaMinError):
+                raise asked.error
             outcome = asked.answer or asked.error
             assert outcome is not None
             yield keys.pop(asked), outcome

@@ -34,11 +34,13 @@ from ..request.prepare import (
     require_tokenizer,
 )
 from ..request.visuals import Encodable
-from ..segments import Plan, Text
+from ..segments import TILES, Plan, Text
 from ..tokenizer import Tokenizer
 from . import batch, chat
 from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
+from .looks import Encode
+from .pace import Pace
 from .prefix import Description, Prefix
 from .step import decoding
 
@@ -188,17 +190,25 @@ class Model(Asking):
         cache: Cache,
         looking: Clock | None = None,
         keep: str = "last",
+        pace: Pace | None = None,
+        encode: Encode | None = None,
     ) -> Generator[Portion, None, Tensor]:
         """Network.reading, as many tiles and tokens at a time as memory allows.
 
-        looking: counts the seconds in the vision tower.
+        looking: counts the seconds in the vision tower. pace: of a reading for which others wait.
+        encode: in place of `encode`.
         """
-        looking = looking or Clock()
+        looking, pace = looking or Clock(), pace or Pace()
+        encode = encode or self.encode
         k, chunk = portions(self.config, self.storage, free_bytes(self.network.device.type))
-        encode = self.network.encode
-        encoded = [looking.around(encode(v.segment, v.pixels, k)) for v in visuals]
+        encoded = [looking.around(encode(visual, pace.tiles(k))) for visual in visuals]
+        size = pace.tokens(chunk)
         with memory_guard("read the prompt"):
-            return (yield from self.network.reading(plan, encoded, cache, chunk, keep))
+            return (yield from self.network.reading(plan, encoded, cache, size, keep))
+
+    def encode(self, visual: Encodable, k: int = TILES) -> Generator[Tensor, None, None]:
+        """The rows [tokens W] of a visual, k tiles at a time: see Network.encode."""
+        return self.network.encode(visual.segment, visual.pixels, k)
 
     def prefilled(self, prepared: Prepared, more: int, keep: str = "last") -> tuple[Tensor, Cache]:
         """(logits, the cache after the prompt with room for `more` tokens)."""
@@ -281,6 +291,6 @@ class Model(Asking):
         """The rows that enter the decoder, text and visuals alike: [rows W]."""
         prepared = self.prepare(question, images, videos, **options)
         self.admission.admit_rows(prepared.plan)
-        visuals = [self.network.encode(v.segment, v.pixels) for v in prepared.visuals]
+        visuals = map(self.encode, prepared.visuals)
         with memory_guard("embed the prompt"):
             return torch.cat(list(self.network.rows(prepared.plan, visuals)))

@@ -138,18 +138,18 @@ def check_writable(path: Path) -> None:
         raise OutputError(UNWRITTEN, shown(str(path)), what, found) from None
 
 
-def numbers_of(prepared: Prepared) -> np.ndarray:
+def numbers_of(prepared: Prepared, key: bytes = b"") -> np.ndarray:
     """A number for each token of a prompt, int64 [tokens].
 
     A token of text has its id. The rows of a visual have numbers below zero, counted down from its
-    hash.
+    hash, which a key makes hard to foresee.
     """
     visuals, numbers = iter(prepared.visuals), []
     for segment in prepared.plan.segments:
         if isinstance(segment, Text):
             numbers.append(np.array(segment.ids, np.int64))
         else:
-            numbers.append(-1 - next(visuals).hash - np.arange(segment.tokens))
+            numbers.append(-1 - next(visuals).hash(key) - np.arange(segment.tokens))
     return np.concatenate(numbers)
 
 

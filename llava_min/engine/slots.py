@@ -6,27 +6,31 @@ out: events of each question as they happen, and then its Answer or its error
 A round does two things. It runs one portion of one prompt, a few tiles or a chunk; prompts take
 turns. Then it makes one step, which is one more token for every answer that is being written. So a
 long prompt holds up nobody for longer than a portion, and nobody waits for the longest answer.
+A failure, whatever it is, ends the question that caused it and no other.
 Where nobody watches, prompts are read first: a step costs much the same for one answer as for all.
 A step writes into every row that it covers, also where a prompt is half read. What it wrote there
 lies after the row's length and is not counted, and the next chunk writes over it. Rows of different
 lengths share the cache without padding, and each attends to its own tokens only. So every answer is
 the one that the question gets alone.
-Read engine/answers.py, engine/step.py first. Read next: engine/batch.py.
+Read engine/pace.py, engine/rows.py, engine/looks.py first. Read next: engine/batch.py.
 Agrees with: continuous batching as in arXiv 2309.06180 and Orca (OSDI 2022), without pages.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..errors import LlavaMinError
 from ..generate import Logits, Step
 from ..model import Portion
 from ..options import Options
 from ..request.prepare import Prepared
 from .answers import Answer, Event, Finished, Reply
+from .looks import Looks
+from .pace import Pace
+from .rows import Rows
 from .step import decoding, eager
 
 if TYPE_CHECKING:
@@ -42,8 +46,9 @@ class Asked:
     def __init__(self, prepared: Prepared, reply: Reply, listen: Callable[[Event], None]):
         self.prepared, self.reply, self.listen = prepared, reply, listen
         self.reading: Generator[Portion, None, Tensor] | None = None
+        self.cached = self.done = 0  # tokens of the prompt that were there, and that were read
         self.answer: Answer | None = None
-        self.error: LlavaMinError | None = None
+        self.error: Exception | None = None
 
     @property
     def ended(self) -> bool:
@@ -61,12 +66,18 @@ def ignore(event: Event) -> None:
 class Slots:
     """`rows` rows of one cache, each with room for `capacity` tokens of prompt and answer.
 
-    watched: answers go on while prompts are read; otherwise they wait until all are read.
+    watched: answers go on while prompts are read; otherwise they wait until all are read. looks:
+    bytes for rows of pictures and clips that may come again.
     """
 
-    def __init__(self, model: "Model", rows: int, capacity: int, watched: bool = True):
+    def __init__(
+        self, model: "Model", rows: int, capacity: int, watched: bool = True, looks: int = 0
+    ):
         self.model, self.capacity, self.watched = model, capacity, watched
         self.cache = model.empty_cache(capacity, rows)
+        self.held = Rows(self.cache)
+        self.looks = Looks(model.encode, looks)
+        self.pace = Pace.of(model.network.device.type) if watched else Pace()
         self.step = decoding(model.network, self.cache, model.known_ids)
         self.rows: list[Asked | None] = [None] * rows
         self.waiting: deque[Asked] = deque()
@@ -101,33 +112,53 @@ class Slots:
         if asked in self.waiting:
             self.waiting.remove(asked)
         elif asked in self.rows:
-            self.release(self.rows.index(asked))
+            self.release(self.rows.index(asked), asked.reply.new)
 
     def round(self) -> list[Asked]:
         """One portion of one prompt, and one token for every answer: the questions that ended."""
         before = [asked for asked in (*self.rows, *self.waiting) if asked is not None]
-        for row, asked in enumerate(self.rows):
-            if asked is None and self.waiting:
-                self.begin(row, self.waiting.popleft())
+        while self.can_begin():
+            self.begin(self.waiting.popleft())
         self.read()
-        if self.watched or not any(asked and asked.reading for asked in self.rows):
+        if self.watched or not (self.can_begin() or self.being_read()):
             self.write()
         return [asked for asked in before if asked.ended]
 
-    def begin(self, row: int, asked: Asked) -> None:
-        """Give a question a row, and start to read its prompt."""
-        plan, visuals = asked.prepared.plan, asked.prepared.visuals
-        reading = self.model.reading(plan, visuals, self.cache.row(row), asked.reply.looking)
+    def can_begin(self) -> bool:
+        """Whether the next prompt can be begun: unwatched, prompts are read one after another.
+
+        Each then goes on from what the one before it left, if they begin alike.
+        """
+        free = bool(self.waiting) and None in self.rows
+        return free and (self.watched or not self.being_read())
+
+    def being_read(self) -> bool:
+        """Whether any prompt is half read."""
+        return any(asked is not None and asked.reading is not None for asked in self.rows)
+
+    def begin(self, asked: Asked) -> None:
+        """Give a question a row, and start to read what is not there yet of its prompt."""
+        free = [row for row, other in enumerate(self.rows) if other is None]
+        row, plan, visuals = self.held.take(asked.prepared, free)
+        asked.cached = asked.prepared.plan.tokens - plan.tokens
+        reading = self.model.reading(
+            plan,
+            visuals,
+            self.cache.row(row),
+            asked.reply.looking,
+            pace=self.pace,
+            encode=self.looks.encode,
+        )
         asked.reading = asked.reply.reading.around(reading)
         self.rows[row] = asked
 
-    def release(self, row: int) -> None:
-        """Take a row from its question; its tokens are forgotten."""
+    def release(self, row: int, answer: list[int] | None) -> None:
+        """Take a row from its question. Its tokens stay, with those of the answer; None: forget."""
         asked, self.rows[row] = self.rows[row], None
         if asked is not None and asked.reading is not None:
             asked.reading.close()
-        used = self.cache.row(row)
-        used.rewind(int(used.host_lengths[0]))
+            asked.reading = None
+        self.held.leave(row, answer)
 
     def read(self) -> None:
         """One portion of the next prompt in turn."""
@@ -137,13 +168,24 @@ class Slots:
             if asked is not None and asked.reading is not None:
                 self.turn = row
                 try:
-                    asked.listen(next(asked.reading))
+                    self.portion(asked, asked.reading)
                 except StopIteration as end:
                     asked.reading = None
                     self.take(row, end.value[-1], None)
-                except LlavaMinError as error:
+                except Exception as error:  # whatever it is, it ends its own question alone
                     self.fail(row, error)
                 return
+
+    def portion(self, asked: Asked, reading: Generator[Portion, None, Tensor]) -> None:
+        """One portion of a prompt: a small one where an answer waits for it."""
+        writing = any(other is not None and other.writing for other in self.rows)
+        self.pace.hurried = self.watched and writing
+        start = time.perf_counter()
+        portion = next(reading)
+        if portion.done > asked.done:
+            self.pace.measured(portion.done - asked.done, time.perf_counter() - start)
+        asked.done = portion.done
+        asked.listen(portion)
 
     def write(self) -> None:
         """One step for all answers that are being written."""
@@ -152,7 +194,7 @@ class Slots:
             return
         try:
             start, (logits, likely) = self.stepped(places)
-        except LlavaMinError:
+        except Exception:
             self.write_one_by_one(places)
             return
         for row in places:
@@ -190,7 +232,7 @@ class Slots:
         for row in places:
             try:
                 logits, likely = self.eager(row, row + 1)([self.newest(row)])
-            except LlavaMinError as error:
+            except Exception as error:
                 self.fail(row, error)
             else:
                 self.take(row, logits[0], likely[0] if likely else None)
@@ -201,18 +243,18 @@ class Slots:
         assert asked is not None
         try:
             asked.listen(asked.reply.take(logits, likely))
-        except LlavaMinError as error:
+        except Exception as error:
             self.fail(row, error)
             return
         if asked.reply.reason:
             asked.listen(Finished(asked.reply.reason, asked.reply.finish()))
-            asked.answer = self.model.answer(asked.reply)
-            self.release(row)
+            asked.answer = self.model.answer(asked.reply, asked.cached)
+            self.release(row, asked.reply.new)
             asked.listen(asked.answer)
 
-    def fail(self, row: int, error: LlavaMinError) -> None:
-        """End a row's question with an error."""
+    def fail(self, row: int, error: Exception) -> None:
+        """End a row's question with an error; what it computed is not used again."""
         asked = self.rows[row]
         assert asked is not None
-        asked.error, asked.reading = error, None
-        self.release(row)
+        asked.error = error
+        self.release(row, None)

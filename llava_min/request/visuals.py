@@ -55,14 +55,22 @@ class Encodable:
     pixels: image.Pixels
 
     @cached_property
-    def hash(self) -> int:
-        """A number below 2^62 for all that the vision tower and the projector will see."""
-        seen = hashlib.blake2b(repr(self.segment).encode(), digest_size=8)
+    def digest(self) -> bytes:
+        """32 bytes that stand for all that the vision tower and the projector will see."""
+        seen = hashlib.blake2b(repr(self.segment).encode(), digest_size=32)
         if isinstance(self.pixels, image.FrameTiles):
             seen.update(self.pixels.hash)
         else:
             seen.update(np.ascontiguousarray(self.pixels).data)
-        return int.from_bytes(seen.digest(), "big") >> 2
+        return seen.digest()
+
+    def hash(self, key: bytes = b"") -> int:
+        """A number below 2^62 for the digest.
+
+        Whoever does not know the key cannot make two visuals that have the same one.
+        """
+        short = hashlib.blake2b(self.digest, key=key, digest_size=8)
+        return int.from_bytes(short.digest(), "big") >> 2
 
 
 @dataclass
