@@ -74,8 +74,8 @@ def penalised(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """(ids, their probabilities), most likely first, after top-k, top-p and min-p."""
-    scaled = logits.double() / sampling.temperature
-    weights, order = torch.softmax(scaled - scaled.max(), dim=0).sort(descending=True, stable=True)
+    scaled = (logits.double() - logits.max()) / sampling.temperature  # however small that is
+    weights, order = torch.softmax(scaled, dim=0).sort(descending=True, stable=True)
     keep = torch.ones_like(weights, dtype=torch.bool)
     if sampling.top_k:
         keep[sampling.top_k :] = False

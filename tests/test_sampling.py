@@ -133,9 +133,11 @@ def test_nan_and_infinity_are_never_sampled(bad):
             next_id(logits, [], 12, sampling, 3)
 
 
-def test_tiny_temperature_is_greedy():
+@pytest.mark.parametrize("temperature", [1e-8, 1e-300, 5e-324])
+def test_tiny_temperature_is_greedy(temperature):
+    """Down to the least number above 0, by which logits of any size overflow."""
     logits = torch.tensor([1.0, 1.001, 0.0])
-    assert {next_id(logits, [], p, Sampling(temperature=1e-8), 3) for p in range(20)} == {1}
+    assert {next_id(logits, [], p, Sampling(temperature), 3) for p in range(20)} == {1}
 
 
 @pytest.mark.parametrize(
