@@ -7,7 +7,9 @@ No torch here: planning reads these too (segments.py, planning/forecast.py).
 Read sampling.py, generate.py first.
 """
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -73,6 +75,9 @@ class Options(Sampling):
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    json_schema: str | None = None
+    choices: tuple[str, ...] = ()
+    regex: str | None = None
     frames: int | None = None
     fps: float | None = None
     start: float | None = None
@@ -104,12 +109,12 @@ class Options(Sampling):
                 raise ParameterError(f"raw and {name} cannot be used together.")
         if self.multi_image not in ("auto", "pad", "anyres"):
             raise wrong_value("multi_image", "auto, pad or anyres", self.multi_image)
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        if type(self.stop) is not tuple or not all(
-            isinstance(text, str) and text for text in self.stop
-        ):
-            raise wrong_value("stop", "a text that is not empty, or a list of such", self.stop)
+        for name in ("stop", "choices"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, value := (value,))
+            if type(value) is not tuple or not all(isinstance(t, str) and t for t in value):
+                raise wrong_value(name, "a text that is not empty, or a list of such", value)
+        self.check_form()
 
     def check_times(self) -> None:
         """ParameterError unless the options that choose frames are times, and go together."""
@@ -125,6 +130,20 @@ class Options(Sampling):
             raise wrong_value("at", "a list of times in seconds, each at least 0", self.at)
         if self.fps == 0:
             raise wrong_value("fps", "above 0", self.fps)
+
+    def check_form(self) -> None:
+        """ParameterError unless the options for the form of the answer go together."""
+        forms = [name for name in ("json_schema", "choices", "regex") if getattr(self, name)]
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+        if self.json_schema is not None and not is_schema(self.json_schema):
+            raise wrong_value("json_schema", "a JSON schema, which is an object", self.json_schema)
+        if self.regex is not None and (not isinstance(self.regex, str) or not self.regex):
+            raise wrong_value("regex", "a regular expression", self.regex)
+        if len(forms) > 1:
+            raise ParameterError(f"{forms[0]} and {forms[1]} cannot be used together.")
+        if forms and self.ignore_eos:
+            raise ParameterError(f"{forms[0]} and ignore_eos cannot be used together.")
 
     @classmethod
     def of(cls, **given: object) -> "Options":
@@ -144,6 +163,14 @@ class Options(Sampling):
             if value is not None:
                 values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+def is_schema(text: object) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_time(value: object) -> bool:

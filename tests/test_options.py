@@ -37,6 +37,9 @@ WRONG = {
     "prefill": [3],
     "ignore_eos": ["yes"],
     "stop": ["", ["a", ""], [3], 3],
+    "json_schema": ["no JSON", "[1]", 3, [1]],
+    "choices": ["", ["a", ""], [3], 3],
+    "regex": ["", 3],
 }
 
 

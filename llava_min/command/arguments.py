@@ -56,6 +56,7 @@ ENDINGS = {
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 
@@ -95,8 +96,8 @@ def parser(everything: bool) -> argparse.ArgumentParser:
         prog="llava-min" if script else "python -m llava_min",
         description="Ask about pictures and videos. With no arguments, a question about the "
         "embedded picture.",
-        epilog="Other commands, as the first word: check (against transformers), inspect and "
-        "quantize (a checkpoint), completion (of this command, in a shell)."
+        epilog="Other commands, as the first word: serve (over HTTP), check (against "
+        "transformers), inspect and quantize (a checkpoint), completion (in a shell)."
         + ("" if everything else " --help-all shows every option."),
         allow_abbrev=False,
         exit_on_error=False,
@@ -160,14 +161,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         images=tuple(given.image),
         videos=tuple(given.video),
         options=options,
-        load={
-            "device": given.device,
-            "dtype": given.dtype,
-            "kv_dtype": given.kv_dtype,
-            "context": given.context,
-            "bits": given.bits[0] if given.bits else None,
-            "config": dict(map(override, given.config)),
-        },
+        load=loading(given),
         kernels=given.kernels,
         threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
@@ -188,6 +182,18 @@ def settings_of(given: argparse.Namespace) -> Settings:
     )
 
 
+def loading(given: argparse.Namespace) -> "dict[str, Any]":
+    """The arguments of load() but the folder."""
+    return {
+        "device": given.device,
+        "dtype": given.dtype,
+        "kv_dtype": given.kv_dtype,
+        "context": given.context,
+        "bits": given.bits[0] if given.bits else None,
+        "config": dict(map(override, given.config)),
+    }
+
+
 def complaint(error: argparse.ArgumentError) -> ParameterError:
     """What argparse complains of, as a sentence that begins with the option's long name."""
     name = str(error.argument_name).split("/")[-1]
@@ -195,10 +201,13 @@ def complaint(error: argparse.ArgumentError) -> ParameterError:
     return ParameterError(f"{name} {next(endings, error.message)}.")
 
 
-def not_understood(word: str) -> ParameterError:
-    """The error for a word of the command line that begins as an option does, and is none."""
-    known = [flag for flags, _, _ in (*DAILY, *DETAILS) for flag in flags.split(" ")]
-    return no_such_option(word.partition("=")[0], known)
+def not_understood(word: str, known: "Sequence[str] | None" = None) -> ParameterError:
+    """The error for a word of the command line that begins as an option does, and is none.
+
+    known: the options that there are, if not those of the command itself.
+    """
+    own = [flag for flags, _, _ in (*DAILY, *DETAILS) for flag in flags.split(" ")]
+    return no_such_option(word.partition("=")[0], known or own)
 
 
 def second_prompt(word: str) -> ParameterError:

@@ -12,6 +12,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from ..base.habits import SHORT
 from ..errors import shown
@@ -104,6 +105,27 @@ def seconds(text: str) -> float:
 def times(text: str) -> tuple[float, ...]:
     """Times with commas between them."""
     return tuple(map(seconds, text.split(",")))
+
+
+def text_or_file(text: str) -> str:
+    """A text, or that of the file whose name comes after @."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, ValueError):
+        raise must_be("a text or @FILE with a file of text", text) from None
+
+
+def alternatives(text: str) -> tuple[str, ...]:
+    """Texts with | between them.
+
+    >>> alternatives("yes|no")
+    ('yes', 'no')
+    """
+    if not all(found := tuple(text.split("|"))):
+        raise must_be("texts with | between them", text)
+    return found
 
 
 BATCH_SIZE = 4
@@ -227,6 +249,21 @@ DETAILS: tuple[Flag, ...] = (
         How(action="append", default=[], metavar="TEXT"),
     ),
     ("--ignore-eos", "do not stop at the end token", SWITCH),
+    (
+        "--json-schema",
+        "the answer is JSON of this schema, which is JSON itself or @FILE (extra: grammar)",
+        How(type=text_or_file, metavar="JSON"),
+    ),
+    (
+        "--choices",
+        "the answer is one of these texts, with | between them (extra: grammar)",
+        How(type=alternatives, default=(), metavar="A|B|..."),
+    ),
+    (
+        "--regex",
+        "the answer matches this regular expression (extra: grammar)",
+        How(metavar="REGEX"),
+    ),
     ("--device", "auto, cpu, cuda, mps (mps: untested)", choice("auto", "cpu", "cuda", "mps")),
     (
         "--dtype",

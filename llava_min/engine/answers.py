@@ -8,7 +8,7 @@ Read generate.py first. Read next: engine/handle.py.
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from ..options import Options
 from ..request.prepare import Pictures, Prepared, Question, Videos
 from ..request.visuals import Entry
 from ..tokenizer import Tokenizer
+from .rules import Rule
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -127,8 +128,9 @@ class Clock:
 class Reply(Sequence):
     """A Sequence with a clock: an answer on its way, from the question to the Answer.
 
-    began: when it was asked, time.perf_counter(). `looking` and `reading` count the seconds in the
-    vision tower and in the whole prompt; first, last: when the first and the last token were known.
+    began: when it was asked, time.perf_counter(). rules: see engine/rules.py. `looking` and
+    `reading` count the seconds in the vision tower and in the whole prompt; first, last: when the
+    first and the last token were known.
     """
 
     def __init__(
@@ -139,14 +141,17 @@ class Reply(Sequence):
         eos: tuple[int, ...],
         tokenizer: Tokenizer | None,
         began: float,
+        rules: Iterable[Rule] = (),
     ):
         super().__init__(prepared.ids, prepared.plan.tokens, options, known, eos, tokenizer)
-        self.prepared, self.began = prepared, began
+        self.prepared, self.began, self.rules = prepared, began, list(rules)
         self.looking, self.reading = Clock(), Clock()
         self.first = self.last = 0.0
 
     def take(self, logits: Tensor, likely: int | None = None) -> Token:
         """The next token from logits [V], see Sequence, and the time at which it was known."""
+        for rule in self.rules:
+            logits, likely = rule(logits, self.new), None
         token = super().take(logits, likely)
         self.last = time.perf_counter()
         self.first = self.first or self.last

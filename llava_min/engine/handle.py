@@ -8,7 +8,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,11 @@ from ..tokenizer import Tokenizer
 from . import batch, chat
 from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
+from .grammar import grammar_rules
 from .looks import Encode
 from .pace import Pace
 from .prefix import Description, Prefix
+from .rules import Rule
 from .step import decoding
 
 log = logging.getLogger("llava_min")
@@ -216,10 +218,13 @@ class Model(Asking):
         reading = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
         return finished(reading), cache
 
-    def reply(self, prepared: Prepared, options: Options, began: float) -> Reply:
-        """An answer on its way to a prompt."""
+    def reply(
+        self, prepared: Prepared, options: Options, began: float, rules: Iterable[Rule] = ()
+    ) -> Reply:
+        """An answer on its way to a prompt, by these rules and those that the options ask for."""
         eos = self.config.text.eos_ids
-        return Reply(prepared, options, self.known_ids, eos, self.tokenizer, began)
+        rules = [*rules, *grammar_rules(options, self.tokenizer, eos)]
+        return Reply(prepared, options, self.known_ids, eos, self.tokenizer, began, rules)
 
     def answer(self, reply: Reply, cached: int | None = None) -> Answer:
         """The Answer that a reply has become."""

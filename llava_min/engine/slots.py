@@ -18,7 +18,7 @@ Agrees with: continuous batching as in arXiv 2309.06180 and Orca (OSDI 2022), wi
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -31,6 +31,7 @@ from .answers import Answer, Event, Finished, Reply
 from .looks import Looks
 from .pace import Pace
 from .rows import Rows
+from .rules import Rule
 from .step import decoding, eager
 
 if TYPE_CHECKING:
@@ -89,11 +90,12 @@ class Slots:
         options: Options,
         began: float,
         listen: Callable[[Event], None] = ignore,
+        rules: Iterable[Rule] = (),
     ) -> Asked:
         """Let a question wait for a row; first come, first served. It must fit into one."""
         need = prepared.plan.tokens + options.max_tokens
         assert need <= self.capacity, (need, self.capacity)
-        asked = Asked(prepared, self.model.reply(prepared, options, began), listen)
+        asked = Asked(prepared, self.model.reply(prepared, options, began, rules), listen)
         self.waiting.append(asked)
         return asked
 
