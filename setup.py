@@ -20,6 +20,7 @@ ROOMS = (
     "engine",
     "command",
     "check",
+    "serve",
 )
 
 setup(
@@ -61,7 +62,19 @@ setup(
         "av>=18",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5.17", "jinja2>=3.1"],
+        "serve": ["starlette>=1.0", "uvicorn>=0.40", "llguidance>=1.5"],
+        "grammar": ["llguidance>=1.5"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "transformers>=5.17",
+            "jinja2>=3.1",
+            "starlette>=1.0",
+            "uvicorn>=0.40",
+            "llguidance>=1.5",
+            "openai>=3.0",
+            "schemathesis>=4.30",
+        ],
         "dev": ["ruff", "mypy"],
     },
     entry_points={"console_scripts": ["llava-min = llava_min.command.main:run"]},

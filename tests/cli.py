@@ -6,6 +6,7 @@ from llava_min import errors
 from llava_min.base import habits as names
 from llava_min.command import habits
 from llava_min.command.flags import DAILY, DETAILS, Flag
+from llava_min.command.serve import SERVING
 from llava_min.families.templates import TEMPLATES
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -18,13 +19,19 @@ Every option, every exit code, and the names from elsewhere that are taken too.
 [errors.py](../llava_min/errors.py).
 
     llava-min [PROMPT] [options]
-    llava-min check | inspect | quantize | completion ...
+    llava-min serve | check | inspect | quantize | completion ...
 
 PROMPT is the question. `@FILE` reads it from a file and `-` from stdin. `<image>` and `<video>` in
 it place the visuals, otherwise they come first in the order given. A word that ends as a picture or
 video does, such as `a.png` or `http://host/b.mp4`, is one, also without `--image` or `--video`.
 After `--`, every word is a PROMPT. Inside a longer prompt the name of a file is text, and a line on
 stderr says so.
+"""
+SERVE = """\
+`llava-min serve` has these options and, of those above, `-m`, `--device`, `--dtype`, `--int4`,
+`--int8`, `--kv-dtype`, `--kernels`, `--threads`, `--context`, `--config`, `-q` and `-v`.
+[serving.md](serving.md) says more.
+
 """
 COMPLETION = """\
     source <(llava-min completion bash)       # in ~/.bashrc
@@ -45,6 +52,7 @@ def options(flags: tuple[Flag, ...]) -> str:
         metavar = f" {how['metavar']}" if "metavar" in how else ""
         text = text.replace("TEMPLATES", ", ".join(TEMPLATES))
         text = text.replace("%(default)s", str(how.get("default")))
+        text = text.replace("%(default)g", f"{how.get('default')}")
         rows.append(row(f"`{written.replace(' ', ', ')}{metavar}`", text))
     return "\n".join(rows)
 
@@ -86,6 +94,7 @@ def page() -> str:
     parts = {
         "Every day": options(DAILY),
         "In detail": options(DETAILS),
+        "serve": SERVE + options(SERVING),
         "Exit codes": exit_codes(),
         "Completion in a shell": COMPLETION.rstrip(),
         "Options of other programs": elsewhere(),

@@ -383,6 +383,15 @@ def summary() -> str:
     return table(["on a CPU", "measured"], linked)
 
 
+def fields() -> str:
+    """Every field of a request to the server, and what becomes of it."""
+    from llava_min.serve.fields import FIELDS
+
+    rows = ["| field | it is | what it means |", "|---|---|---|"]
+    rows += [f"| `{name}` | {field.rule} | {field.about} |" for name, field in FIELDS.items()]
+    return "\n".join(rows)
+
+
 PARTS = {
     "README.md": (reading, trace, conductor, rooms, summary),
     "docs/results.md": (
@@ -399,6 +408,7 @@ PARTS = {
         long,
     ),
     "docs/correctness.md": (families,),
+    "docs/serving.md": (fields,),
 }
 
 

@@ -10,13 +10,14 @@ import sys
 
 import pytest
 import readme
+import serving
 from test_house import ROOT
 
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 }
-NOT_RUN = ("make ", "pip ", "python -m llava_min quantize")
+NOT_RUN = ("make ", "pip ", "python -m llava_min quantize", "llava-min serve")
 VARYING = re.compile(r"[\d.]+(e-\d+)? (?=s\b)|\d+ (?=tokens/s|MiB)|\s+[\d.]+ ms$", re.M)
 GENERATED = [(name, part) for name, parts in readme.PARTS.items() for part in parts]
 
@@ -98,10 +99,27 @@ def test_a_word_or_a_line_too_much_or_too_little_is_noticed():
         assert wrong(f"```console\n$ {command}\n{mutated}\n```") == [command], mutated
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+def examples(name: str) -> list[str]:
+    """The blocks of Python of a document."""
+    return re.findall(r"```python\n(.*?)```", DOCUMENTS[name], re.S)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS.keys() - {"docs/serving.md"})
 def test_python_examples_run(name):
-    for block in re.findall(r"```python\n(.*?)```", DOCUMENTS[name], re.S):
+    for block in examples(name):
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_client_of_the_docs_gets_an_answer():
+    """Unchanged but for the port."""
+    pytest.importorskip("openai")
+    with serving.server() as address:
+        (block,) = examples("docs/serving.md")
+        block = block.replace("http://127.0.0.1:8000", address)
+        run = subprocess.run(
+            [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True
+        )
+    assert run.stdout == "In the top left.\n", run.stderr
 
 
 @pytest.mark.parametrize(

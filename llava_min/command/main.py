@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 log = logging.getLogger("llava_min")
-TOOLS = ("check", "inspect", "quantize", "completion")  # as a first word, and no question
+TOOLS = ("serve", "check", "inspect", "quantize", "completion")  # as a first word, and no question
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,6 +95,10 @@ def tool(argv: list[str]) -> int:
 
         print(completion(argv[1:], TOOLS))
         return 0
+    if argv[0] == "serve":
+        from . import serve
+
+        return serve.main(argv[1:])
     if argv[0] == "check":
         from ..check import compare
 

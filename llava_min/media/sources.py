@@ -40,6 +40,12 @@ class FrameList(tuple[Picture, ...]):
         return f"{len(self)} frames"
 
 
+class NamedBytes(bytes):
+    """Bytes of a file that messages call by a name."""
+
+    name = "the bytes"
+
+
 Video = Picture | FrameList
 Readable = str | Path | bytes | bytearray
 Result = TypeVar("Result")
@@ -74,6 +80,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 def name_of(source: object) -> str:
     """How messages name a source: a path or URL as given, anything else by its kind."""
+    if isinstance(source, NamedBytes):
+        return source.name
     if isinstance(source, (str, Path)):
         text = str(source)
         return data_uri.NAME if is_data_uri(text) else "stdin" if text == "-" else shown(text)

@@ -11,6 +11,7 @@ import http.client
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 from ..errors import MediaError, shown
 from . import limits
@@ -33,16 +34,27 @@ HANDLERS = (
 
 
 def fetch(url: str, limit: int) -> bytes:
-    """The body of a URL.
+    """The body of a URL."""
+    return in_time(url, lambda: outcome(url, limit), limits.FETCH_SECONDS)
+
+
+def in_time(
+    url: str,
+    work: Callable[[], bytes | MediaError],
+    seconds: float,
+    close: Callable[[], None] = lambda: None,
+) -> bytes:
+    """What fetching a URL gives, or raises; MediaError after `seconds`, when `close` is called.
 
     A thread does the work, so that no slow host can hold the caller beyond the time limit.
     """
     done: list[bytes | MediaError] = []
-    thread = threading.Thread(target=lambda: done.append(outcome(url, limit)), daemon=True)
+    thread = threading.Thread(target=lambda: done.append(work()), daemon=True)
     thread.start()
-    thread.join(limits.FETCH_SECONDS)
+    thread.join(seconds)
     if not done:
-        expected = f"an answer within {limits.FETCH_SECONDS} seconds"
+        close()
+        expected = f"an answer within {seconds:g} seconds"
         raise MediaError("cannot fetch", shown(url), expected, "none")
     if isinstance(done[0], MediaError):
         raise done[0]
@@ -50,7 +62,7 @@ def fetch(url: str, limit: int) -> bytes:
 
 
 def outcome(url: str, limit: int) -> bytes | MediaError:
-    """What `fetch` returns or raises."""
+    """The body of a URL, or what is wrong."""
     opener = urllib.request.OpenerDirector()
     for kind in HANDLERS:
         opener.add_handler(kind())

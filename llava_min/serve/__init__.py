@@ -1,0 +1,1 @@
+"""The server: questions over HTTP as OpenAI's clients ask them, many at once."""

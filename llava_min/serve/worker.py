@@ -1,0 +1,143 @@
+"""The one thread in which the model works, and through which every request gets its events.
+
+in:  prompts that are ready, from any thread
+out: each prompt's events, handed to its listener, and at the end None or what went wrong
+
+The thread runs the rounds of engine/slots.py. Between two rounds it takes what came: new questions,
+and the end of those whose client is gone, whose work so stops within one portion.
+Read engine/slots.py first. Read next: serve/app.py.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ..engine.answers import Event
+from ..engine.rules import Rule
+from ..engine.slots import Asked, Slots
+from ..errors import LlavaMinError
+from ..options import Options
+from ..request.prepare import Prepared
+from .errors import STOPPING
+
+log = logging.getLogger("llava_min")
+STUCK = 120.0  # seconds of one round after which the server is not healthy
+
+
+@dataclass(eq=False)
+class Job:
+    """A question on its way through the worker.
+
+    listen: called in the worker's thread with each event. end: called once, with None after the
+    last event or with what went wrong. ends: ids that end the answer.
+    """
+
+    prepared: Prepared
+    options: Options
+    listen: Callable[[Event], None]
+    end: Callable[[Exception | None], None]
+    rules: Iterable[Rule] = ()
+    ends: tuple[int, ...] = ()
+    began: float = field(default_factory=time.perf_counter)
+    asked: Asked | None = None
+    cancelled: bool = False
+
+
+class Worker(threading.Thread):
+    """Runs the slots; `jobs` are the questions that have not ended."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__(name="model", daemon=True)
+        self.slots = slots
+        self.commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.jobs: dict[Asked, Job] = {}
+        self.round_began: float | None = None  # time.monotonic(), while one runs
+        self.stopped = False
+
+    # Called from any thread --------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Let a job wait for its turn."""
+        if self.stopped or not self.is_alive():
+            job.end(STOPPING)
+        self.commands.put(lambda: self.begin(job))
+
+    def cancel(self, job: Job) -> None:
+        """Forget a job that may have ended already; nothing more is heard of it."""
+        job.cancelled = True
+        self.commands.put(lambda: self.forget(job))
+
+    def stop(self) -> None:
+        """End all jobs, and the thread."""
+        self.stopped = True
+        self.commands.put(lambda: None)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread lives, and its round has not taken too long."""
+        began = self.round_began
+        return self.is_alive() and (began is None or time.monotonic() - began < STUCK)
+
+    # In the worker's thread -----------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            while not self.stopped:
+                self.take_commands()
+                if self.slots.busy and not self.stopped:
+                    self.round_began = time.monotonic()
+                    for asked in self.slots.round():
+                        self.ended(asked)
+                    self.round_began = None
+        finally:
+            self.finish()
+
+    def take_commands(self) -> None:
+        """Do all that came; where there is nothing else to do, wait for something."""
+        waiting = not self.slots.busy
+        while True:
+            try:
+                command = self.commands.get(block=waiting)
+            except queue.Empty:
+                return
+            command()
+            waiting = False
+
+    def begin(self, job: Job) -> None:
+        if job.cancelled:
+            return
+        try:
+            job.asked = self.slots.submit(
+                job.prepared, job.options, job.began, job.listen, job.rules
+            )
+        except LlavaMinError as error:  # a grammar that cannot be followed
+            job.end(error)
+        else:
+            self.jobs[job.asked] = job
+            if not job.options.ignore_eos:
+                job.asked.reply.eos = job.ends
+
+    def forget(self, job: Job) -> None:
+        if job.asked in self.jobs:
+            self.slots.cancel(job.asked)
+            del self.jobs[job.asked]
+
+    def ended(self, asked: Asked) -> None:
+        """Tell the end of a job."""
+        job = self.jobs.pop(asked, None)
+        if job is None:
+            return
+        error = asked.error
+        if error is not None and not isinstance(error, LlavaMinError):
+            log.error("a question failed", exc_info=error)
+        job.end(error)
+
+    def finish(self) -> None:
+        self.stopped = True
+        for asked, job in list(self.jobs.items()):
+            self.slots.cancel(asked)
+            job.end(STOPPING)
+        self.jobs.clear()
