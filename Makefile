@@ -28,6 +28,7 @@ bench: $(READY)
 	$(RUN) -m bench ask --dry-run
 	$(RUN) -m bench batch --dry-run
 	$(RUN) -m bench frames --dry-run
+	$(RUN) -m bench serve --dry-run
 
 bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | niah | \
-long | lease: how fast and how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | serve | \
+niah | long | lease: how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 Read arguments.py first.
@@ -134,6 +134,20 @@ def video(settings: Namespace) -> int:
     return 0
 
 
+def serve(settings: Namespace) -> int:
+    from . import serve
+
+    dry = settings.dry_run
+    out = Path(tempfile.mkdtemp()) if dry else settings.out
+    shapes = ["embedded"] if dry else settings.models or ["embedded", "0.5B"]
+    counts, requests = ([1, 2], 4) if dry else (settings.concurrency, settings.requests)
+    for shape in shapes:
+        sections = settings.only or (["closed"] if dry else list(serve.SECTIONS))
+        few = (counts, settings.rates, requests, 1 if dry else settings.pairs)
+        print(serve.run(shape, sections, *few, out))
+    return 0
+
+
 def niah(settings: Namespace) -> int:
     from . import niah
 
@@ -171,7 +185,15 @@ def plot(settings: Namespace) -> int:
     return 0
 
 
-OTHERS = {"ask": ask, "video": video, "niah": niah, "long": long, "lease": lease, "plot": plot}
+OTHERS = {
+    "ask": ask,
+    "video": video,
+    "serve": serve,
+    "niah": niah,
+    "long": long,
+    "lease": lease,
+    "plot": plot,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

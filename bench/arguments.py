@@ -18,7 +18,7 @@ def parse(given: list[str], about: str) -> argparse.Namespace:
     """The command and its options; `about` is the first line of the help."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (kernels, generate, load, quality, frames, ask, batch, video):
+    for add in (kernels, generate, load, quality, frames, ask, batch, video, serve):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
@@ -143,6 +143,21 @@ def video(commands) -> argparse.ArgumentParser:
         "video", help="64 frames of an hour: seeking to them, and decoding everything"
     )
     command.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    return command
+
+
+def serve(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser("serve", help="a server under load, on a CPU")
+    command.add_argument("--models", nargs="*", help="embedded, 0.5B (default: both)")
+    command.add_argument(
+        "--concurrency", type=int, nargs="*", default=[1, 4, 8, 16], help="(default 1 4 8 16)"
+    )
+    command.add_argument(
+        "--rates", type=float, nargs="*", default=[0.5, 0.8], help="(default 0.5 0.8)"
+    )
+    command.add_argument("--requests", type=int, default=64, help="of a load (default 64)")
+    sections(command, ("closed", "open", "gaps"))
+    pairs(command, 3)
     return command
 
 

@@ -1,0 +1,202 @@
+"""A server under load: requests and tokens a second, the first token, the time between tokens.
+
+    python -m bench serve [-m 0.5B] [--concurrency 1 4 8 16] [--rates 0.5 0.8] [--only ...]
+
+closed   so many clients, each of which asks again when it has its answer
+open     requests that come at random (Poisson), at parts of the rate that 8 clients reached
+gaps     a stream next to an 8,000-token prompt: its longest gap; a short question after that prompt
+
+The server is a process of its own, and so are its clients, who count characters as they come: on a
+small machine they take a part of what is measured. Random weights answer at random, so that answers
+go on to their last token.
+Read checkpoints.py, serve_clients.py first. Read next: ledger.py.
+"""
+
+import asyncio
+import contextlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from llava_min.families.folder import EMBEDDED
+
+from . import ask, checkpoints, ledger
+from .serve_clients import Heard, ask_once, body_of, closed, open_loop, picture_part, text_part
+
+SECTIONS = ("closed", "open", "gaps")
+WORDS = ("where", "is", "the", "star", "and", "what", "color", "has", "a", "circle", "of", "them")
+MIXTURE = {
+    # kind of question -> how many of ten; a tower of real size takes a CPU seconds a tile
+    "embedded": {"text": 5, "picture": 3, "clip": 2},
+    "0.5B": {"text": 10},
+}
+TOKENS = (16, 64)  # of an answer, from and to
+LONG_PROMPT = 8_000  # tokens, about
+
+
+@contextlib.contextmanager
+def server(folder: Path, *options: str) -> Iterator[str]:
+    """A server in a process of its own: its address, 127.0.0.1:PORT."""
+    command = [sys.executable, "-m", "llava_min", "serve", "-m", str(folder), "--port", "0"]
+    running = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        for line in running.stderr:
+            if "ready at http://" in line:
+                yield line.split("http://")[1].split("/")[0]
+                break
+        else:
+            raise RuntimeError("the server did not start")
+    finally:
+        running.kill()
+        running.wait()
+
+
+def questions(shape: str, count: int, kinds: dict[str, int], clip: Path) -> list[bytes]:
+    """Bodies of requests of mixed kinds and lengths, the same for each call."""
+    rng = random.Random(0)
+    names = [name for name, share in kinds.items() for _ in range(share)]
+    bodies = []
+    for number in range(count):
+        kind = names[number % len(names)]
+        words = " ".join(rng.choices(WORDS, k=rng.choice((8, 30, 120))))
+        parts = [text_part(f"{number} {words}")]
+        if kind == "picture":
+            parts.insert(0, picture_part(EMBEDDED / "samples" / "shapes.png"))
+        elif kind == "clip":
+            parts.insert(0, picture_part(clip))
+        bodies.append(body_of(parts, rng.randint(*TOKENS), frames=4))
+    return bodies
+
+
+def summary(found: list[Heard], seconds: float) -> dict[str, float]:
+    """Rates, and the 50th, 95th and 99th percentile of the waiting, in milliseconds."""
+    tokens = sum(one.tokens for one in found)
+    row = {"requests_per_s": len(found) / seconds, "tokens_per_s": tokens / seconds}
+    waits = {"ttft": [one.first for one in found], "itl": [g for one in found for g in one.gaps]}
+    for name, values in waits.items():
+        for part in (50, 95, 99):
+            ordered = sorted(values)
+            row[f"{name}_p{part}_ms"] = 1000 * ordered[round(part / 100 * (len(ordered) - 1))]
+    return row
+
+
+def row(shape: str, load: str, name: str = "llava_min", **figures: object) -> dict[str, object]:
+    return {"section": "serve", "shape": shape, "context": load, "name": name, **figures}
+
+
+def closed_rows(
+    shape: str, address: str, bodies: list[bytes], counts: list[int], turns: int, load: str
+) -> list[dict]:
+    """A row for each number of clients; the numbers take turns."""
+    rows: dict[int, list[dict]] = {count: [] for count in counts}
+    for _ in range(turns):
+        for count in counts:
+            start = time.perf_counter()
+            found = asyncio.run(closed(address, bodies, count))
+            rows[count].append(summary(found, time.perf_counter() - start))
+    return [
+        row(shape, f"{load} c={count}", requests=len(bodies), turns=turns, **middle(found))
+        for count, found in rows.items()
+    ]
+
+
+def middle(found: list[dict]) -> dict[str, float]:
+    """The median of each figure over the turns, and the spread of the tokens per second."""
+    figures = {name: ledger.spread([one[name] for one in found])[1] for name in found[0]}
+    low, _, high = ledger.spread([one["tokens_per_s"] for one in found])
+    return figures | {"tokens_per_s_p20": low, "tokens_per_s_p80": high}
+
+
+def open_rows(shape: str, address: str, bodies: list[bytes], rates: list[float], most: float):
+    """A row for each rate, as a part of `most` requests a second."""
+    for part in rates:
+        start = time.perf_counter()
+        found = asyncio.run(open_loop(address, bodies, part * most))
+        figures = summary(found, time.perf_counter() - start)
+        rate = {"rate": part * most, "requests": len(bodies)}
+        yield row(shape, f"open {part:g} of c=8", **rate, **figures)
+
+
+def gap_row(shape: str, address: str) -> dict[str, object]:
+    """The longest gap of a stream while a long prompt is read, and a short question after it."""
+    count = lambda words: asyncio.run(ask_once(address, body_of([text_part(words)], 1))).prompt
+    some = count("word " * 800)
+    long = body_of([text_part("other " * int(800 * LONG_PROMPT / some))], 2)
+    alone = asyncio.run(ask_once(address, body_of([text_part("how is the star")], 2)))
+    stream, read, after = asyncio.run(beside(address, long))
+    return row(
+        shape,
+        "gaps",
+        prompt_tokens=read.prompt,
+        longest_gap_ms=1000 * max(stream.gaps),
+        median_gap_ms=1000 * ledger.spread(stream.gaps)[1],
+        long_ttft_ms=1000 * read.first,
+        short_ttft_ms=1000 * after.first,
+        short_ttft_alone_ms=1000 * alone.first,
+    )
+
+
+async def beside(address: str, long: bytes) -> tuple[Heard, Heard, Heard]:
+    """(a stream, a long prompt next to it, a short question that comes after that prompt).
+
+    The stream's gaps are those from the long prompt's coming to the end of its answer.
+    """
+    stream = Heard()
+    writing = asyncio.create_task(ask_once(address, body_of([text_part("go on")], 4_000), stream))
+    while stream.tokens < 5:
+        await asyncio.sleep(0.01)
+    calm = len(stream.gaps)
+    reading = asyncio.create_task(ask_once(address, long))
+    await asyncio.sleep(0.3)
+    after = await ask_once(address, body_of([text_part("where is the star")], 2))
+    read = await reading
+    stream.gaps = stream.gaps[calm:]
+    writing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await writing
+    return stream, read, after
+
+
+def run(
+    shape: str,
+    sections: list[str],
+    counts: list[int],
+    rates: list[float],
+    requests: int,
+    turns: int,
+    out: Path,
+) -> Path:
+    """Measure and keep rows; the path of their file. shape: a key of shapes.TEXTS."""
+    folder = EMBEDDED if shape == "embedded" else checkpoints.folder_of(shape)
+    path, rows = out / "serve-cpu.jsonl", []
+    with tempfile.TemporaryDirectory() as there:
+        clip = ask.write_clip(Path(there) / "clip.mp4", 20)
+        texts = questions(shape, requests, {"text": 1}, clip)
+        mixed = questions(shape, requests, MIXTURE[shape], clip)
+        with server(folder, "--slots", "8", "--slot-tokens", "16384") as address:
+            asyncio.run(closed(address, texts[:8], 8))  # warm
+            if "closed" in sections:
+                for load, bodies in (("texts", texts), ("mixed", mixed)):
+                    rows += closed_rows(shape, address, bodies, counts, turns, load)
+            if "open" in sections:
+                start = time.perf_counter()
+                asyncio.run(closed(address, mixed, 8))
+                most = len(mixed) / (time.perf_counter() - start)
+                rows += open_rows(shape, address, mixed, rates, most)
+            if "gaps" in sections:
+                rows.append(gap_row(shape, address))
+    for one in rows:
+        print(text_of(one), flush=True)
+    ledger.keep(path, rows)
+    return path
+
+
+def text_of(one: dict) -> str:
+    """A row as a line."""
+    figures = {k: v for k, v in one.items() if isinstance(v, float)}
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
+    return f"{one['shape']} {one['context']} {one['name']}: {shown}"
