@@ -74,6 +74,7 @@ setup(
             "llguidance>=1.5",
             "openai>=3.0",
             "schemathesis>=4.30",
+            "peft>=0.17",
         ],
         "dev": ["ruff", "mypy"],
     },

@@ -109,12 +109,14 @@ def load(
     config: "Mapping[str, object] | None" = None,
     context: int | None = None,
     bits: int | None = None,
+    adapter: "str | Path | None" = None,
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
     device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32, float64. kv_dtype: of the
     cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the
     longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder while loading.
+    adapter: a folder with a LoRA, as PEFT writes it, which is merged into the weights.
     Names and types of other libraries are taken too (base/habits.py). Raises LlavaMinError.
     """
     from .engine.load import load
@@ -127,6 +129,7 @@ def load(
         config=config,
         context=context,
         bits=bits,
+        adapter=adapter,
     )
 
 
@@ -143,14 +146,15 @@ def plan(
     config: "Mapping[str, object] | None" = None,
     context: int | None = None,
     bits: int | None = None,
+    adapter: "str | Path | None" = None,
     memory: float | None = None,
     **options: object,
 ) -> "Forecast":
     """What a question to a checkpoint will cost, without torch: a Forecast.
 
     The Forecast holds tokens, bytes and seconds. It prints as text and has json(). device, dtype,
-    kv_dtype, config, context and bits are those of load(), options those of generate(). memory: the
-    GB that it should fit in, by default what is free. Raises LlavaMinError.
+    kv_dtype, config, context, bits and adapter are those of load(), options those of generate().
+    memory: the GB that it should fit in, by default what is free. Raises LlavaMinError.
     """
     from .planning.forecast import forecast
 
@@ -165,6 +169,7 @@ def plan(
         config=config,
         context=context,
         bits=bits,
+        adapter=adapter,
         memory=memory,
         **options,
     )

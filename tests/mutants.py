@@ -70,6 +70,7 @@ TESTS = {
     "llava_min/explain/places.py": ("test_places",),
     "llava_min/trace.py": ("test_hooks",),
     "llava_min/base/habits.py": ("test_habits",),
+    "weights/adapter.py": ("test_adapter",),
     "weights/tied.py": ("test_checkpoint",),
     "weights/index.py": ("test_checkpoint",),
     "llava_min/engine/step.py": ("test_step",),

@@ -386,7 +386,7 @@ def quantised_in_memory(folder, wanted):
     config = replace(layouts.read_config(folder), quantization=wanted)
     network = load.on_meta(config)
     convert = partial(quantize.converted, config=config)
-    load.fill(network, Checkpoint.open(folder), torch.float32, "cpu", convert=convert)
+    load.fill(network, Checkpoint.open(folder), torch.float32, "cpu", convert=[convert])
     packed.ready(network)
     return network
 

@@ -23,6 +23,14 @@ from ..errors import CheckpointError, shown
 from . import header
 from .index import index
 
+MERGE = "Name the base with -m, and this folder with --lora."
+PARTS_ONLY = (
+    # a file of a folder that is no checkpoint: what the folder is, and what to do with it
+    ("adapter_config.json", "an adapter without its base", MERGE),
+    ("mm_projector.safetensors", "a projector alone", MERGE),
+    ("mm_projector.bin", "a projector alone", MERGE),
+)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -39,6 +47,10 @@ class Checkpoint:
             raise CheckpointError(
                 "cannot open the checkpoint", shown(str(folder)), "a folder", "none"
             )
+        for name, kind, hint in PARTS_ONLY:
+            if regular(folder / name) and not (folder / "config.json").exists():
+                what = "cannot open the checkpoint"
+                raise CheckpointError(what, shown(str(folder)), "a whole model", kind, hint)
         read_json(folder / "config.json", "configuration")
         return cls(folder, index(folder))
 

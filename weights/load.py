@@ -60,18 +60,21 @@ def fill(
     dtype: torch.dtype,
     device: str,
     progress: Callable[[int, int], None] | None = None,
-    convert: Callable[[Tensors], Tensors] = iter,
+    convert: Sequence[Callable[[Tensors], Tensors]] = (),
 ) -> None:
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`.
 
-    progress(done, total) is called after each tensor. `convert` may change the stream of (name,
-    tensor) on its way.
+    progress(done, total) is called after each tensor. Each of `convert` may change the stream of
+    (name, tensor) on its way.
     """
     config = model.config
     wanted = pieces(model, config)
     filled: dict[tuple[str, str | None], str] = {}
     used = checkpoint.only(lambda name: unused(name, config) is None)
-    for name, tensor in convert(used.tensors(progress)):
+    tensors: Tensors = used.tensors(progress)
+    for change in convert:
+        tensors = change(tensors)
+    for name, tensor in tensors:
         own, piece = names.ours(name)
         shape = wanted.get((own, piece))
         if shape is None:

@@ -55,6 +55,8 @@ NAMES = {
     "ctx_size": ("llama.cpp", "context"),
     "kv_cache_dtype": ("vLLM", "kv_dtype"),
     "hf_overrides": ("vLLM", "config"),
+    "adapter_path": ("mlx-vlm", "adapter"),
+    "lora_path": ("several", "adapter"),
 }
 SWITCHES = {
     # a switch elsewhere: (where, the bits that it stands for here)
@@ -81,7 +83,16 @@ MISSING = {
     "gpu_memory_utilization": ("vLLM", None, "A cache is as long as its prompt and answer need."),
     "n_gpu_layers": ("llama.cpp", None, "{device} is where all of the model goes."),
 }
-LOADED = ("folder", "device", "dtype", "kv_dtype", "config", "context", "bits")  # of load()
+LOADED = (
+    "folder",
+    "device",
+    "dtype",
+    "kv_dtype",
+    "config",
+    "context",
+    "bits",
+    "adapter",
+)  # of load()
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "bfloat16", "float16", "float32", "float64"),
@@ -277,6 +288,8 @@ def loaded(given: Mapping[str, object]) -> dict[str, object]:
     config = values.get("config", {})
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise wrong_value("config", "keys of config.json with their values", config)
+    if not isinstance(values.get("adapter", ""), str | os.PathLike):
+        raise wrong_value("adapter", "the path of a folder", values["adapter"])
     return values
 
 

@@ -191,7 +191,7 @@ def loading(given: argparse.Namespace) -> "dict[str, Any]":
         "context": given.context,
         "bits": given.bits[0] if given.bits else None,
         "config": dict(map(override, given.config)),
-    }
+    } | ({"adapter": given.lora} if given.lora else {})
 
 
 def complaint(error: argparse.ArgumentError) -> ParameterError:

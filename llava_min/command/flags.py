@@ -276,6 +276,11 @@ DETAILS: tuple[Flag, ...] = (
         How(action="append_const", const=4, dest="bits"),
     ),
     ("--int8", "quantise it to eight bits", How(action="append_const", const=8, dest="bits")),
+    (
+        "--lora",
+        "a folder with a LoRA adapter as PEFT writes it, merged into the weights",
+        How(metavar="FOLDER"),
+    ),
     ("--kv-dtype", "of the cache: auto (as the weights), int8, fp8", choice("auto", "int8", "fp8")),
     ("--kernels", "auto, reference, triton", choice("auto", "reference", "triton")),
     ("--threads", "threads on a CPU", How(type=number(1, 1024), metavar="N")),

@@ -33,6 +33,7 @@ SPELT = {
     "videos": "--video",
     "folder": "--model",
     "bits": "--int4 or --int8",
+    "adapter": "--lora",
     "use_kernels": "--kernels",
 }
 IN_PYTHON = ("messages", "hf_overrides")  # whose values a command line does not take

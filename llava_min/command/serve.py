@@ -25,6 +25,7 @@ LOADING = (
     "--dtype",
     "--int4",
     "--int8",
+    "--lora",
     "--kv-dtype",
     "--kernels",
     "--threads",

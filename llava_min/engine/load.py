@@ -22,6 +22,7 @@ from ..planning.forecast import default_dtype, free_bytes, is_large
 from ..tokenizer import read_tokenizer
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
+from ..weights.adapter import Adapter
 from ..weights.checkpoint import Checkpoint
 from ..weights.tied import with_own_head
 from .handle import KV_DTYPES, Model
@@ -50,12 +51,13 @@ def load(
     config: Mapping[str, object] | None = None,
     context: int | None = None,
     bits: int | None = None,
+    adapter: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
-    With `bits`, 4 or 8, it is quantised while loading. progress(done, total) is called after each
-    tensor. Raises LlavaMinError.
+    With `adapter`, a folder, a LoRA is merged into it, and with `bits`, 4 or 8, it is quantised
+    while loading. progress(done, total) is called after each tensor. Raises LlavaMinError.
     """
     start = time.perf_counter()
     device, path = pick_device(device), EMBEDDED
@@ -70,10 +72,12 @@ def load(
     settings = with_own_head(config_of(path, config, context), path)
     if tokenizer is not None:
         tokenizer.check_rows(settings.text.vocab_size)
-    convert: Callable[[weights.Tensors], weights.Tensors] = iter
+    convert: list[Callable[[weights.Tensors], weights.Tensors]] = []
+    if adapter is not None:
+        convert.append(partial(Adapter.open(adapter).applied, config=settings))
     if bits is not None:
         settings = replace(settings, quantization=quantize.on_load(settings, bits))
-        convert = partial(quantize.converted, config=settings)
+        convert.append(partial(quantize.converted, config=settings))
     network = weights.on_meta(settings)
     torch_dtype = pick_dtype(dtype, device, is_large(settings))
     if dtype == "auto":

@@ -238,12 +238,13 @@ def forecast(
     kv_dtype: str = "auto",
     config: Mapping[str, object] | None = None,
     context: int | None = None,
+    adapter: str | Path | None = None,
     memory: float | None = None,
     **options: object,
 ) -> Forecast:
     """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
 
-    memory: GB to fit in, instead of what is free.
+    memory: GB to fit in, instead of what is free. An adapter, once it is merged, costs nothing.
     """
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen = Options.of(**options)
