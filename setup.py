@@ -75,6 +75,8 @@ setup(
             "openai>=3.0",
             "schemathesis>=4.30",
             "peft>=0.17",
+            "bitsandbytes>=0.46; platform_system == 'Linux'",
+            "compressed-tensors>=0.15",
         ],
         "dev": ["ruff", "mypy"],
     },

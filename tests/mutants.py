@@ -71,6 +71,7 @@ TESTS = {
     "llava_min/trace.py": ("test_hooks",),
     "llava_min/base/habits.py": ("test_habits",),
     "weights/adapter.py": ("test_adapter",),
+    "weights/foreign.py": ("test_foreign",),
     "weights/tied.py": ("test_checkpoint",),
     "weights/index.py": ("test_checkpoint",),
     "llava_min/engine/step.py": ("test_step",),

@@ -244,7 +244,7 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize(
     "values, word",
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "aqlm", "bits": 4}, "aqlm"),
         ({"quant_method": "llava_min", "bits": 3}, "bits"),
         ({"quant_method": "llava_min", "bits": 4, "group": 48}, "group"),
         ({"quant_method": "llava_min", "bits": 4, "group": 64, "head": 8}, "method"),

@@ -6,7 +6,7 @@ out: Checkpoint: json(name), names, shape(name), tensor(name)
 Tensors are read with safetensors' pread backend: a file that is cut short while it is read becomes
 an error, where a memory map would kill the process. Nothing in a folder is ever executed, and .bin
 files are never opened.
-Read weights/hub.py, weights/index.py first. Read next: weights/names.py.
+Read weights/hub.py, weights/index.py, weights/foreign.py first. Read next: weights/names.py.
 Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base.files import read_json, regular
 from ..errors import CheckpointError, shown
 from . import header
+from .foreign import Foreign
 from .index import index
 
 MERGE = "Name the base with -m, and this folder with --lora."
@@ -38,6 +39,7 @@ class Checkpoint:
 
     folder: Path
     shards: dict[str, Path]  # tensor name -> its file
+    foreign: Foreign | None = None  # how another program quantised it
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
@@ -51,8 +53,8 @@ class Checkpoint:
             if regular(folder / name) and not (folder / "config.json").exists():
                 what = "cannot open the checkpoint"
                 raise CheckpointError(what, shown(str(folder)), "a whole model", kind, hint)
-        read_json(folder / "config.json", "configuration")
-        return cls(folder, index(folder))
+        config = read_json(folder / "config.json", "configuration")
+        return cls(folder, index(folder), Foreign.of(config))
 
     def only(self, wanted: Callable[[str], bool]) -> "Checkpoint":
         """The checkpoint without the tensors whose names are not wanted: none of them is read."""
@@ -89,23 +91,37 @@ class Checkpoint:
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all, shard after shard, one tensor in memory at a time.
 
-        After each, progress(done, total) is called.
+        After each, progress(done, total) is called. What another program quantised is multiplied
+        out.
         """
+        stored = self.stored(progress)
+        if self.foreign is None:
+            return stored
+        return self.foreign.multiplied_out(self.names, stored)
+
+    def stored(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all, as they are in the files."""
         done = 0
         for path in dict.fromkeys(self.shards.values()):
             with open_shard(path) as shard:
                 for name in (name for name, where in self.shards.items() if where == path):
-                    yield name, read_tensor(shard, name, path)
+                    yield name, read_tensor(shard, name, path, self.foreign is not None)
                     done += 1
                     if progress is not None:
                         progress(done, len(self.shards))
 
 
-def read_tensor(shard: safe_open, name: str, path: Path) -> Tensor:
-    """One tensor of an open shard, after a check of the dtype that it is stored in."""
+def read_tensor(shard: safe_open, name: str, path: Path, foreign: bool = False) -> Tensor:
+    """One tensor of an open shard, after a check of the dtype that it is stored in.
+
+    foreign: any that another program has for codes and scales.
+    """
     dtype = shard.get_slice(name).get_dtype()
     codes = name.endswith(".packed")
-    if dtype not in header.DTYPES or codes != (dtype == "U8"):
+    known = foreign and dtype in header.DTYPES | header.FOREIGN
+    if not known and (dtype not in header.DTYPES or codes != (dtype == "U8")):
         floats = ", ".join(key for key in header.DTYPES if key != "U8")
         allowed = "U8" if codes else f"one of {floats}"
         raise CheckpointError(f"cannot load {shown(name)}", path.name, allowed, shown(dtype))

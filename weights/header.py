@@ -19,6 +19,7 @@ from ..errors import CheckpointError, shown
 HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 # what a weight may be stored as, and its bytes; U8 holds codes
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+FOREIGN = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "F8_E4M3": 1, "BOOL": 1}  # by other programs
 
 
 def read_header(path: Path) -> dict[str, tuple[int, int]]:
@@ -68,7 +69,8 @@ def range_of(path: Path, name: str, entry: object) -> tuple[int, int]:
             path, f"a shape and a range for {shown(name)}", f"{shown(shape)} and {shown(offsets)}"
         )
     dtype, held = entry.get("dtype"), offsets[1] - offsets[0]
-    if isinstance(dtype, str) and dtype in DTYPES and held != DTYPES[dtype] * math.prod(shape):
+    size = (DTYPES | FOREIGN).get(dtype) if isinstance(dtype, str) else None
+    if size is not None and held != size * math.prod(shape):
         raise damaged(path, f"{shape} {dtype} of {shown(name)}", f"{held} bytes")
     return offsets[0], offsets[1]
 

@@ -126,7 +126,7 @@ def quantize(
     """
     checkpoint, place = Checkpoint.open(hub.find(source)), Path(os.path.abspath(target))
     config = tied.with_own_head(layouts.read_config(checkpoint.folder), checkpoint.folder)
-    if config.quantization is not None:
+    if config.quantization is not None or checkpoint.foreign is not None:
         raise CheckpointError(
             "cannot quantise", str(source), "weights of 16 or 32 bits", "quantised ones"
         )

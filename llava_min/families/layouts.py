@@ -268,12 +268,19 @@ LAYOUTS: dict[str, Callable[[Fields], LlavaConfig]] = {
 }
 
 
+FOREIGN = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8")
+
+
 def quantization(fields: Fields) -> Quantization | None:
-    """How the weights are quantised: as `python -m llava_min.weights quantize` says, or not."""
+    """How the weights are quantised: as `python -m llava_min.weights quantize` says, or not.
+
+    What another program quantised is multiplied out while it is read (weights/foreign.py).
+    """
     if fields.get("quantization_config", dict, None) is None:
         return None
     given = fields.section("quantization_config")
-    given.get("quant_method", str, choices=("llava_min",))
+    if given.get("quant_method", str, choices=("llava_min", *FOREIGN)) in FOREIGN:
+        return None
     known = ("quant_method", "bits", "group", "head", "method")
     if unknown := sorted(set(given.values) - set(known)):
         raise given.refused(unknown[0], "no such key", given.values[unknown[0]])
