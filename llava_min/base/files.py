@@ -8,6 +8,7 @@ Read next: config.py.
 
 import json
 import stat
+import urllib.parse
 from pathlib import Path
 
 from ..errors import CheckpointError, LlavaMinError, shown
@@ -25,6 +26,16 @@ def regular(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):  # a name that is too long, or that holds a NUL
         return False
+
+
+def path_of(text: str) -> str:
+    """The path that a text is, or that it names as a file:// URL.
+
+    >>> path_of("a.png"), path_of("file:///my%20pictures/a.png")
+    ('a.png', '/my pictures/a.png')
+    """
+    is_url = text.startswith("file://")
+    return urllib.parse.unquote(urllib.parse.urlsplit(text).path) if is_url else text
 
 
 def refuse_pointer(start: bytes, error: type[LlavaMinError], what: str, where: str) -> None:

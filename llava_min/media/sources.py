@@ -13,7 +13,6 @@ import io
 import os
 import struct
 import sys
-import urllib.parse
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..base.files import refuse_pointer, regular
+from ..base.files import path_of, refuse_pointer, regular
 from ..errors import MediaError, shown
 from . import data_uri, jpeg, limits, png
 from .colors import file_of, to_rgb
@@ -152,15 +151,12 @@ def local_path(source: object) -> Path:
         raise MediaError("cannot read the file", name_of(source), "a path, URL or bytes", "neither")
     text = str(source)
     if text.startswith("file://"):
-        parsed = urllib.parse.urlsplit(text)
-        if parsed.netloc not in ("", "localhost"):
+        host = text.removeprefix("file://").partition("/")[0]
+        if host not in ("", "localhost"):
             raise MediaError(
-                "cannot read the file",
-                shown(text),
-                "a local file",
-                f"the host {shown(parsed.netloc)}",
+                "cannot read the file", shown(text), "a local file", f"the host {shown(host)}"
             )
-        text = urllib.parse.unquote(parsed.path)
+        text = path_of(text)
     elif "://" in text:
         raise MediaError(
             "cannot read the file",

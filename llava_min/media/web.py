@@ -66,8 +66,8 @@ def outcome(url: str, limit: int) -> bytes | MediaError:
     opener = urllib.request.OpenerDirector()
     for kind in HANDLERS:
         opener.add_handler(kind())
-    request = urllib.request.Request(url, headers={"User-Agent": "llava_min"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "llava_min"})
         with opener.open(request, timeout=limits.FETCH_SECONDS) as response:
             body = bytearray()
             while len(body) <= limit and (block := response.read(1 << 16)):
