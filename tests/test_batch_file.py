@@ -1,6 +1,10 @@
 """--batch: a file of questions becomes a file of answers, in order, and can be gone on with."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import small
@@ -22,9 +26,9 @@ BAD = {
     "nonsense": "expected JSON",
     "[1]": "an object",
     '{"question": "\\ud800"}': "expected JSON",
-    '{"question": "a", "prompt": "b"}': "several",
-    '{"id": [1], "question": "a"}': "as id",
-    '{"question": "a", "images": [7]}': "as images",
+    '{"question": "a", "prompt": "b"}': "question and prompt cannot",
+    '{"id": [1], "question": "a"}': "id: expected a text or number",
+    '{"question": "a", "images": [7]}': "images: expected a list of texts",
     '{"question": "a", "images": ["none.png"]}': "none.png",
     '{"question": " "}': "a question",
     '{"question": "a", "temperatur": 1}': "temperatur",
@@ -74,7 +78,7 @@ def test_each_line_is_answered_as_by_its_own_command(files, size, capsys):
         own = {k: v for k, v in line.items() if k not in ("id", "prompt", "question", "messages")}
         asked = line.get("question") or line.get("prompt") or line["messages"]
         alone = model.generate(asked, **{"max_tokens": 20, **own})
-        alone = report.whole(alone, "", entry["settings"])
+        alone = report.whole(alone, "", asked, entry["settings"])
         assert without_times(entry) == without_times(alone)
         assert entry["timings"].keys() == alone["timings"].keys()
         assert all(seconds >= 0 for seconds in entry["timings"].values())
@@ -97,6 +101,94 @@ def test_an_id_names_one_line(files):
     files[0].write_text('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n')
     assert run(files, "--max-tokens", "1") == 4
     assert "text" in entries(files[1])[0] and "that of line 1" in entries(files[1])[1]["error"]
+
+
+@pytest.mark.parametrize(
+    "names", [[1, "1", True, 1.0, 1.5, "true", ""], [False, 0, -0.0, "0", "é"]]
+)
+def test_ids_are_told_apart_as_json_tells_them(files, names):
+    """A number is not a text and true is not 1, though Python's dictionaries take them for one."""
+    lines = [{"id": name, "question": f"{place}?"} for place, name in enumerate(names)]
+    files[0].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for more in ((), ("--resume",)):
+        assert run(files, "--max-tokens", "1", *more) == 0
+        found = [(entry["id"], entry["question"]) for entry in entries(files[1])]
+        assert repr(found) == repr([(line["id"], line["question"]) for line in lines])
+
+
+@pytest.mark.parametrize("given, meant", [
+    ({"max_new_tokens": 3, "temp": 0.5}, {"max_tokens": 3, "temperature": 0.5}),
+    ({"images": None, "seed": None, "id": None}, {}),
+    ({"image": STAR}, {}),
+])  # fmt: skip
+def test_a_line_may_have_names_of_elsewhere(files, given, meant):
+    """Its settings are then by the names here, and null is what the command line says."""
+    files[0].write_text(json.dumps({"question": "a", **given}) + "\n")
+    assert run(files, "--max-tokens", "2", "--seed", "4") == 0
+    (entry,) = entries(files[1])
+    assert entry["settings"].items() >= {"max_tokens": 2, "seed": 4, **meant}.items()
+    assert not entry["settings"].keys() & {"id", "image", "images", "max_new_tokens", "question"}
+
+
+FORMATS = {
+    # a file in which no line is an object: what the one error says of it
+    '[{"question": "a"},\n{"question": "b"}]\n': "found one JSON array. jq -c '.[]' makes",
+    '[{"question": "a"}]': "found one JSON array",
+    '{\n"question":\n"a"}': "found one JSON value. jq -c '.' makes",
+    "question,image\nWhat?,a.png\n": "found the line 'question,image'",
+    "\nWhere is the star?": "found the line",
+    "\ufffe": "found the line",
+}
+
+
+@pytest.mark.parametrize("text, said", FORMATS.items())
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_file_in_another_format_is_one_error(files, text, said, encoding, capsys):
+    """Before anything is loaded, and not an error for each of its lines."""
+    files[0].write_text(text, encoding=encoding)
+    assert run(files, "-m", "nowhere") == 4 and not files[1].exists()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "expected JSON Lines in UTF-8, an object a line" in err
+    assert said in err or encoding == "utf-16"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs /proc")
+def test_a_file_that_cannot_be_read(files, capsys):
+    assert run(("/proc/self/mem", files[1])) == 4
+    assert "'/proc/self/mem': expected a plain file that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["1", "3"])
+def test_from_stdin_to_stdout(files, size, monkeypatch, capfdbinary):
+    """The same lines as in a file, in order, and nothing else on stdout."""
+    lines = [{**line, "max_tokens": 9 - 4 * (place % 3)} for place, line in enumerate(LINES)]
+    data = "".join(json.dumps(line) + "\n" for line in [*lines, "nonsense"]).encode()
+    files[0].write_bytes(data)
+    assert run(files) == 4
+    capfdbinary.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert run(("-", "-"), "--batch-size", size) == 4
+    out, err = capfdbinary.readouterr()
+    assert [without_times(json.loads(line)) for line in out.splitlines()] == [
+        without_times(entry) for entry in entries(files[1])
+    ]
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert err.count(b"\n") == 1 and b"line 6" in err
+
+
+def test_a_reader_of_stdout_that_leaves(files):
+    command = f"{sys.executable} -m llava_min --batch {files[0]} -o - --max-tokens 2 | head -n 1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.stdout.count("\n") == 1 and "Traceback" not in ended.stderr
+    assert "error" not in ended.stderr
+
+
+def test_notices_of_many_lines_are_said_once(files, capfd):
+    line = json.dumps({"question": "a", "images": [STAR, STAR], "max_tokens": 1}) + "\n"
+    files[0].write_text(3 * line)
+    command = [sys.executable, "-m", "llava_min", "--batch", str(files[0]), "-o", str(files[1])]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.count("2 pictures: each padded") == 1 and len(entries(files[1])) == 3
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 5])
@@ -183,6 +275,56 @@ def test_what_asks_something_else_is_answered_again(files, tmp_path, change):
     assert (stayed == kept) == (change != "settings")
 
 
+def test_a_picture_that_changes_while_the_batch_runs(files, tmp_path, monkeypatch):
+    """Its answer is of the picture before or after; the next run answers of what is there now."""
+    picture, outcomes = tmp_path / "a.png", batch_file.outcomes
+    picture.write_bytes((small.TINY / "samples" / "before.png").read_bytes())
+    files[0].write_text(json.dumps({"question": "a", "images": [str(picture)]}) + "\n")
+
+    def changing(*given):
+        for outcome in outcomes(*given):
+            picture.write_bytes((small.TINY / "samples" / "after.png").read_bytes())
+            yield outcome
+
+    monkeypatch.setattr(batch_file, "outcomes", changing)
+    assert run(files, "--max-tokens", "1") == 0
+    stale = entries(files[1])[0]["digest"]
+    monkeypatch.undo()
+    assert run(files, "--max-tokens", "1", "--resume") == 0
+    assert entries(files[1])[0]["digest"] != stale
+
+
+@pytest.mark.parametrize("where", ["line", "command"])
+def test_subtitles_that_changed_are_told_again(files, tmp_path, where):
+    subtitles = tmp_path / "a.srt"
+    write = lambda text: subtitles.write_text(f"1\n00:00:00,000 --> 00:00:09,000\n{text}\n")
+    write("one")
+    line = {"question": "a", "videos": [str(small.TINY / "samples" / "clip.mp4")], "max_tokens": 1}
+    line |= {"subtitles": str(subtitles)} if where == "line" else {}
+    more = ["--subtitles", str(subtitles)] if where == "command" else []
+    files[0].write_text(json.dumps(line) + "\n")
+    assert run(files, *more) == 0
+    (first,) = entries(files[1])
+    write("four")
+    assert run(files, "--resume", *more) == 0
+    (again,) = entries(files[1])
+    assert again["digest"] != first["digest"]
+
+
+def test_answers_to_lines_that_are_gone_are_left_out(files, capsys):
+    """If another answer shows that the file is one of this batch; else it is not touched."""
+    files[0].write_text(named(LINES, "abcde"))
+    assert run(files, "--max-tokens", "1") == 0
+    whole = entries(files[1])
+    files[0].write_text(named(LINES[2:4], "cd"))
+    assert run(files, "--max-tokens", "1", "--resume") == 0
+    assert entries(files[1]) == [{**entry, "line": entry["line"] - 2} for entry in whole[2:4]]
+    files[0].write_text(named(LINES[:2], "ab"))
+    before = files[1].read_bytes()
+    assert run(files, "--max-tokens", "1", "--resume") == 6
+    assert 'found one to id "c"' in capsys.readouterr().err and files[1].read_bytes() == before
+
+
 def test_answers_are_on_the_disk_when_they_end(files, monkeypatch):
     """Interrupted before the fourth answer: three are there, whole, and can be gone on with."""
     write, seen = batch_file.written, []
@@ -202,7 +344,12 @@ def test_answers_are_on_the_disk_when_they_end(files, monkeypatch):
 
 @pytest.mark.parametrize(
     "content, named",
-    [("my notes\n", "an answer"), ("my notes", "an answer"), ('{"line": 99, "text": ""}\n', "99")],
+    [
+        ("my notes\n", "an answer"),
+        ("my notes", "an answer"),
+        ('{"line": [9]}\n', "an answer"),
+        ('{"line": 99, "text": ""}\n', "99"),
+    ],
 )
 def test_a_file_that_is_no_output_is_left_alone(files, content, named, capsys):
     files[1].write_text(content)

@@ -40,6 +40,7 @@ def test_json_has_the_documented_fields(capsys):
     whole = answer(capsys, "How many shapes are there?", "--image", STAR)
     assert list(whole) == [
         "model",
+        "question",
         "text",
         "token_ids",
         "finish_reason",
@@ -157,7 +158,36 @@ def test_jsonl_is_one_object_a_line(capsys):
     events = [json.loads(line) for line in out.splitlines()]
     assert events[0]["event"] == "prepared" and events[-1]["event"] == "answer"
     texts = "".join(event["text"] for event in events if event["event"] == "text")
-    assert texts == events[-1]["text"]
+    assert texts == events[-1]["text"] and {"event": "text", "text": ""} not in events
+
+
+@pytest.mark.parametrize("more, code", [
+    (["--image", "nothing.png"], 4), (["-m", "nowhere"], 3), (["--max-tokens", "99999"], 4),
+    (["--image", "nothing.png", "--plan"], 4),
+])  # fmt: skip
+def test_errors_are_objects_where_answers_are(capsys, more, code):
+    """On stdout; on stderr they are what they are without."""
+    _, out, plain = run(capsys, "x", *more)
+    assert out == ""
+    for form in ("--json", "--jsonl"):
+        found, out, err = run(capsys, "x", *more, form)
+        entry = json.loads(out)
+        assert entry.pop("event", "error") == "error" and (found, err) == (code, plain)
+        assert entry == {"error": err.removeprefix("llava_min: error: ")[:-1], "exit_code": code}
+        assert out.count("\n") == 1 or form == "--json"
+
+
+def test_a_chat_answers_in_objects_with_its_questions(capsys, monkeypatch):
+    lines = ["Where is the star?", "/nothing", " Is there a star? "]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    _, out, _ = run(capsys, "--chat", "--image", STAR, "--jsonl", "--max-tokens", "2")
+    ends = [
+        entry
+        for entry in map(json.loads, out.splitlines())
+        if entry["event"] not in "prepared text"
+    ]
+    assert [entry["event"] for entry in ends] == ["answer", "error", "answer"]
+    assert [entry.get("question") for entry in ends] == [lines[0], None, lines[2].strip()]
 
 
 def test_quiet_leaves_stderr_empty(capsys):

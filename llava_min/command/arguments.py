@@ -233,9 +233,8 @@ def check_together(given: argparse.Namespace) -> None:
                 raise ParameterError(f"{option(name)} and {option(other)} cannot be used together.")
     if given.batch and not given.output:
         raise ParameterError("--batch needs -o OUT.JSONL, the file for its answers.")
-    for name in ("batch", "output"):
-        if getattr(given, name) == "-":
-            raise ParameterError(f"{option(name)} needs a file with a name, not -.")
+    if given.resume and given.output == "-":
+        raise ParameterError("--resume needs an --output file with a name, not -.")
 
 
 def check_needs(given: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ..engine.chat import Chat
 from ..errors import LlavaMinError, MediaError, ParameterError, PromptError, shown
 from .habits import bare, notices, option_for
-from .report import Reporter
+from .report import Reporter, print_error
 
 HELP = """\
 /image SRC  a picture for the next question: a path or URL; repeatable
@@ -55,6 +55,7 @@ class Console:
             except (LlavaMinError, UnicodeError) as error:
                 if isinstance(error, UnicodeError):
                     error = PromptError("cannot read the line", "stdin", "UTF-8", "other bytes")
+                print_error(error, self.reporter.settings.output)
                 print(f"llava_min: error: {error}", file=sys.stderr, flush=True)
                 code = error.exit_code
             except KeyboardInterrupt:
@@ -94,4 +95,4 @@ class Console:
                 self.reporter.line(f"llava_min: {notice}")
             (images, videos), self.shown = self.shown.values(), {"/image": [], "/video": []}
             media = {"images": images, "videos": videos}
-            self.reporter.follow(self.chat.events(line, **media, interruptible=True))
+            self.reporter.follow(self.chat.events(line, **media, interruptible=True), line)

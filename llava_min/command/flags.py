@@ -303,13 +303,14 @@ DETAILS: tuple[Flag, ...] = (
     ("--no-stream", "print the answer at once", SWITCH),
     (
         "--batch",
-        "answer each line of a file: JSON with question or messages, images, videos, id, "
-        "and options of its own such as max_tokens; paths are relative to the working directory",
+        "answer each line of a file, or of stdin for -: JSON with question or messages, images, "
+        "videos, id, and options of its own such as max_tokens; paths are relative to the working "
+        "directory",
         How(metavar="IN.JSONL"),
     ),
     (
         "-o --output",
-        "where the answers of --batch go, an object a line, in the same order",
+        "where the answers of --batch go, an object a line, in the same order; - is stdout",
         How(metavar="OUT.JSONL"),
     ),
     ("--resume", "go on with an output file: only lines without an answer are asked", SWITCH),

@@ -19,7 +19,7 @@ import traceback
 from .. import use_kernels
 from ..base.habits import folder
 from ..errors import LlavaMinError, OutputError
-from . import arguments, batch_file
+from . import arguments, batch_file, report
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             print(settings)
             code = 0
         else:
-            code = answer(settings)
+            code = answer_or_error(settings)
         sys.stdout.flush()  # while it can still be said that there is no room
         return code
     except LlavaMinError as error:
@@ -108,6 +108,15 @@ def tool(argv: list[str]) -> int:
     return checkpoints.main(argv)
 
 
+def answer_or_error(settings: arguments.Settings) -> int:
+    """Load, ask, report; an error is raised again after it was printed where objects are."""
+    try:
+        return answer(settings)
+    except LlavaMinError as error:
+        report.print_error(error, settings.output)
+        raise
+
+
 def answer(settings: arguments.Settings) -> int:
     """Load, ask, report."""
     logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
@@ -126,7 +135,6 @@ def answer(settings: arguments.Settings) -> int:
     from ..base.progress import Progress
     from ..engine import load as loading
     from ..families import folder as checkpoint_folder
-    from . import report
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -153,7 +161,7 @@ def answer(settings: arguments.Settings) -> int:
 
             return Console(model.chat(**options), reporter, images, videos).loop(question)
         asked = model.events(question, images=images, videos=videos, interruptible=True, **options)
-        return 130 if reporter.follow(asked).finish_reason == "interrupted" else 0
+        return 130 if reporter.follow(asked, question).finish_reason == "interrupted" else 0
 
 
 def show_plan(settings: arguments.Settings) -> int:

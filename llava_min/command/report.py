@@ -14,6 +14,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict
 
 from ..base.progress import Progress
+from ..errors import LlavaMinError
 from .arguments import Settings
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
@@ -34,7 +35,7 @@ class Reporter:
 
     def piece(self, text: str) -> None:
         """Text of the answer, as soon as it is whole."""
-        if text and self.settings.output == "text" and self.settings.stream:
+        if self.settings.output == "text" and self.settings.stream:
             print(text, end="", flush=True)
 
     def event(self, name: str, **values: object) -> None:
@@ -42,8 +43,11 @@ class Reporter:
         if self.settings.output == "jsonl":
             print(json.dumps({"event": name, **values}, ensure_ascii=False), flush=True)
 
-    def follow(self, events: "Generator[Event, None, None]") -> "Answer":
-        """Show the events of an answer as they come, and return the Answer that ends them."""
+    def follow(self, events: "Generator[Event, None, None]", question: object) -> "Answer":
+        """Show the events of an answer as they come, and return the Answer that ends them.
+
+        question: as it was asked, for --json.
+        """
         from ..engine.answers import Answer, Portion, Prepared
 
         answer, progress = None, Progress("reading", self.settings.quiet)
@@ -57,19 +61,19 @@ class Reporter:
                     progress(event.done, event.total)
                 elif isinstance(event, Answer):
                     answer = event
-                    self.finish(answer)
-                else:
+                    self.finish(answer, question)
+                elif event.text:
                     self.piece(event.text)
                     self.event("text", text=event.text)
         assert answer is not None, "the last event is the Answer"
         return answer
 
-    def finish(self, answer: "Answer") -> None:
+    def finish(self, answer: "Answer", question: object) -> None:
         """Print the whole answer and what it took."""
         if self.settings.output == "text":
             print("" if self.settings.stream else answer.text, flush=True)
         else:
-            self.print_json(answer)
+            self.print_json(answer, question)
         if answer.finish_reason == "length":
             self.line(
                 f"llava_min: the answer was cut after {len(answer.token_ids)} tokens (--max-tokens)"
@@ -94,18 +98,45 @@ class Reporter:
             )
             self.embedded = False  # once is enough
 
-    def print_json(self, answer: "Answer") -> None:
+    def print_json(self, answer: "Answer", question: object) -> None:
         """Print everything about the answer as one object, in the form of --json or --jsonl."""
         options = {**self.settings.options, **self.settings.load}
-        entry = whole(answer, self.name, options)
+        entry = whole(answer, self.name, question, options)
         if self.settings.output == "jsonl":
             self.event("answer", **entry)
         else:
             print(json.dumps(entry, ensure_ascii=False, indent=2), flush=True)
 
 
-def whole(answer: "Answer", model: str, options: Mapping[str, object]) -> dict[str, object]:
+def whole(
+    answer: "Answer", model: str, question: object, options: Mapping[str, object]
+) -> dict[str, object]:
     """Everything about an answer, as --json prints it."""
     from .. import __version__
 
-    return {"model": model, **asdict(answer), "settings": options, "version": __version__}
+    asked = {"model": model, "question": text_of(question)}
+    return {**asked, **asdict(answer), "settings": options, "version": __version__}
+
+
+def text_of(question: object) -> object:
+    """A question as it was asked; of messages, the text of the newest turn of the user.
+
+    >>> text_of([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It is."}])
+    'Why?'
+    """
+    from ..request.messages import from_messages
+    from ..request.prepare import is_messages
+
+    if question is None or isinstance(question, str) or not is_messages(question):
+        return question
+    turn = [turn for turn in from_messages(list(question))[0] if turn.role == "user"][-1]
+    return "".join(str(run) for part in turn.parts if isinstance(part, tuple) for run in part)
+
+
+def print_error(error: LlavaMinError, output: str) -> None:
+    """Print what went wrong as an object on stdout, where --json or --jsonl asks for objects."""
+    entry = {"error": str(error), "exit_code": error.exit_code}
+    if output == "jsonl":
+        print(json.dumps({"event": "error", **entry}, ensure_ascii=False), flush=True)
+    elif output == "json":
+        print(json.dumps(entry, ensure_ascii=False, indent=2), flush=True)
