@@ -3,10 +3,12 @@ those that torch allocates; what does not fit is refused, and what is said to fi
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -306,7 +308,8 @@ def test_operations_are_those_of_the_linears_and_of_attention():
 def options_of(remedy: str) -> dict:
     """The options of a remedy, as keyword arguments."""
     words = remedy.split()
-    kinds = {"--frames": int, "--max-tiles": int, "--dtype": str, "--kv-dtype": str}
+    kinds = {"--dtype": str, "--kv-dtype": str}
+    kinds |= dict.fromkeys(("--frames", "--max-tiles", "--max-tokens"), int)
     found = {word[2:].replace("-", "_"): kinds[word](words[place + 1]) if word in kinds else 4
              for place, word in enumerate(words) if word.startswith("--")}  # fmt: skip
     return {"bits" if name == "int4" else name: value for name, value in found.items()}
@@ -325,11 +328,17 @@ def test_a_prompt_may_fill_the_context_and_no_more():
 
 
 @settings(max_examples=15, deadline=None)
-@given(share=st.floats(0.2, 0.99), frames=st.integers(1, 60), pictures=st.integers(0, 2))
-def test_what_would_fit_fits(share, frames, pictures):
-    """Each remedy alone."""
+@given(
+    share=st.floats(0.2, 0.99),
+    frames=st.integers(1, 60),
+    pictures=st.integers(0, 2),
+    answer=st.sampled_from([1, 500, 20_000]),
+)
+def test_what_would_fit_fits(share, frames, pictures, answer):
+    """Each remedy alone; one more token of the answer than it says would be too many."""
     clip, picture = np.zeros((frames, 8, 8, 3), np.uint8), Image.new("RGB", (700, 500))
     media = dict(videos=[clip], images=[picture] * pictures, multi_image="anyres")
+    media["max_tokens"] = answer
     whole = llava_min.plan(None, "Why?", **media)
     given = dict(media, memory=share * whole.memory().total / 1e9)
     found = llava_min.plan(None, "Why?", **given)
@@ -337,9 +346,18 @@ def test_what_would_fit_fits(share, frames, pictures):
     for remedy in found.remedies():
         options = options_of(remedy)
         count = options.pop("frames", None)
-        if remedy != "less of everything":
+        if not options and count is None:
+            assert remedy in ("a smaller checkpoint", "a shorter prompt")
+            smallest = given | dict(bits=4, kv_dtype="int8", max_tokens=1)
+            least = llava_min.plan(None, "Why?", **smallest)
+            assert not least.fits
+            assert (remedy == "a smaller checkpoint") == (least.memory().weights >= least.room)
+        else:
             fewer = given | options | dict(videos=[clip[:count]])
             assert llava_min.plan(None, "Why?", **fewer).fits, remedy
+        if "max_tokens" in options:
+            fewer["max_tokens"] += 1
+            assert not llava_min.plan(None, "Why?", **fewer).fits
 
 
 @pytest.mark.catalogue("MEM-PRE", "what cannot fit is refused before anything is encoded")
@@ -389,10 +407,34 @@ def test_the_bar_and_the_table_say_what_json_says(capsys):
     tokens, chosen = found["tokens"], next(row for row in found["memory"] if row["chosen"])
     assert f"{tokens['all']:,} of 32,768 tokens" in shown and chosen["dtype"] == "bfloat16"
     bar = shown[shown.index("[") + 1 : shown.index("]")]
-    assert len(bar) == 60 and abs(bar.count("+") - 60 * 9000 / 32768) < 1
+    assert len(bar) == 50 and abs(bar.count("+") - 50 * 9000 / 32768) < 1
     line = next(line for line in shown.splitlines() if line.startswith(">"))
     assert line.endswith(f"{chosen['total'] / 1e9:.3f}")
     assert found["fits"] and "it fits" in shown and found["seconds"]["reading"] > 0
+
+
+@pytest.mark.parametrize("columns", [20, 40, 55, 78, 79, 80, 200])
+@pytest.mark.parametrize("more", [[], ["--memory", "0.001"], ["--memory", "0.012"]])
+def test_a_plan_is_as_wide_as_the_terminal(monkeypatch, capsys, tmp_path, columns, more):
+    """At most 79 and at least 40 characters; whatever the width, the same numbers; what a long
+    path loses is shown by dots.
+    """
+    monkeypatch.setenv("COLUMNS", str(columns))
+    picture = tmp_path / ("long" * 20) / "shapes.png"
+    picture.parent.mkdir()
+    picture.write_bytes(Path(STAR).read_bytes())
+    words = ["--plan", "Why?", "--image", str(picture), "--dtype", "float32", "--max-tokens", "300"]
+    assert main([*words, *more]) == 0
+    shown = capsys.readouterr().out
+    assert 30 < max(map(len, shown.splitlines())) <= max(40, min(79, columns))
+    assert re.search(r"^  \.\.\.\S*/shapes\.png ", shown, re.M)
+    assert main([*words, *more, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert f"{found['tokens']['all']:,} of 32,768 tokens" in shown
+    totals = re.findall(r"^[> ] .*float.* (\d+\.\d{3})$", shown, re.M)
+    assert totals == [f"{row['total'] / 1e9:.3f}" for row in found["memory"]]
+    one_line = re.sub(r"\s+", " ", shown)
+    assert found["fits"] or f"{', or '.join(found['what_would_fit'])} would" in one_line
 
 
 def test_a_prompt_beyond_the_context_is_shown_not_refused(capsys):

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 
@@ -167,6 +168,7 @@ def answer(settings: arguments.Settings) -> int:
 def show_plan(settings: arguments.Settings) -> int:
     """Print what the answer would cost, without torch."""
     from ..planning.forecast import forecast
+    from ..planning.page import WIDTH
 
     found = forecast(
         settings.model,
@@ -177,7 +179,10 @@ def show_plan(settings: arguments.Settings) -> int:
         **settings.load,
         **settings.options,
     )
-    print(found if settings.output == "text" else json.dumps(found.json(), ensure_ascii=False))
+    if settings.output == "text":
+        print(found.text(shutil.get_terminal_size((WIDTH, 0)).columns))
+    else:
+        print(json.dumps(found.json(), ensure_ascii=False))
     return 0
 
 

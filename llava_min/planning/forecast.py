@@ -4,7 +4,8 @@ in:  a checkpoint's config.json, its tokenizer if it has one, a question, the he
 out: Forecast: text for a terminal, or JSON; MemoryBudgetError where it cannot fit
 
 No torch here, unless a GPU must be asked for its memory. One GB is 10^9 bytes.
-Read segments.py, planning/memory.py, request/prepare.py first. Read next: engine/handle.py.
+Read segments.py, planning/memory.py, planning/page.py, request/prepare.py first. Read next:
+engine/handle.py.
 """
 
 import time
@@ -30,10 +31,10 @@ from ..tokenizer import VISUAL, Tokenizer, read_tokenizer
 from ..weights import hub
 from ..weights.tied import with_own_head
 from . import memory as needs
-from .memory import Memory, Storage
+from . import page
+from .memory import GB, Memory, Storage
+from .page import counted
 
-GB = 10**9
-BAR = 60  # characters
 KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 4))
 WAYS = [(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
 
@@ -94,11 +95,8 @@ class Forecast:
             "--int4": replace(own, bits=4),
             "--int4 --kv-dtype int8": replace(own, bits=4, kv_dtype="int8"),
         }
-        found = [
-            option
-            for option, other in others.items()
-            if other.size <= own.size and self.memory(other).total <= self.room
-        ]
+        others = {option: other for option, other in others.items() if other.size <= own.size}
+        found = [o for o, other in others.items() if self.memory(other).total <= self.room]
         found = found[:-1] if len(found) > 1 else found
         for option, unit in (("--frames", "frames"), ("--max-tiles", "tiles")):
             many = [entry for entry in self.media if counted(entry, unit) > 1]
@@ -108,7 +106,14 @@ class Forecast:
                 if saved and self.memory(saved=saved).total <= self.room:
                     found.append(f"{option} {count}")
                     break
-        return found or ["less of everything"]
+        for option, other in {"": own, **({} if found else others)}.items():
+            over = self.memory(other).total - self.room
+            count = self.answer - -(-over // needs.token_bytes(self.config.text, other))
+            if count > 0:
+                found.append(f"{option} --max-tokens {count}".strip())
+                break
+        weights = min(self.memory(other).weights for other in others.values())
+        return found or ["a smaller checkpoint" if weights >= self.room else "a shorter prompt"]
 
     def tokens_of(self, entry: Entry, unit: str, count: int) -> int:
         """Tokens of a medium if it had so many frames, or grids of so many tiles at most."""
@@ -154,52 +159,11 @@ class Forecast:
         return found
 
     def __str__(self) -> str:
-        return "\n".join([*self.token_lines(), *self.memory_lines()])
+        return self.text()
 
-    def token_lines(self) -> list[str]:
-        """Tokens of each medium, and a bar of the context."""
-        count = self.json()["tokens"]
-        rows = [(entry["source"], becomes(entry), entry["tokens"]) for entry in self.media]
-        rows.append(("text", "a guess without tokenizer" * self.guessed, count["text"]))
-        rows.append(("answer", "at most", self.answer))
-        total, context = count["all"], count["context"]
-        ends = [count["text"], self.plan.tokens, total, max(total, context)]
-        ends = [round(BAR * end / ends[-1]) for end in ends]
-        bar = "".join(sign * (end - start) for sign, start, end in zip("=#+.", [0, *ends], ends))
-        left = f"{context - total:,} free" if total <= context else f"{total - context:,} TOO MANY"
-        return [
-            f"{self.name} ({self.config.family})",
-            *(f"  {name[-40:]:40} {kind:28} {tokens:>9,}" for name, kind, tokens in rows),
-            f"[{bar}] = text # visual + answer",
-            f"{total:,} of {context:,} tokens, {left}",
-        ]
-
-    def memory_lines(self) -> list[str]:
-        """The arithmetic of the cache, a table over ways of storing, the verdict, the seconds."""
-        text, chosen, whole = self.config.text, self.storage, self.json()
-        vector, columns = f"{text.head_dim} x {chosen.size}", [*Memory.__annotations__, "total"]
-        if chosen.kv_dtype != "auto":
-            vector = f"({text.head_dim} and a scale of 4)"
-        lines = [
-            f"cache: 2 x {text.num_layers} layers x {text.num_kv_heads} heads x {vector} bytes"
-            f" = {whole['cache_bytes_a_token']:,} bytes a token",
-            f"  {'GB':32}" + "".join(f"{name:>12}" for name in columns),
-        ]
-        for row in whole["memory"]:
-            name = (f"int{row['bits']}, else " if row["bits"] else "") + row["dtype"]
-            name += f", {row['kv_dtype']} cache" * (row["kv_dtype"] != "auto")
-            sizes = "".join(f"{row[column] / GB:12.3f}" for column in columns)
-            lines.append(f"{'>' if row['chosen'] else ' '} {name:32}{sizes}")
-        others = ", or ".join(whole["what_would_fit"])
-        verdicts = {
-            None: "whether it fits is not known: see --memory",
-            True: "it fits",
-            False: f"it does not fit; {others} would",
-        }
-        room = "" if self.room is None else f"{self.room / GB:.2f} GB at hand: "
-        seconds = ", ".join(f"{s:.2g} s {name}" for name, s in (self.seconds or {}).items())
-        times = [f"at best: {seconds}"] if seconds else []
-        return [*lines, room + verdicts[self.fits], *times]
+    def text(self, width: int = page.WIDTH) -> str:
+        """Everything, for people, in lines of at most `width` characters, or 40."""
+        return page.page(self, width)
 
 
 def does_not_fit(need: Memory, room: int, remedies: list[str]) -> MemoryBudgetError:
@@ -213,17 +177,6 @@ def does_not_fit(need: Memory, room: int, remedies: list[str]) -> MemoryBudgetEr
         f"{sum_of} = {need.total / of:.2f} {unit}",
         f"What would fit: {', or '.join(remedies)}.",
     )
-
-
-def counted(entry: Entry, unit: str) -> int:
-    """How many frames or tiles a medium has; 1 where it has none of that unit."""
-    return entry.get("frames", 1) if unit == "frames" else entry.get("tiles", 1)
-
-
-def becomes(entry: Entry) -> str:
-    """What a medium becomes, in a few words."""
-    unit = "frames" if "frames" in entry else "tiles"
-    return f"{' x '.join(map(str, entry['size']))}, {unit}: {counted(entry, unit)}"
 
 
 def forecast(

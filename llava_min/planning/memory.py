@@ -16,6 +16,7 @@ from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 
 # Memory and work ---------------------------------------------------------------
 
+GB = 10**9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
 
