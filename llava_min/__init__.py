@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .engine.answers import Answer, Score
     from .engine.chat import Chat
     from .engine.handle import Model
+    from .explain.explanation import Explanation
     from .media.sources import Picture, Video
     from .options import Options
     from .planning.forecast import Forecast
@@ -49,6 +50,7 @@ __all__ = [
     "Answer",
     "Score",
     "Chat",
+    "Explanation",
     "Forecast",
     "LlavaMinError",
     "ParameterError",
@@ -67,6 +69,7 @@ HOMES = {
     "Answer": "engine.answers",
     "Score": "engine.answers",
     "Chat": "engine.chat",
+    "Explanation": "explain.explanation",
     "Forecast": "planning.forecast",
 }
 

@@ -19,7 +19,9 @@ from ..base.habits import accepting
 from ..base.memory import memory_guard
 from ..cache import Cache
 from ..config import LlavaConfig
-from ..errors import OutputError, ParameterError
+from ..errors import OutputError
+from ..explain.explanation import Explanation
+from ..explain.forced import before, log_probabilities
 from ..generate import generate
 from ..model import Network, Portion, finished
 from ..options import Options
@@ -31,12 +33,11 @@ from ..request.prepare import (
     Question,
     Videos,
     prepare,
-    require_tokenizer,
 )
 from ..request.visuals import Encodable
-from ..segments import TILES, Plan, Text
+from ..segments import TILES, Plan
 from ..tokenizer import Tokenizer
-from . import batch, chat
+from . import batch, chat, explaining
 from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
 from .grammar import grammar_rules
@@ -246,28 +247,43 @@ class Model(Asking):
 
         The probabilities are those from which `generate` would choose, had it chosen these tokens.
         """
-        if isinstance(answer, str):
-            ids = require_tokenizer(self.tokenizer).encode_text(answer)
-        else:
-            ids = list(answer)
-        if not ids:
-            raise ParameterError("An answer needs at least one token to be scored.")
+        ids = explaining.ids_of(self, answer)
         prepared = self.prepare(question, images, videos, **options)
         self.admission.admit(prepared, len(ids), results=logit_bytes(self.config, len(ids)))
         return self.forced(*self.prefilled(prepared, len(ids)), ids)
 
     def forced(self, logits: Tensor, cache: Cache, ids: list[int]) -> Score:
         """The score of ids after a prefilled prompt of one row: logits [1 V] of its last token."""
-        logits, chosen = self.before(logits, cache, ids), torch.tensor(ids, device=logits.device)
-        logs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        return Score(ids, logs.tolist(), (logits.argmax(-1) == chosen).tolist())
+        logits = before(self.network, logits, cache, ids)
+        chosen = torch.tensor(ids, device=logits.device)
+        matches = (logits.argmax(-1) == chosen).tolist()
+        return Score(ids, log_probabilities(logits, ids).tolist(), matches)
 
-    def before(self, logits: Tensor, cache: Cache, ids: list[int]) -> Tensor:
-        """Logits [T V] from which T ids would be chosen, one by one, after a prompt of one row."""
-        if len(ids) == 1:
-            return logits
-        more = Plan((Text(tuple(ids[:-1])),), self.config.text.context)
-        return torch.cat([logits, self.network.prefill(more, [], cache, keep="all")])
+    @accepting("self", "question", "answer", "images", "videos")
+    def explain(
+        self,
+        question: Question = None,
+        answer: Answer | str | list[int] | None = None,
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        words: int = 64,
+        alternatives: int = 5,
+        occlusion: bool = False,
+        prefix: Prefix | None = None,
+        **options: object,
+    ) -> Explanation:
+        """What each word of an answer looked at, how likely it was, and what else it could be.
+
+        answer: the one to explain, as generate() gives it, or as text or ids; without one, the
+        question is answered first. words: explain so many tokens of it at most. alternatives: of
+        each word. occlusion: also score the answer with parts of each picture covered, one after
+        another, which reads the prompt 51 times for each picture. prefix, options: see events. It
+        takes at most 64 MB besides what the answer takes. Raises LlavaMinError.
+        """
+        return explaining.explain(
+            self, question, images, videos, answer, words, alternatives, occlusion, prefix, options
+        )
 
     @accepting("self", "question", "images", "videos")
     def logits(

@@ -8,13 +8,15 @@ picture fitted into a canvas of tiles and centred there. So a box is found on th
 then moved and scaled back to the picture. A patch that saw the border too has a box that ends with
 the picture. A tile's side need not be a multiple of the patch size: of 384 pixels, 27 patches of 14
 see 378.
-Read anyres.py, segments.py first.
+Read anyres.py, segments.py first. Read next: explain/rows.py.
 Agrees with: image.py, for every mode and size (tested with pictures that show coordinates).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..anyres import fitted
 from ..config import LlavaConfig
@@ -150,3 +152,31 @@ def grid_fits(picture: Picture, config: LlavaConfig) -> tuple[Fit, Fit]:
         for length, whole, part in zip(picture.size, canvas, inner)
     )
     return across, down
+
+
+def spread(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Weights [N], each spread evenly over the pixels of its patch: float32 [H W].
+
+    boxes: [N 4], of patches of one size; a smaller box is what the picture's edge leaves of one,
+    and gets no more than its part. A pixel that a box covers in part gets that part. Weights
+    whose box is NaN are left out. size: (width, height).
+
+    >>> spread(np.array([1.0]), np.array([[0.5, 0, 2.5, 1]]), (3, 1)).tolist()
+    [[0.25, 0.5, 0.25]]
+    """
+    pixels = np.zeros((size[1], size[0]), np.float32)
+    inside = ~np.isnan(boxes[:, 0])
+    weights, boxes = weights[inside], boxes[inside].astype(float)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    whole = np.maximum(areas, np.median(areas)) if len(areas) else areas
+    for weight, box in zip(weights / whole, boxes):
+        (left, across), (top, down) = (covers(*ends) for ends in (box[0::2], box[1::2]))
+        part = pixels[top : top + len(down), left : left + len(across)]
+        part += weight * np.outer(down, across)[: part.shape[0], : part.shape[1]]
+    return pixels
+
+
+def covers(start: float, stop: float) -> tuple[int, np.ndarray]:
+    """The first pixel of an interval, and how much of each pixel from it on is inside."""
+    edges = np.arange(math.floor(start), math.ceil(stop) + 1)
+    return int(edges[0]), np.diff(np.clip(edges, start, stop))

@@ -1,0 +1,103 @@
+"""A question is answered, or was, and the answer is explained.
+
+in:  a Model, a question with its media, an answer or none
+out: Explanation
+
+Read explain/explaining.py, engine/prefix.py first. Read next: command/main.py.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ParameterError, wrong_value
+from ..explain.explaining import explained, last_row
+from ..explain.explanation import Explanation, Stage
+from ..explain.occlusion import Occluder
+from ..model import finished
+from ..options import Options
+from ..planning.forecast import estimate, free_bytes
+from ..planning.memory import logit_bytes, portions
+from ..request.prepare import Pictures, Prepared, Question, Videos, prepare, require_tokenizer
+from .answers import Answer
+from .prefix import Prefix
+
+if TYPE_CHECKING:
+    from .handle import Model
+
+BYTES = 64 * 2**20  # that an explanation may take, at any length
+
+
+def explain(
+    model: "Model",
+    question: Question,
+    images: Pictures,
+    videos: Videos,
+    answer: "Answer | str | list[int] | None",
+    words: int,
+    alternatives: int,
+    occlusion: bool,
+    prefix: Prefix | None,
+    options: dict[str, object],
+) -> Explanation:
+    """See Model.explain."""
+    for name, count in (("words", words), ("alternatives", alternatives)):
+        if type(count) is not int or count < 1:
+            raise wrong_value(name, "a whole number of at least 1", count)
+    prefix = prefix or Prefix(model.empty_cache(0))
+    if answer is None:
+        answer = model.generate(question, images=images, videos=videos, prefix=prefix, **options)
+    ids = ids_of(model, answer)
+    given = Options.of(**options)
+    prepared = prepare(
+        question, images, videos, given, model.config, model.tokenizer, prefix.opened
+    )
+    results = BYTES + logit_bytes(model.config, min(words, len(ids)))
+    model.admission.admit(prepared, len(ids), prefix.cache, results)
+    plan, visuals = prefix.turn_to(prepared, prepared.plan.tokens + len(ids))
+    with last_row() as last:
+        finished(model.reading(plan, visuals, prefix.cache))
+    found = explained(
+        model.network, prefix.cache, last[0], prepared, ids, words, alternatives, model.name
+    )
+    if isinstance(answer, Answer):
+        found = replace(found, stages=stages(model, prepared, answer))
+    if occlusion:
+        k, chunk = portions(model.config, model.storage, free_bytes(model.network.device.type))
+        occluder = Occluder(model.network, prefix.cache, prepared, (k, chunk))
+        squares = [
+            occluder.occlusion(number, found.token_ids)
+            for number, visual in enumerate(prepared.visuals)
+            if isinstance(visual.pixels, np.ndarray)
+        ]
+        found = replace(found, occlusion=squares)
+    return found
+
+
+def ids_of(model: "Model", answer: "Answer | str | list[int]") -> list[int]:
+    """The token ids of an answer; ParameterError where it has none."""
+    if isinstance(answer, Answer):
+        ids = answer.token_ids
+    elif isinstance(answer, str):
+        ids = require_tokenizer(model.tokenizer).encode_text(answer)
+    else:
+        ids = list(answer)
+    if not ids:
+        raise ParameterError("An answer needs at least one token.")
+    return ids
+
+
+def stages(model: "Model", prepared: Prepared, answer: Answer) -> list[Stage]:
+    """The stages of an answer with their seconds, next to what the plan's arithmetic allows."""
+    took, count = answer.timings, len(answer.token_ids)
+    best: dict[str, float] = {}
+    if model.network.device.type == "cpu":
+        best = estimate(model.admission.forecast(prepared, count))
+    written = best["a token"] * (count - 1) if best else None
+    return [
+        Stage("opening the media", took["preprocess_s"], None),
+        Stage("looking: tower and projector", took["vision_s"], best.get("looking")),
+        Stage("reading the prompt", took["prefill_s"], best.get("reading")),
+        Stage("writing the answer", took["decode_s"], written),
+    ]

@@ -1,0 +1,439 @@
+"""What an answer looked at: the weights are those that the decoder itself used, the rows are where
+their patches are, and what is kept is what was asked for.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from test_families import FAMILIES, Family, pixels_of
+
+import llava_min
+from llava_min import image, projector
+from llava_min import segments as plans
+from llava_min.cache import Layer
+from llava_min.engine.prefix import Prefix
+from llava_min.errors import OutputError, ParameterError
+from llava_min.explain import attention, measures, occlusion, pictures
+from llava_min.explain.forced import before
+from llava_min.explain.places import spread
+from llava_min.explain.rows import KINDS, Rows
+from llava_min.families import layouts
+from llava_min.kernels.attention import causal_mask
+from llava_min.trace import watch
+
+STAR = str(small.TINY / "samples" / "shapes.png")
+BOX = (30, 22, 80, 70)  # of the star in it: left, top, right, bottom
+QUESTION = "Where is the star?"
+TINY = layouts.read_config(small.TINY)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava_min.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    return model.explain(QUESTION, images=[STAR])
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    return {name: Family(name, folder / name) for name in FAMILIES}
+
+
+# The weights are the decoder's own ------------------------------------------------
+
+
+def mixed_again(model, prepared, ids) -> tuple[list, list, list]:
+    """Of each layer: what passed "mixed" for an answer's rows, weights times values, and sums."""
+    logits, cache = model.prefilled(prepared, len(ids))
+    layers = cache.layers()
+    made = [0.0] * len(layers)
+    sums = [0.0] * len(layers)
+
+    def take(layer, columns, weights):
+        values = attention.vectors(layers[layer].values, layers[layer].value_scales, columns)
+        values = values.repeat_interleave(len(weights) // len(values), 0)
+        made[layer] = made[layer] + weights @ values.to(weights.dtype)
+        sums[layer] = sums[layer] + weights.sum(-1)
+
+    with attention.weighing(cache, take), watch("mixed") as mixed:
+        before(model.network, logits, cache, ids)
+    return [one[0].transpose(0, 1) for one in mixed], made, sums
+
+
+def check_weights(model, question, answer: list[int], bound: float, **media) -> None:
+    """Weights times values are each layer's own output; log-probabilities are those of score()."""
+    prepared = model.prepare(question, **media)
+    own, made, sums = mixed_again(model, prepared, answer)
+    assert len(own) == model.config.text.num_layers
+    for one, other, total in zip(own, made, sums):
+        assert (one - other).abs().max() <= bound * max(1, one.abs().max())
+        assert (total - 1).abs().max() < 1e-5
+    explained = model.explain(question, answer, **media)
+    score = model.score(question, answer, **media)
+    np.testing.assert_allclose(
+        explained.log_probabilities, score.log_probabilities, atol=bound * 10
+    )
+    np.testing.assert_allclose(explained.shares.sum(-1), 1, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_those_of_every_family(families, name, monkeypatch):
+    """Odd sizes, two pictures, a clip; blocks of a few columns, which do not divide the prompt."""
+    monkeypatch.setattr(attention, "NUMBERS", 700)
+    model, ids = families[name].ours, [7, 300, 12, 45]
+    pair = [small.picture(57, 113), small.picture(131, 60, seed=1)]
+    check_weights(model, "What is it?", ids, 2e-5, images=pair)
+    if name != "next":
+        check_weights(model, "What is it?", ids, 2e-5, videos=[small.frames(3, 61, 43)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 50), st.integers(0, 99))
+def test_blocks_of_any_size(numbers, new, before, seed):
+    """Wherever the blocks end, they are the softmax of the whole, and no row sees a later one."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, new, 4, 8, generator=generator, dtype=torch.float64)
+    keys = torch.randn(1, 2, before + new + 3, 8, generator=generator, dtype=torch.float64)
+    lengths = torch.tensor([before], dtype=torch.int32)
+    layer = Layer(keys, keys, None, None, lengths, np.array([before]))
+    mask = causal_mask(new, before)
+    exact = (
+        query[0].transpose(0, 1) @ keys[0, :, : before + new].repeat_interleave(2, 0).mT
+    ) / 8**0.5
+    exact = exact.masked_fill(~mask, -torch.inf).softmax(-1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "NUMBERS", 4 * new * numbers)
+        found = list(attention.blocks(query, layer))
+    assert [columns.stop - columns.start for columns, _ in found[:-1]] == [numbers] * (
+        len(found) - 1
+    )
+    assert (torch.cat([weights for _, weights in found], -1) - exact).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "how, bound",
+    [
+        ({"dtype": "float64"}, 1e-10),
+        ({"kv_dtype": "int8", "dtype": "float32"}, 2e-5),
+        ({"kv_dtype": "fp8", "dtype": "float32"}, 2e-5),
+        ({"bits": 4, "dtype": "float32"}, 2e-5),
+        ({"dtype": "bfloat16"}, 0.02),  # the decoder rounds weights to 8 bits; these are not
+    ],
+    ids=str,
+)
+def test_weights_however_numbers_are_stored(how, bound):
+    model = llava_min.load(**how)
+    ids = model.tokenizer.encode_text("In the top left.")
+    check_weights(model, QUESTION, ids, bound, images=[STAR])
+
+
+@pytest.mark.parametrize("name", ["next", "interleave"])
+def test_weights_are_those_of_transformers(families, name):
+    """Eager attention of the class itself: each plane, and the shares of each kind."""
+    family, ids, picture = families[name], [7, 300, 12], small.picture(100, 60)
+    family.model.set_attn_implementation("eager")
+    explained = family.ours.explain("What?", ids, images=[picture])
+    pixels = {"pixel_values": pixels_of(name, [picture])}
+    if name == "next":
+        from agreement import their_pixels
+
+        pixels = their_pixels("next", [picture], None)
+    prompt = family.expanded("What?", {"images": [picture]}, 510)
+    whole = torch.tensor([prompt + ids[:-1]])
+    with torch.no_grad():
+        theirs = family.model(input_ids=whole, output_attentions=True, **pixels).attentions
+    kinds = explained.rows.all_kinds(whole.shape[1])
+    for layer, weights in enumerate(theirs):
+        weights = weights[0, :, len(prompt) - 1 :].numpy()
+        for kind in range(len(KINDS)):
+            shares = weights[..., kinds == kind].sum(-1)
+            np.testing.assert_allclose(explained.shares[layer, ..., kind], shares, atol=2e-5)
+        for head in range(weights.shape[0]):
+            plane = weights[head][:, explained.rows.tokens]
+            np.testing.assert_allclose(explained.planes[layer, head], plane, atol=2e-4)
+        mean = weights.mean(0)[:, explained.rows.tokens]
+        np.testing.assert_allclose(explained.planes[layer, None], mean, atol=2e-4)
+    whole = np.mean([weights[0].mean(0).numpy() for weights in theirs], axis=0)
+    mean = whole[len(prompt) - 1 :, explained.rows.tokens]
+    np.testing.assert_allclose(explained.planes[None, None], mean, atol=2e-4)
+
+
+# Rows are where their patches are ----------------------------------------------------
+
+
+def config_of(name: str, tile: int, max_tiles: int | None):
+    """The configuration of a family with tiles of another side, which patches need not divide."""
+    config = TINY if name == "onevision" else layouts.parse_config(FAMILIES[name])
+    if config.grids:
+        config = replace(config, grids=tuple((r, c) for r in (1, 2, 3) for c in (1, 2, 3)))
+    vision = replace(config.vision, image_size=tile)
+    return replace(config, vision=vision, max_tiles=max_tiles)
+
+
+def brightness(tiles: np.ndarray, config) -> torch.Tensor:
+    """The mean of each patch of each tile, as if it were the projector's work: [B N 1]."""
+    side, patch = config.vision.side, config.vision.patch_size
+    seen = torch.from_numpy(tiles[:, : side * patch, : side * patch].astype(np.float64))
+    return (
+        seen.unflatten(2, (side, patch))
+        .unflatten(1, (side, patch))
+        .mean((2, 4, 5))
+        .flatten(1)[..., None]
+    )
+
+
+def rows_of(visual, bright: torch.Tensor, config) -> torch.Tensor:
+    """The rows of a visual in the order in which the projector gives them: [tokens]."""
+    newline = torch.zeros(1, dtype=bright.dtype)
+    if isinstance(visual, plans.Clip):
+        pooled = projector.pool(bright, config.pool_mode)
+        rows = projector.frames_rows(pooled, newline, visual.newlines)
+        end = projector.clip_end(newline, visual.newlines)
+        return (rows if end is None else torch.cat([rows, end]))[:, 0]
+    if visual.grid is None:
+        return projector.single_tile_rows(bright, newline if config.newline else None)[:, 0]
+    return projector.picture_rows(bright, visual.grid, newline)[:, 0]
+
+
+@st.composite
+def planted(draw):
+    """A family, a mode, the size of a picture, and where in it a patch is bright."""
+    name = draw(st.sampled_from(["onevision", *FAMILIES]))
+    tile, most = draw(st.sampled_from([84, 93])), draw(st.sampled_from([None, 2]))
+    config = config_of(name, tile, most)
+    modes = [*config.image_modes, *(["clip"] if config.pool_mode else [])]
+    size = draw(st.tuples(st.integers(60, 360), st.integers(60, 360)))
+    spot = draw(st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)))
+    return config, draw(st.sampled_from(modes)), size, spot
+
+
+@settings(max_examples=60, deadline=None)
+@given(planted())
+def test_a_bright_patch_is_found_at_its_place(case):
+    """In every family, geometry and mode the brightest pixel of the map of the brightness of rows
+    is within half a row's box of the patch's middle, after text and another picture.
+    """
+    config, mode, size, spot = case
+    clip = mode == "clip"
+    visual = plans.clip([0.0, 0.5], size, config) if clip else plans.picture(size, mode, config)
+    boxes = Rows.of(plans.Plan((visual,), 9999), config).boxes
+    sides = np.nanmedian(boxes[:, 2:] - boxes[:, :2], axis=0)  # of a row on the source
+    middle = np.array([spot[0] * size[0], spot[1] * size[1]])
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    (left, top), (right, bottom) = (
+        np.clip(middle + sign * sides / 2, 0, size).round().astype(int) for sign in (-1, 1)
+    )
+    pixels[top:bottom, left:right] = 255
+    middle = np.array([left + right, top + bottom]) / 2
+    how = config.frame_mode if clip else mode
+    tiles = image.MODES[how](image.Image.fromarray(pixels), config)
+    if clip:
+        tiles = np.stack([np.zeros_like(tiles[0]), tiles[0]])
+    bright = rows_of(visual, brightness(tiles, config), config).numpy()
+    seen = np.concatenate([np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)])
+    if left < seen[0] or top < seen[1] or right > seen[2] or bottom > seen[3]:
+        return  # a crop has cut it off, or the tile is no whole number of patches
+    first = plans.picture((70, 90), config.image_modes[-1], config)
+    plan = plans.Plan((plans.Text((1, 2)), first, plans.Text((3,)), visual), 9999)
+    rows = Rows.of(plan, config)
+    assert rows.tokens.tolist() == [*range(2, 2 + first.tokens),
+                                    *range(3 + first.tokens, plan.tokens)]  # fmt: skip
+    explained = explanation_of(rows, config, [first, visual], bright)
+    for kind in {KINDS[kind] for kind in rows.kinds[rows.visuals == 1]} - {"newline"}:
+        found = explained.map(0, visual=1, kind=kind, frame=1 if clip else None)
+        own = rows.boxes[(rows.visuals == 1) & (rows.kinds == KINDS.index(kind))]
+        half = np.nanmax(own[:, 2:] - own[:, :2], axis=0) / 2
+        bright_places = np.argwhere(found >= 0.999 * found.max())[:, ::-1] + 0.5
+        distance = np.abs(np.median(bright_places, axis=0) - middle)
+        assert (distance <= half + 1).all(), (kind, distance, half)  # a pixel of rounding
+
+
+def explanation_of(rows, config, visuals, bright):
+    """An Explanation of one word that looked at the last visual as much as its rows are bright."""
+    from llava_min.explain.explanation import Explanation
+    from llava_min.request.visuals import Encodable
+
+    weights = np.concatenate([np.zeros(len(rows.tokens) - len(bright)), bright])
+    return Explanation(
+        model="", config=config, answer="", token_ids=[0], tokens=[""], log_probabilities=[0.0],
+        top=[[]], shares=np.zeros((1, 1, 1, 6)), planes={(None, None): weights[None]}, rows=rows,
+        visuals=[Encodable(visual, np.empty(0)) for visual in visuals], sources=[], prompt=[],
+        suggested=None,
+    )  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_weights_are_spread_whole(width, height, seed):
+    """Boxes with ends between pixels: nothing is lost, and nothing lies outside of its box."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.6, (3, 2)) * (width, height)
+    boxes = np.concatenate([corner, corner + 0.4 * np.array([width, height])], 1)
+    weights = rng.random(3)
+    found = spread(weights, boxes, (width, height))
+    assert found.shape == (height, width) and found.sum() == pytest.approx(weights.sum(), rel=1e-5)
+    alone = spread(weights[:1], boxes[:1], (width, height))
+    left, top, right, bottom = boxes[0]
+    ys, xs = np.nonzero(alone)
+    assert (xs + 1 > left).all() and (xs < right).all()
+    assert (ys + 1 > top).all() and (ys < bottom).all()
+    assert not spread(weights, np.full((3, 4), np.nan), (width, height)).any()
+
+
+# What is kept --------------------------------------------------------------------------
+
+
+def inside(found: np.ndarray, box) -> bool:
+    y, x = divmod(int(found.argmax()), found.shape[1])
+    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
+
+
+def test_the_toy_looks_at_the_star(model, found):
+    assert found.answer.startswith("In the top left.") and found.left_out == []
+    assert found.tokens == [model.tokenizer.decode([i], special=True) for i in found.token_ids]
+    assert all(top[0][0] == word for top, word in zip(found.top, found.tokens))
+    assert [top[0][1] for top in found.top] == pytest.approx(
+        np.exp(found.log_probabilities).tolist()
+    )
+    layers, heads = TINY.text.num_layers, TINY.text.num_heads
+    assert len(found.planes) == layers * heads + layers + 1
+    assert inside(found.map(0, 3), BOX) and inside(found.map(0, *found.suggested), BOX)
+    pixels = found.map(0, 3)
+    patches = found.shares[3, :, 0][:, [2, 3]].sum(-1).mean()
+    assert pixels.shape == (240, 320) and pixels.sum() == pytest.approx(patches, rel=0.02)
+    parts = found.map(0, 3, kind="base") + found.map(0, 3, kind="grid")
+    np.testing.assert_allclose(pixels, parts, atol=1e-9)
+
+
+def test_shares_are_those_of_the_planes(found):
+    for (layer, head), plane in found.planes.items():
+        if layer is not None and head is not None:
+            for kind in (2, 3, 5):
+                share = plane[:, found.rows.kinds == kind].astype(np.float64).sum(1)
+                np.testing.assert_allclose(found.shares[layer, head, :, kind], share, atol=1e-3)
+
+
+@pytest.mark.parametrize("room, words", [(351 * 2 * 6 * 8, 6), (351 * 2 * 4 * 3, 3)])
+def test_with_less_room_the_rest_is_the_same(model, found, monkeypatch, room, words):
+    """Fewer heads, then fewer words; it says so, and names a map that it did not keep."""
+    monkeypatch.setattr(measures, "KEPT", room)
+    fewer = model.explain(QUESTION, found.token_ids, images=[STAR])
+    assert len(fewer.tokens) == words and len(fewer.left_out) == 1 + (words < 6)
+    kept = list(fewer.planes)
+    assert kept[:2] == [(None, None), (3, None)] and len(kept) == (7 if words == 6 else 3)
+    assert kept[2] == fewer.suggested and sum(2 * p.size for p in fewer.planes.values()) <= room
+    for key, plane in fewer.planes.items():
+        np.testing.assert_allclose(plane, found.planes[key][:words], atol=1e-3)
+    with pytest.raises(ParameterError, match="layer 0, head 3 was not kept"):
+        fewer.map(0, 0, 3)
+
+
+def test_an_answer_may_be_given_in_any_form(model, found):
+    answer = model.generate(QUESTION, images=[STAR])
+    by_answer = model.explain(QUESTION, answer, images=[STAR])
+    text = model.explain(QUESTION, "In the top left.", images=[STAR], words=3, alternatives=2)
+    assert by_answer.token_ids == found.token_ids and len(by_answer.stages) == 4
+    assert text.tokens == found.tokens[:3] and len(text.top[0]) == 2 and not text.stages
+    np.testing.assert_allclose(text.planes[3, 1], found.planes[3, 1][:3], atol=1e-3)
+    other = model.explain(QUESTION, "Purple.", images=[STAR])
+    assert other.log_probabilities[0] < found.log_probabilities[0] - 3
+
+
+def test_a_chat_goes_on_after_an_explanation(model, found):
+    """The cache of an answer is used and left as the next question needs it."""
+    prefix, options = Prefix(model.empty_cache(0)), {"images": [STAR], "max_tokens": 8}
+    answer = model.generate(QUESTION, prefix=prefix, **options)
+    explained = model.explain(QUESTION, answer, prefix=prefix, **options)
+    for key, plane in explained.planes.items():
+        np.testing.assert_allclose(plane, found.planes[key], atol=2e-3)
+    again = model.generate(QUESTION, prefix=prefix, **options)
+    assert again.token_ids == answer.token_ids and again.usage["cached_tokens"] > 350
+
+
+def test_text_alone_has_shares_and_no_map(model):
+    explained = model.explain("Where is the star?", max_tokens=3)
+    assert explained.planes == {} and explained.suggested is None
+    np.testing.assert_allclose(explained.shares[..., :2].sum(-1), 1, atol=1e-5)
+    with pytest.raises(ParameterError, match="visual"):
+        explained.map(0)
+
+
+def test_a_prompt_that_ends_with_a_picture(model):
+    """Its last row is no text: it is taken as it enters the decoder."""
+    ids = [*model.tokenizer.encode_text("Look:"), -200]
+    explained = model.explain(ids, [5, 6], images=[STAR])
+    score = model.score(ids, [5, 6], images=[STAR])
+    np.testing.assert_allclose(explained.log_probabilities, score.log_probabilities, atol=1e-4)
+
+
+def test_wrong_arguments(model, found, tmp_path):
+    for wrong in ({"words": 0}, {"alternatives": "2"}, {"answer": ""}, {"answer": []}):
+        with pytest.raises(ParameterError):
+            model.explain(QUESTION, images=[STAR], **wrong)
+    for look in (lambda: found.map(6), lambda: found.map(0, visual=1), lambda: found.map(0, 9)):
+        with pytest.raises(ParameterError):
+            look()
+    with pytest.raises(ParameterError, match=r"as \.safetensors"):
+        found.save(tmp_path / "x.pdf")
+    with pytest.raises(OutputError):
+        found.save(tmp_path / "none" / "x.safetensors")
+
+
+def test_numbers_are_saved(found, tmp_path):
+    found.save(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as file:
+        assert "In the top left." in file.metadata()["llava_min explanation"]
+        assert np.array_equal(file.get_tensor("planes.3.None"), found.planes[3, None])
+        assert np.array_equal(file.get_tensor("shares"), found.shares)
+        assert np.array_equal(file.get_tensor("rows.boxes"), found.rows.boxes, equal_nan=True)
+
+
+# Occlusion --------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(60, 300), st.integers(60, 300), st.sampled_from(sorted(image.MODES)))
+def test_a_square_is_covered_on_the_tiles_as_on_the_picture(width, height, mode):
+    """But for a pixel at its border, where resizing mixes."""
+    config = config_of("onevision", 84, None)
+    source = np.asarray(small.picture(width, height)).copy()
+    segment = plans.picture((width, height), mode, config)
+    box = (0.25 * width, 0.4 * height, 0.8 * width, 0.9 * height)
+    tiles = image.MODES[mode](image.Image.fromarray(source), config)
+    made = pictures.covered(segment, tiles, box, np.array([9, 99, 200]), config)
+    left, top, right, bottom = (round(end) for end in box)
+    source[top:bottom, left:right] = [9, 99, 200]
+    drawn = image.MODES[mode](image.Image.fromarray(source), config)
+    near = np.abs(made.astype(int) - drawn).max(-1) < 40
+    assert near.mean() > 0.93 and not np.array_equal(made, tiles)
+    shown = pictures.as_seen(segment, made, config, 400)
+    assert abs(shown.width / shown.height / (width / height) - 1) < 0.02
+    middle = shown.getpixel((shown.width * 21 // 40, shown.height * 13 // 20))
+    assert np.abs(np.array(middle) - [9, 99, 200]).max() < 8
+
+
+def test_covering_the_star_costs_the_answer(model, monkeypatch):
+    """Three squares: the star's costs nats, the others do not; after them the prompt is read again
+    from the picture on, and the answer's words are those of score().
+    """
+    squares = [(20.0, 10.0, 90.0, 80.0), (200.0, 10.0, 270.0, 60.0), (0.0, 160.0, 90.0, 240.0)]
+    monkeypatch.setattr(occlusion, "squares", lambda size: iter(squares))
+    found = model.explain(QUESTION, "In the top left.", images=[STAR], occlusion=True)
+    one = found.occlusion[0]
+    for fill in occlusion.FILLS:
+        costs = one.drops[fill].sum(1)
+        assert costs[0] > 2 and costs[0] > 20 * abs(costs[1:]).max()
+        assert inside(one.map(fill=fill), squares[0])
+        assert one.map(2, fill).sum() == pytest.approx(
+            (one.drops[fill][:, 2] * [70 * 70, 70 * 50, 90 * 80]).sum(), rel=1e-4
+        )
