@@ -23,7 +23,8 @@ from .flags import BATCH_SIZE, DAILY, DETAILS
 NOT_TOGETHER = {
     # an option -> those that cannot act next to it
     "json": ("jsonl",),
-    "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace"),
+    "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace", "explain"),
+    "explain": ("chat", "batch"),
     "batch": (
         "prompt",
         "image",
@@ -42,6 +43,7 @@ NEEDED = {
     "output": (("batch",), "--batch IN.JSONL, the file of questions"),
     "resume": (("batch",), "--batch IN.JSONL, the file of questions"),
     "batch_size": (("batch",), "--batch IN.JSONL, the file of questions"),
+    "occlusion": (("explain", "chat"), "--explain FILE.html, which shows it"),
     "memory": (("plan",), "--plan, which compares with it"),
 } | dict.fromkeys(
     ("frames", "fps", "start", "end", "at", "subtitles", "timestamps"),
@@ -80,6 +82,8 @@ class Settings:
     verbose: bool
     chat: bool
     prompt_cache: str | None
+    explain: str | None
+    occlusion: bool
     batch: str | None
     answers: str | None
     resume: bool
@@ -172,6 +176,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         verbose=given.verbose,
         chat=given.chat,
         prompt_cache=given.prompt_cache,
+        explain=given.explain,
+        occlusion=given.occlusion,
         batch=given.batch,
         answers=given.output,
         resume=given.resume,

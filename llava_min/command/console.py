@@ -19,6 +19,7 @@ from .report import Reporter, print_error
 HELP = """\
 /image SRC  a picture for the next question: a path or URL; repeatable
 /video SRC  a video for the next question
+/explain FILE.html  write what the words of the newest answer looked at
 /clear      forget the conversation and all it has shown
 /exit       end, as exit, quit, /bye and Ctrl-D do; Ctrl-C stops an answer
 A line that is the name of a picture or video shows it, as /image and /video do. Anything else is
@@ -83,6 +84,10 @@ class Console:
             if ":" not in source and not os.path.exists(source):
                 raise MediaError("cannot show", shown(source), "a file", "none")
             self.shown[command].append(source)
+        elif command == "/explain":
+            self.reporter.save(
+                self.chat.explain(occlusion=self.reporter.settings.occlusion), source
+            )
         elif line == "/clear":
             self.chat.clear()
             self.shown = {"/image": [], "/video": []}

@@ -128,6 +128,13 @@ def alternatives(text: str) -> tuple[str, ...]:
     return found
 
 
+def explanation(text: str) -> str:
+    """The name of a file that an explanation can be written to."""
+    if not text.endswith((".html", ".safetensors")):
+        raise must_be("a file that ends in .html or .safetensors", text)
+    return text
+
+
 BATCH_SIZE = 4
 SWITCH = How(action="store_true")
 COUNT = number(1, 2**31 - 1)
@@ -176,6 +183,12 @@ DAILY: tuple[Flag, ...] = (
         "--prompt-cache",
         "keep the work on the prompt in FILE; where it is there, go on from it",
         How(metavar="FILE"),
+    ),
+    (
+        "--explain",
+        "write a page that shows what each word of the answer looked at (or all numbers, as "
+        ".safetensors)",
+        How(type=explanation, metavar="FILE.html"),
     ),
     ("--json", "print one JSON object instead of text", SWITCH),
     ("--plan", "do not answer: count tokens, bytes and seconds from sizes alone", SWITCH),
@@ -298,6 +311,12 @@ DETAILS: tuple[Flag, ...] = (
         "--memory",
         "GB that --plan should fit into (default: what is free)",
         How(type=number(0.0, 1e6, open_low=True), metavar="GB"),
+    ),
+    (
+        "--occlusion",
+        "with --explain: also cover parts of each picture and score the answer again, which reads "
+        "the prompt 51 times for each",
+        SWITCH,
     ),
     ("--jsonl", "print one JSON object a line: the events, then the answer", SWITCH),
     ("--no-stream", "print the answer at once", SWITCH),

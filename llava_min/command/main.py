@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import traceback
+from pathlib import Path
 
 from .. import use_kernels
 from ..base.habits import folder
@@ -24,7 +25,11 @@ from . import arguments, batch_file, report
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
+
+    from ..engine.handle import Model
+    from .report import Reporter
 
 log = logging.getLogger("llava_min")
 TOOLS = ("serve", "check", "inspect", "quantize", "completion")  # as a first word, and no question
@@ -135,8 +140,11 @@ def answer(settings: arguments.Settings) -> int:
     from .. import trace
     from ..base.progress import Progress
     from ..engine import load as loading
+    from ..engine.prefix import check_writable
     from ..families import folder as checkpoint_folder
 
+    if settings.explain:
+        check_writable(Path(settings.explain), "cannot write the explanation")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     use_kernels(settings.kernels)
@@ -161,8 +169,47 @@ def answer(settings: arguments.Settings) -> int:
             from .console import Console
 
             return Console(model.chat(**options), reporter, images, videos).loop(question)
+        if settings.explain:
+            return explain(model, reporter, question, images, videos)
         asked = model.events(question, images=images, videos=videos, interruptible=True, **options)
         return 130 if reporter.follow(asked, question).finish_reason == "interrupted" else 0
+
+
+def explain(
+    model: "Model",
+    reporter: "Reporter",
+    question: str | None,
+    images: "Sequence[str]",
+    videos: "Sequence[str]",
+) -> int:
+    """Answer, then write what the answer's words looked at."""
+    from ..engine.prefix import Prefix
+
+    settings, prefix = reporter.settings, Prefix(model.empty_cache(0))
+    assert settings.explain is not None
+    asked = model.events(
+        question,
+        images=images,
+        videos=videos,
+        prefix=prefix,
+        prompt_cache=settings.prompt_cache,
+        interruptible=True,
+        **settings.options,
+    )
+    answer = reporter.follow(asked)
+    if answer.finish_reason == "interrupted":
+        return 130
+    found = model.explain(
+        question,
+        answer,
+        images=images,
+        videos=videos,
+        occlusion=settings.occlusion,
+        prefix=prefix,
+        **settings.options,
+    )
+    reporter.save(found, settings.explain)
+    return 0
 
 
 def show_plan(settings: arguments.Settings) -> int:

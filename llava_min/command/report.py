@@ -20,6 +20,7 @@ from .arguments import Settings
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
     from ..engine.answers import Answer, Event
+    from ..explain.explanation import Explanation
 
 
 class Reporter:
@@ -67,6 +68,13 @@ class Reporter:
                     self.event("text", text=event.text)
         assert answer is not None, "the last event is the Answer"
         return answer
+
+    def save(self, explanation: "Explanation", path: str) -> None:
+        """Write an explanation, and say where it is and what was left out."""
+        explanation.save(path)
+        self.line(f"[explained in {path}]")
+        for sentence in explanation.left_out:
+            self.line(f"llava_min: {sentence}")
 
     def finish(self, answer: "Answer", question: object) -> None:
         """Print the whole answer and what it took."""

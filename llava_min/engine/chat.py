@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import prompt
 from ..base.habits import accepting
 from ..errors import ParameterError
+from ..explain.explanation import Explanation
 from ..generate import Token
 from ..media.sources import Picture, Video
 from ..options import Options
@@ -67,12 +68,29 @@ class Chat(Asking):
         """The Answer to the next question."""
         return self.generate(question, images=images, videos=videos, **options)
 
+    def explain(self, words: int = 64, occlusion: bool = False) -> Explanation:
+        """What the newest answer looked at: see Model.explain. ParameterError before the first."""
+        if self.newest is None:
+            raise ParameterError("There is no answer yet that could be explained.")
+        return self.model.explain(
+            self.turns[:-1],
+            self.newest,
+            images=self.images,
+            videos=self.videos,
+            words=words,
+            occlusion=occlusion,
+            prefix=self.prefix,
+            **self.asked,
+        )
+
     def clear(self) -> None:
         """Forget all that was said and shown, and free the cache."""
         self.turns: list[prompt.Turn] = []
         self.images: list[Picture] = []
         self.videos: list[Video] = []
         self.prefix = Prefix(self.model.empty_cache(0))
+        self.newest: Answer | None = None
+        self.asked: dict[str, Any] = {}  # the options of the newest answer
 
     @accepting("self", "question", "images", "videos")
     def events(
@@ -124,6 +142,9 @@ class Chat(Asking):
                 for event in events:
                     if isinstance(event, Token | Finished):
                         said.append(event.text)
+                    elif isinstance(event, Answer):
+                        self.newest, self.asked = event, options
+                        self.asked.pop("interruptible", None)  # which is not about the answer
                     yield event
         finally:
             if len(said) > 1:  # stopped in the middle or not, it was said

@@ -17,7 +17,7 @@ import torch
 
 from ..base.memory import memory_guard
 from ..errors import ParameterError, wrong_value
-from ..families.folder import EMBEDDED, config_of
+from ..families.folder import EMBEDDED, TOY, config_of
 from ..planning.forecast import default_dtype, free_bytes, is_large
 from ..tokenizer import read_tokenizer
 from ..weights import hub, packed, quantize
@@ -87,7 +87,7 @@ def load(
     packed.ready(network)
     if device == "cuda":
         network.vision = RecordedTower(network.vision)
-    name = "llava_min embedded toy" if path == EMBEDDED else str(folder)
+    name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
 

@@ -126,16 +126,19 @@ class Prefix:
         log.info(f"{count:,} prompt tokens kept in {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-def check_writable(path: Path) -> None:
-    """OutputError unless a file can be made next to a path; what is made is removed again."""
+def check_writable(path: Path, failed: str = UNWRITTEN) -> None:
+    """OutputError unless a file can be made next to a path; what is made is removed again.
+
+    failed: what could not be done, as the error says it.
+    """
     if not path.parent.is_dir():
-        raise OutputError(UNWRITTEN, shown(str(path)), "a folder to write it to", "none")
+        raise OutputError(failed, shown(str(path)), "a folder to write it to", "none")
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
             return
     except OSError as error:
         what, found = "a folder in which a file can be made", error.strerror
-        raise OutputError(UNWRITTEN, shown(str(path)), what, found) from None
+        raise OutputError(failed, shown(str(path)), what, found) from None
 
 
 def numbers_of(prepared: Prepared, key: bytes = b"") -> np.ndarray:

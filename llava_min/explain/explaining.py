@@ -77,10 +77,11 @@ def explained(
         network.decoder(entering, cache)
     cache.advance(1)
     name, answer = namer(prepared.tokenizer), ids[:count]
+    said = " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
     return Explanation(
         model=model,
         config=network.config,
-        answer="".join(map(name, ids)),
+        answer=said,
         token_ids=answer,
         tokens=[name(token) for token in answer],
         log_probabilities=log_probabilities(logits, answer).tolist(),

@@ -1,7 +1,7 @@
-"""Explanation: what an answer's words looked at, as numbers and maps.
+"""Explanation: what an answer's words looked at, as numbers, maps and files.
 
 in:  what explain/explaining.py measured
-out: maps [H W] on the source picture, shares, .safetensors
+out: maps [H W] on the source picture, shares, .html and .safetensors
 
 Read explain/measures.py, explain/pictures.py first. Read next: explain/explaining.py.
 
@@ -10,6 +10,7 @@ L layers, H heads, T words, V rows of visuals.
 
 import json
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..errors import OutputError, ParameterError, shown
 from ..request.visuals import Encodable
 from .measures import Key
 from .occlusion import Occlusion
+from .page import page
 from .places import spread
 from .rows import KINDS, Rows
 
@@ -125,20 +127,27 @@ class Explanation:
         return pixels
 
     def save(self, path: str | Path) -> None:
-        """Write all numbers as .safetensors.
+        """Write a page to look at (.html), or all numbers (.safetensors).
 
         ParameterError for another ending, OutputError where it cannot be written.
         """
         path = Path(path)
-        if path.suffix != ".safetensors":
+        if path.suffix not in (".html", ".safetensors"):
             raise ParameterError(
-                f"An explanation is saved as .safetensors, not as {shown(path.name)}."
+                f"An explanation is saved as .html or .safetensors, not as {shown(path.name)}."
             )
         try:
-            save_file(self.tensors(), path, {"llava_min explanation": json.dumps(self.json())})
+            if path.suffix == ".html":
+                path.write_text(page(self), encoding="utf-8", errors="backslashreplace")
+            else:
+                save_file(self.tensors(), path, {"llava_min explanation": json.dumps(self.json())})
         except (SafetensorError, OSError) as error:
             found = getattr(error, "strerror", None) or "an error of the file system"
             raise OutputError(UNWRITTEN, shown(str(path)), "a file", found) from None
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, as notebooks show it."""
+        return f'<iframe width="100%" height="900" srcdoc="{escape(page(self))}"></iframe>'
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The numbers by name, as .safetensors holds them."""

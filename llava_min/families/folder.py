@@ -20,6 +20,7 @@ from . import layouts, templates
 
 log = logging.getLogger("llava_min")
 EMBEDDED = Path(weights.__path__[0]) / "tiny"
+TOY = "llava_min embedded toy"  # what the model in it is called
 EXAMPLE_PICTURE, EXAMPLE_QUESTION = EMBEDDED / "samples" / "shapes.png", "Describe the picture."
 
 

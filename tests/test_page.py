@@ -1,0 +1,343 @@
+"""The page of an explanation: one file that needs nothing else, in a real browser if there is one.
+
+The browser is Debian's or any other Chromium, driven by playwright; without either these tests are
+skipped.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+import small
+import test_explain
+from PIL import Image
+
+import llava_min
+from llava_min import segments as plans
+from llava_min.command.main import main
+from llava_min.errors import ParameterError
+from llava_min.explain import page
+from llava_min.explain.rows import Rows
+from llava_min.request.visuals import Encodable
+
+STAR = str(small.TINY / "samples" / "shapes.png")
+CLIP = str(small.TINY / "samples" / "clip.mp4")
+CAP = 8 * 2**20
+BOXES = {  # left, top, right, bottom of what the sample shows
+    "star": (28, 11, 99, 77),
+    "number": (229, 20, 299, 67),
+    "circle": (129, 94, 190, 154),
+    "triangle": (232, 156, 292, 209),
+}
+NAMES = {
+    " star": "star",
+    "4": "number",
+    "2": "number",
+    " circle": "circle",
+    " triangle": "triangle",
+    " yellow": "star",
+    " blue": "circle",
+    " red": "triangle",
+}
+PATCH = 16  # pixels of the sample along a patch of its grid
+NASTY = "</script><img src=x onerror=alert(1)>\u2028<!-- \"'&"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava_min.load(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def described(model):
+    answer = model.generate("Describe the picture.", images=[STAR])
+    return model.explain("Describe the picture.", answer, images=[STAR])
+
+
+def data_of(text: str) -> dict:
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1]
+    )
+
+
+# Without a browser ---------------------------------------------------------------------
+
+
+def test_the_template_is_small_and_asks_for_nothing():
+    text = page.TEMPLATE.read_text()
+    assert len(text.encode()) <= 60_000
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(|innerHTML|insertAdjacent|eval\(|\bon\w+=", text
+    )
+    assert not re.search(r"\sstyle=", text)  # the policy would refuse it
+
+
+def test_markup_shows_as_text(described):
+    """In a word, an alternative, the prompt and a picture's name."""
+    nasty = replace(
+        described, answer=NASTY, tokens=[NASTY] * len(described.tokens), sources=[NASTY],
+        prompt=[NASTY, 0], top=[[(NASTY, 0.5)]] * len(described.tokens), left_out=[NASTY],
+    )  # fmt: skip
+    text = page.page(nasty)
+    assert text.count("</script>") == 2 and "<img" not in text
+    found = data_of(text)
+    assert found["words"][0]["text"] == found["visuals"][0]["source"] == NASTY
+    assert unescape(re.search(r"<title>(.*?)</title>", text)[1]) == NASTY
+
+
+def test_the_page_is_the_same_each_time(described, model):
+    again = model.explain("Describe the picture.", described.token_ids, images=[STAR])
+    assert page.page(again) == page.page(replace(described, stages=[]))
+    assert "srcdoc" in described._repr_html_() and "<script" not in described._repr_html_()
+
+
+def test_the_numbers_are_those_of_the_explanation(described):
+    found = data_of(page.page(described))
+    assert [one["text"] for one in found["words"]] == described.tokens
+    np.testing.assert_allclose(found["shares"], described.shares.mean(1), atol=1e-4)
+    assert len(found["planes"]) == len(described.planes) and found["left_out"] == []
+    for plane in found["planes"]:
+        own = described.planes[plane["layer"], plane["head"]].astype(np.float32)
+        steps = np.frombuffer(page.base64.b64decode(plane["values"]), np.uint8).reshape(own.shape)
+        made = (steps / 255) ** 2 * np.array(plane["largest"])[:, None]
+        assert (np.abs(made - own) <= np.sqrt(own * own.max(1, keepdims=True)) / 250 + 1e-5).all()
+    boxes = np.frombuffer(page.base64.b64decode(found["rows"]["boxes"]), np.uint16).reshape(-1, 4)
+    own = described.rows.boxes
+    assert ((boxes == page.NOWHERE).all(1) == np.isnan(own[:, 0])).all()
+    inside = ~np.isnan(own[:, 0])
+    made = boxes[inside] / (page.NOWHERE - 1) * np.tile([320, 240], 2)
+    np.testing.assert_allclose(made, own[inside], atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["a large picture", "a long clip"])
+def test_the_page_of_a_large_model_fits(kind):
+    """28 layers of 28 heads, 64 words, 6,500 rows or 100,000: what was left out is said."""
+    config = test_explain.config_of("onevision", 378, None)
+    grids = tuple((r, c) for r in range(1, 7) for c in range(1, 7))
+    config = replace(config, grids=grids, max_tiles=9)
+    if kind == "a long clip":
+        visual = plans.clip([0.5 * n for n in range(512)], (640, 360), config)
+    else:
+        visual = plans.picture((1500, 1100), "anyres", config)
+    rng = np.random.default_rng(0)
+    tile = np.asarray(small.picture(378, 378))  # noise, which JPEG cannot make small
+    tiles = [tile] * visual.tiles if kind == "a large picture" else [tile * 0] * visual.tiles
+    rows = Rows.of(plans.Plan((plans.Text((1,)), visual), 10**6), config)
+    words = 64 if kind == "a large picture" else 12
+    plane = rng.random((words, len(rows.tokens))).astype(np.float16)
+    found = replace(
+        test_explain.explanation_of(rows, config, [visual], np.ones(len(rows.tokens))),
+        tokens=["word"] * words, log_probabilities=[-0.5] * words, top=[[("x", 0.25)] * 5] * words,
+        shares=rng.random((28, 28, words, 6)).astype(np.float32), sources=["x"], prompt=[0],
+        planes={(None, None): plane} | {(layer, None): plane for layer in range(28)},
+        visuals=[Encodable(visual, tiles)],
+    )  # fmt: skip
+    text = page.page(found)
+    assert len(text.encode()) <= CAP and len(data_of(text)["planes"]) >= 3
+    assert any("maps" in sentence for sentence in data_of(text)["left_out"])
+
+
+def test_the_command_writes_it(tmp_path, capsys):
+    target = tmp_path / "x.html"
+    assert main(["Where is the star?", "--image", STAR, "--explain", str(target)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "In the top left.\n" and f"[explained in {target}]" in err
+    found = data_of(target.read_text())
+    assert len(found["stages"]) == 4 and found["visuals"][0]["source"] == STAR
+
+
+def test_a_chat_explains_its_newest_answer(tmp_path, capsys, monkeypatch):
+    """And goes on afterwards; before the first answer there is nothing to explain."""
+    target = tmp_path / "x.html"
+    lines = iter([f"/explain {target}", f"/image {STAR}", "Where is the star?",
+                  f"/explain {target}", "What color is the star?", "/explain x.pdf"])  # fmt: skip
+
+    def typed(prompt=""):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main(["--chat"]) == 2
+    out, err = capsys.readouterr()
+    assert out.split("\n")[:2] == ["In the top left.", "Yellow."]
+    assert "no answer yet" in err and "not as 'x.pdf'" in err
+    assert [one["text"] for one in data_of(target.read_text())["words"]][2:4] == [" top", " left"]
+
+
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        (["--explain", "x.pdf"], 2),
+        (["--explain", "none/x.html"], 6),
+        (["--explain", "x.html", "--plan"], 2),
+        (["--explain", "x.html", "--chat"], 2),
+        (["--occlusion"], 2),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_explained_is_said_first(words, code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["Where?", *words]) == code
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_chat_without_an_answer(model):
+    with pytest.raises(ParameterError, match="no answer yet"):
+        model.chat().explain()
+
+
+# In Chromium -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """A function that opens an explanation; at the end nothing was asked for and no error said."""
+    heard, opened = [], []
+
+    def open_page(found, **options):
+        target = tmp_path / "page.html"
+        found.save(target)
+        context = browser.new_context(offline=True, **options)
+        shown = context.new_page()
+        shown.on("console", lambda message: heard.append(message.text))
+        shown.on("pageerror", lambda error: heard.append(str(error)))
+        shown.on("dialog", lambda dialog: heard.append(dialog.message))
+        shown.on("request", lambda request: heard.append(request.url))
+        shown.goto(target.as_uri())
+        shown.wait_for_selector("#words button[aria-pressed=true]" if options.get(
+            "java_script_enabled", True) else "#static")  # fmt: skip
+        assert heard.pop(0) == target.as_uri()
+        opened.append(context)
+        return shown
+
+    yield open_page
+    for context in opened:
+        context.close()
+    own = "Canvas2D: Multiple readback"  # what these tests do to the page's canvases
+    assert [text for text in heard if not text.startswith(own)] == []
+
+
+BRIGHTEST = """canvas => {
+  const { width, height } = canvas;
+  const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+  let most = 0, found = [];
+  for (let i = 3; i < pixels.length; i += 4) most = Math.max(most, pixels[i]);
+  for (let i = 3; i < pixels.length; i += 4) if (pixels[i] === most)
+    found.push([((i - 3) / 4) % width + 0.5, Math.floor((i - 3) / 4 / width) + 0.5]);
+  return found;
+}"""
+
+
+def brightest(shown, selector="#pictures canvas") -> tuple[float, float]:
+    """The middle of the brightest pixels of an overlay, which has the sample's 320 x 240."""
+    return tuple(np.mean(shown.locator(selector).first.evaluate(BRIGHTEST), axis=0))
+
+
+def test_each_word_is_brightest_where_it_says(described, open_page):
+    """The kind of each shape and both digits inside of the box, its colour within a patch of it."""
+    shown = open_page(described)
+    buttons = shown.locator("#words button")
+    assert buttons.count() == len(described.tokens)
+    tested = set()
+    for index, word in enumerate(described.tokens):
+        if word not in NAMES:
+            continue
+        buttons.nth(index).click()
+        (x, y), (left, top, right, bottom) = brightest(shown), BOXES[NAMES[word]]
+        near = 1.5 * PATCH if word in (" yellow", " blue", " red") else 0
+        assert left - near <= x <= right + near and top - near <= y <= bottom + near, (word, x, y)
+        tested.add(word)
+    assert tested == NAMES.keys()
+    for index in range(shown.locator("#plane option").count()):
+        shown.locator("#plane").select_option(index=index)
+    for part in ("base", "grid", "joined"):
+        shown.locator("#part").select_option(part)
+
+
+def test_arrow_keys_move_from_word_to_word(described, open_page):
+    shown = open_page(described, color_scheme="dark")
+    last = len(described.tokens)
+    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("End", last),
+                        ("ArrowRight", last), ("Home", 1), ("ArrowLeft", 1)):  # fmt: skip
+        shown.keyboard.press(key)
+        assert shown.locator("#said").inner_text().startswith(f"Word {number} of {last}")
+    shown.keyboard.press("ArrowRight")
+    assert shown.evaluate("document.activeElement.textContent") == " yellow"
+    assert shown.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    cells = shown.locator("#ribbon canvas")
+    cells.scroll_into_view_if_needed()
+    bounds = cells.bounding_box()
+    shown.mouse.move(bounds["x"] + 4, bounds["y"] + 4)
+    assert shown.locator("#hover").inner_text() == "Position 3: a patch, base."
+
+
+def test_markup_stays_text_in_the_browser(described, open_page):
+    nasty = replace(described, answer=NASTY, tokens=[NASTY] * len(described.tokens),
+                    sources=[NASTY], prompt=[NASTY, 0])  # fmt: skip
+    shown = open_page(nasty)
+    assert shown.locator("#words button").first.inner_text() == NASTY
+    assert shown.locator("img").count() == 1 and NASTY in shown.locator("#ribbon").inner_text()
+
+
+def test_without_a_script_there_is_a_table(described, open_page):
+    shown = open_page(described, java_script_enabled=False)
+    text = shown.locator("#static").inner_text()
+    assert "' star'" in text and "100.0%" in text and shown.locator("#static tr").count() == 35
+
+
+def test_a_clip_is_a_strip_of_frames(model, open_page):
+    """The frame in which a number flashes up is brighter than the others for its digits."""
+    question = "What number flashed up?"
+    found = model.explain(question, videos=[CLIP], frames=8)
+    shown = open_page(found)
+    assert shown.locator("#pictures img").count() == 8
+    captions = shown.locator("#pictures figcaption").all_inner_texts()
+    shares = [float(re.search(r"([\d.]+)%", caption)[1]) for caption in captions]
+    own = [found.weights(0, 3)[found.rows.frames == frame].sum() for frame in range(8)]
+    assert int(np.argmax(shares)) == int(np.argmax(own)) and max(shares) > 2 * np.median(shares)
+
+
+def test_occlusion_is_shown_beside(described, open_page):
+    from llava_min.explain.occlusion import Occlusion, squares
+
+    boxes = np.array(list(squares((320, 240))), np.float32)
+    costs = np.zeros((25, len(described.tokens)), np.float32)
+    costs[6] = 1
+    found = Occlusion(0, (320, 240), boxes, {"mean": costs, "grey": costs})
+    shown = open_page(replace(described, occlusion=[found]))
+    left, top, right, bottom = boxes[6]
+    x, y = brightest(shown, "#covered canvas")
+    assert left <= x <= right and top <= y <= bottom
+    assert f"{len(described.tokens)}.00 nats" in shown.locator("#cost").inner_text()
+    shown.locator("#whose").select_option("word")
+    assert "1.00 nats" in shown.locator("#cost").inner_text()
+
+
+def test_pictures_are_those_of_the_tiles(described):
+    """The picture on the page has the source's ratio and colours, also where it was padded."""
+    import base64
+    import io
+
+    uri = data_of(page.page(described))["visuals"][0]["images"][0]
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    source = Image.open(STAR).convert("RGB").resize(shown.size)
+    assert shown.size[0] / shown.size[1] == pytest.approx(4 / 3, rel=0.01)
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(source)).mean() < 5
