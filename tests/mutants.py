@@ -203,6 +203,8 @@ def main() -> None:
         for file in TESTS
         if (file.endswith(tuple(given.file)) if given.file else not file.startswith("kernels/"))
     ]
+    if not files:
+        parser.error(f"no file that has mutants ends in {' or '.join(given.file)}")
     every = [(file, place) for file in files for place in range(places((ROOT / file).read_text()))]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     start, survivors = time.time(), []

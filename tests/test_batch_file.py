@@ -232,8 +232,8 @@ def named(lines, names) -> str:
 @pytest.mark.parametrize("names", ["abcde", None])
 def test_resume_knows_a_line_wherever_it_is(files, names):
     """A line put in front moves the numbers; with an id or without, answers stay theirs."""
-    if names:
-        files[0].write_text(named(LINES, names))
+    twice = json.dumps(LINES[0]) + "\n"
+    files[0].write_text(named(LINES, names) if names else files[0].read_text() + twice)
     assert run(files, "--max-tokens", "5") == 0
     before = entries(files[1])
     files[0].write_text('{"question": "Hi"}\n' + files[0].read_text())

@@ -304,6 +304,15 @@ def test_help_has_two_tiers(capsys):
     assert "--min-p" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", ["llava_min", "llava_min.weights", "llava_min.check"])
+def test_help_is_for_users(module):
+    """And has none of the lines that tell readers of the code where to go."""
+    command = [sys.executable, "-m", module, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: ")
+    assert ".py" not in shown and "in: " not in shown and "Read next" not in shown
+
+
 def test_a_closed_pipe_ends_quietly():
     command = (
         f"{sys.executable} -m llava_min 'Describe the picture.' --image {STAR} --jsonl | head -n 1"

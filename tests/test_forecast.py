@@ -413,28 +413,33 @@ def test_the_bar_and_the_table_say_what_json_says(capsys):
     assert found["fits"] and "it fits" in shown and found["seconds"]["reading"] > 0
 
 
-@pytest.mark.parametrize("columns", [20, 40, 55, 78, 79, 80, 200])
-@pytest.mark.parametrize("more", [[], ["--memory", "0.001"], ["--memory", "0.012"]])
-def test_a_plan_is_as_wide_as_the_terminal(monkeypatch, capsys, tmp_path, columns, more):
-    """At most 79 and at least 40 characters; whatever the width, the same numbers; what a long
+@pytest.mark.parametrize("memory", [None, 0.001, 0.012, 0.02])
+@pytest.mark.parametrize("name", ["shapes.png", f"{'long' * 9}/shapes.png"])
+def test_a_plan_fits_every_terminal(tmp_path, memory, name):
+    """Of at least 40 characters; whatever the width, the same numbers and options, and what a long
     path loses is shown by dots.
     """
-    monkeypatch.setenv("COLUMNS", str(columns))
-    picture = tmp_path / ("long" * 20) / "shapes.png"
-    picture.parent.mkdir()
+    picture = tmp_path / ("long" * 20) / name
+    picture.parent.mkdir(parents=True)
     picture.write_bytes(Path(STAR).read_bytes())
-    words = ["--plan", "Why?", "--image", str(picture), "--dtype", "float32", "--max-tokens", "300"]
-    assert main([*words, *more]) == 0
-    shown = capsys.readouterr().out
-    assert 30 < max(map(len, shown.splitlines())) <= max(40, min(79, columns))
-    assert re.search(r"^  \.\.\.\S*/shapes\.png ", shown, re.M)
-    assert main([*words, *more, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert f"{found['tokens']['all']:,} of 32,768 tokens" in shown
-    totals = re.findall(r"^[> ] .*float.* (\d+\.\d{3})$", shown, re.M)
-    assert totals == [f"{row['total'] / 1e9:.3f}" for row in found["memory"]]
-    one_line = re.sub(r"\s+", " ", shown)
-    assert found["fits"] or f"{', or '.join(found['what_would_fit'])} would" in one_line
+    given = dict(images=[picture], videos=[CLIP], dtype="float32", max_tokens=300, memory=memory)
+    found = llava_min.plan(None, "Why?", **given)
+    for width in range(20, 100):
+        shown = found.text(width)
+        assert 30 < max(map(len, shown.splitlines())) <= max(40, min(79, width))
+        assert re.search(r"^  \.\.\.\S*/shapes\.png ", shown, re.M)
+        assert f"{found.json()['tokens']['all']:,} of 32,768 tokens" in shown
+        totals = re.findall(r"^[> ] .*float.* (\d+\.\d{3})$", shown, re.M)
+        assert totals == [f"{row['total'] / 1e9:.3f}" for row in found.rows()]
+        options = f"{', or '.join(found.remedies())} would"
+        assert found.fits or options in re.sub(r"\s+", " ", shown)
+
+
+def test_a_plan_is_as_wide_as_the_terminal(monkeypatch, capsys):
+    for columns in (40, 60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["--plan", "Why?", "--image", STAR]) == 0
+        assert columns - 25 < max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
 
 def test_a_prompt_beyond_the_context_is_shown_not_refused(capsys):

@@ -248,7 +248,8 @@ def test_verbose_changes_no_exit_code(capsys, words, code):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("README.md", "Give the folder"), ("model.gguf", "GGUF"), ("llava:7b", "ollama"),
+    ("README.md", "Give the folder that it lies in, '.'."), ("model.gguf", "GGUF"),
+    ("llava:7b", "ollama"),
     ("Where is the star?", "question comes after"),
 ])  # fmt: skip
 def test_what_is_no_checkpoint_is_said(capsys, monkeypatch, name, said):

@@ -172,7 +172,8 @@ def test_a_foreign_file_is_one_line(model, file, tmp_path, folder):
         foreign.append(tmp_path / f"foreign{number}")
         save_file(changed, foreign[-1], metadata={prefix.KIND: metadata})
     for path in foreign:
-        with pytest.raises(PromptError, match="a whole prompt cache, found .* of another kind"):
+        said = "found a folder" if path.is_dir() else "a whole prompt cache, found .* another kind"
+        with pytest.raises(PromptError, match=said):
             model.generate("And?", images=[FIRST], videos=[CLIP], prompt_cache=path)
 
 

@@ -77,7 +77,9 @@ def count(shape: list[int]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the two commands; the exit code says how it ended."""
-    root = argparse.ArgumentParser(prog="python -m llava_min.weights", description=__doc__)
+    root = argparse.ArgumentParser(
+        prog="python -m llava_min.weights", description=__doc__.partition(":")[0]
+    )
     commands = root.add_subparsers(dest="command", required=True)
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
     command.add_argument("folder", metavar="FOLDER")

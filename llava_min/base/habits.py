@@ -321,7 +321,7 @@ def folder(given: object) -> str | Path:
     if name.lower().endswith((".gguf", ".ggml")):
         hint = "GGUF is not read: give the folder with the original safetensors."
     elif os.path.isfile(name):
-        hint = f"Give the folder that it lies in: {os.path.dirname(name) or '.'}."
+        hint = f"Give the folder that it lies in, {shown(os.path.dirname(name) or '.')}."
     elif re.search(r"\s", name) and not os.path.exists(name):
         hint = "A question comes after the folder."
     elif re.fullmatch(r"[\w.-]+:[\w.-]+", name) and not os.path.exists(name):

@@ -286,7 +286,9 @@ def check(name: str | None, picture: str | None) -> int:
 
 def main(given: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    root = argparse.ArgumentParser(prog="python -m llava_min.check", description=__doc__)
+    root = argparse.ArgumentParser(
+        prog="python -m llava_min.check", description=__doc__.split("\n")[0]
+    )
     root.add_argument("-m", "--model", help="folder or hub name (default: the embedded toy)")
     root.add_argument("-o", "--output", metavar="FILE.SVG", help="draw the errors")
     arguments = root.parse_args(given)

@@ -193,7 +193,7 @@ DAILY: tuple[Flag, ...] = (
     ("--json", "print one JSON object instead of text", SWITCH),
     ("--plan", "do not answer: count tokens, bytes and seconds from sizes alone", SWITCH),
     ("--show-prompt", "print the rendered prompt to stderr", SWITCH),
-    ("--trace", "print every stage from pixels to words to stderr", SWITCH),
+    ("--trace", "print every stage from pixels to words, as it is first passed, to stderr", SWITCH),
     ("-q --quiet", "only the answer and errors", SWITCH),
     ("-v --verbose", "more on stderr, and tracebacks", SWITCH),
     ("--version", "print the version and exit; with -v, that of everything it uses", SWITCH),

@@ -100,7 +100,7 @@ class Prefix:
                         raise ValueError(name)
                     head.copy_(stored)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            found = "a file cut short, or of another kind"
+            found = "a folder" if path.is_dir() else "a file cut short, or of another kind"
             raise refused(path, "a whole prompt cache", found, "Name another file.") from None
         self.numbers = held
         log.info(f"{count:,} of {prepared.plan.tokens:,} prompt tokens come from {path}")
