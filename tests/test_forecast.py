@@ -413,7 +413,7 @@ def test_the_bar_and_the_table_say_what_json_says(capsys):
     assert found["fits"] and "it fits" in shown and found["seconds"]["reading"] > 0
 
 
-@pytest.mark.parametrize("memory", [None, 0.001, 0.012, 0.02])
+@pytest.mark.parametrize("memory", [None, 0.001, 0.012, 0.023, 0.0245])
 @pytest.mark.parametrize("name", ["shapes.png", f"{'long' * 9}/shapes.png"])
 def test_a_plan_fits_every_terminal(tmp_path, memory, name):
     """Of at least 40 characters; whatever the width, the same numbers and options, and what a long
