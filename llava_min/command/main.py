@@ -196,7 +196,7 @@ def explain(
         interruptible=True,
         **settings.options,
     )
-    answer = reporter.follow(asked)
+    answer = reporter.follow(asked, question)
     if answer.finish_reason == "interrupted":
         return 130
     found = model.explain(
