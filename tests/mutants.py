@@ -61,6 +61,8 @@ TESTS = {
     "llava_min/explain/explanation.py": ("test_explain",),
     "llava_min/explain/explaining.py": ("test_explain",),
     "llava_min/explain/page.py": ("test_page",),
+    "llava_min/explain/knockout.py": ("test_knockout",),
+    "llava_min/explain/gradients.py": ("test_knockout",),
     "llava_min/sampling.py": ("test_sampling", "test_step"),
     "llava_min/tokenizer.py": ("test_tokenizer", "test_tokenizer_agrees"),
     "llava_min/prompt.py": ("test_prompt", "test_subtitles", "test_cards"),

@@ -345,6 +345,8 @@ def test_an_answer_may_be_given_in_any_form(model, found):
     assert by_answer.token_ids == found.token_ids and len(by_answer.stages) == 4
     assert text.tokens == found.tokens[:3] and len(text.top[0]) == 2 and not text.stages
     np.testing.assert_allclose(text.planes[3, 1], found.planes[3, 1][:3], atol=1e-3)
+    one = model.explain(QUESTION, "In the top left.", images=[STAR], words=1)
+    np.testing.assert_allclose(one.planes[3, 1], found.planes[3, 1][:1], atol=1e-3)
     other = model.explain(QUESTION, "Purple.", images=[STAR])
     assert other.log_probabilities[0] < found.log_probabilities[0] - 3
 

@@ -6,6 +6,8 @@ out: Explanation
 Read explain/explaining.py, engine/prefix.py first. Read next: command/main.py.
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,13 +16,15 @@ import numpy as np
 from ..errors import ParameterError, wrong_value
 from ..explain.explaining import explained, last_row
 from ..explain.explanation import Explanation, Stage
+from ..explain.knockout import without_heads, without_looking, without_patches
 from ..explain.occlusion import Occluder
+from ..explain.rows import Rows
 from ..model import finished
 from ..options import Options
 from ..planning.forecast import estimate, free_bytes
 from ..planning.memory import logit_bytes, portions
 from ..request.prepare import Pictures, Prepared, Question, Videos, prepare, require_tokenizer
-from .answers import Answer
+from .answers import Answer, Score
 from .prefix import Prefix
 
 if TYPE_CHECKING:
@@ -73,6 +77,42 @@ def explain(
         ]
         found = replace(found, occlusion=squares)
     return found
+
+
+def knock_out(
+    model: "Model",
+    question: Question,
+    answer: "Answer | str | list[int]",
+    images: Pictures,
+    videos: Videos,
+    patches: Sequence[int],
+    heads: Sequence[tuple[int, int]],
+    looking: bool,
+    options: dict[str, object],
+) -> tuple[Score, Score]:
+    """See Model.knock_out."""
+    ids, prepared = ids_of(model, answer), model.prepare(question, images, videos, **options)
+    text, tokens = model.config.text, prepared.plan.tokens + len(ids)
+    if any(not 0 <= row < prepared.visual_tokens for row in patches):
+        raise ParameterError(f"patches must be numbers from 0 to {prepared.visual_tokens - 1}.")
+    if any(not (0 <= at < text.num_layers and 0 <= one < text.num_heads) for at, one in heads):
+        raise ParameterError(
+            f"heads must be pairs (layer, head) below ({text.num_layers}, {text.num_heads})."
+        )
+    model.admission.admit(prepared, len(ids), results=BYTES + logit_bytes(model.config, len(ids)))
+    before = model.forced(*model.prefilled(prepared, len(ids)), ids)
+    cache = model.empty_cache(tokens)
+    with ExitStack() as stack:
+        if patches:
+            stack.enter_context(without_patches(patches))
+        if heads:
+            stack.enter_context(without_heads(heads))
+        if looking:
+            visual = np.zeros(tokens, bool)
+            visual[Rows.of(prepared.plan, model.config).tokens] = True
+            stack.enter_context(without_looking(cache, visual))
+        logits = finished(model.reading(prepared.plan, prepared.visuals, cache))
+        return before, model.forced(logits, cache, ids)
 
 
 def ids_of(model: "Model", answer: "Answer | str | list[int]") -> list[int]:

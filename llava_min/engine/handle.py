@@ -8,7 +8,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ..config import LlavaConfig
 from ..errors import OutputError
 from ..explain.explanation import Explanation
 from ..explain.forced import before, log_probabilities
+from ..explain.gradients import gradient
 from ..generate import generate
 from ..model import Network, Portion, finished
 from ..options import Options
@@ -284,6 +285,48 @@ class Model(Asking):
         return explaining.explain(
             self, question, images, videos, answer, words, alternatives, occlusion, prefix, options
         )
+
+    @accepting("self", "question", "answer", "images", "videos")
+    def knock_out(
+        self,
+        question: Question,
+        answer: Answer | str | list[int],
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        patches: Sequence[int] = (),
+        heads: Sequence[tuple[int, int]] = (),
+        looking: bool = False,
+        **options: object,
+    ) -> tuple[Score, Score]:
+        """The score of an answer, and that without some of what made it.
+
+        patches: numbers of rows, as Explanation.rows.inside(box) gives them; each gets the mean of
+        its visual. heads: pairs (layer, head), whose output is zero. looking: whether text loses
+        its way to the pictures, in every layer. ParameterError: no such patch or head.
+        """
+        return explaining.knock_out(
+            self, question, answer, images, videos, patches, heads, looking, options
+        )
+
+    @accepting("self", "question", "answer", "images", "videos")
+    def gradient(
+        self,
+        question: Question,
+        answer: Answer | str | list[int],
+        *,
+        images: Pictures = (),
+        videos: Videos = (),
+        **options: object,
+    ) -> Tensor:
+        """How the answer's log-probability changes with each number of the prompt's rows: [rows W].
+
+        The rows are those of embed(). It keeps what every layer made, so it is for prompts of a few
+        thousand rows. ParameterError where weights are quantised, or bfloat16 on some CPUs.
+        """
+        rows = self.embed(question, images=images, videos=videos, **options)
+        with memory_guard("differentiate the answer"):
+            return gradient(self.network.decoder, rows, explaining.ids_of(self, answer))
 
     @accepting("self", "question", "images", "videos")
     def logits(

@@ -65,8 +65,10 @@ def explained(
     rows, text = Rows.of(prepared.plan, network.config), network.config.text
     count = words_that_fit(min(words, len(ids)), len(rows.tokens))
     tokens = int(cache.host_lengths[0]) - 1 + count
-    embedded = network.decoder.embed(torch.tensor([ids[: count - 1]], device=network.device))
-    entering = torch.cat([last[None], embedded], 1) if count > 1 else last[None]
+    entering = last[None]  # B T D
+    if count > 1:
+        said = torch.tensor([ids[: count - 1]], device=network.device)
+        entering = torch.cat([entering, network.decoder.embed(said)], dim=1)
     cache.rewind(1)
     shares = Shares(text, count, rows.all_kinds(tokens))
     with weighing(cache, shares.take):
@@ -77,11 +79,13 @@ def explained(
         network.decoder(entering, cache)
     cache.advance(1)
     name, answer = namer(prepared.tokenizer), ids[:count]
-    said = " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
+    whole = (
+        " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
+    )
     return Explanation(
         model=model,
         config=network.config,
-        answer=said,
+        answer=whole,
         token_ids=answer,
         tokens=[name(token) for token in answer],
         log_probabilities=log_probabilities(logits, answer).tolist(),

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import LlavaConfig
 from ..segments import Plan, Text
-from .places import Place, place
+from .places import Box, Place, place
 
 KINDS = ("first", "text", "base", "grid", "frame", "newline")
 PATCHES = [KINDS.index(kind) for kind in ("base", "grid", "frame")]  # kinds that show something
@@ -69,6 +69,15 @@ class Rows:
     def patches(self) -> np.ndarray:
         """Which rows show something: bool [V]."""
         return np.isin(self.kinds, PATCHES)
+
+    def inside(self, box: Box, visual: int = 0, frame: int | None = None) -> list[int]:
+        """The numbers of the patches whose middle lies in a box of a source, in its pixels."""
+        left, top, right, bottom = box
+        x, y = (self.boxes[:, side::2].mean(1) for side in (0, 1))  # NaN is in no box
+        found = (left <= x) & (x <= right) & (top <= y) & (y <= bottom) & (self.visuals == visual)
+        if frame is not None:
+            found &= self.frames == frame
+        return np.flatnonzero(found).tolist()
 
     def all_kinds(self, tokens: int) -> np.ndarray:
         """The kind of every token of a sequence that begins with the prompt: int64 [tokens]."""
