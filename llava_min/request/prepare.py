@@ -230,7 +230,8 @@ def is_ids(question: object) -> TypeGuard[Sequence[int]]:
 
 
 def is_turns(question: object) -> TypeGuard[Sequence[prompt.Turn]]:
-    return isinstance(question, list) and all(isinstance(turn, prompt.Turn) for turn in question)
+    turns = isinstance(question, list) and all(isinstance(t, prompt.Turn) for t in question)
+    return turns and bool(question)
 
 
 def is_messages(question: object) -> TypeGuard[Sequence[chat_messages.Message]]:

@@ -25,7 +25,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from .errors import BUSY, LOADING, STOPPING, Refusal, refusal_of
+from ..errors import LlavaMinError, PromptError
+from .errors import BUSY, LOADING, STOPPING, Refusal, refusal_of, wrong
 from .exchange import Exchange
 from .guard import App, Body, ClientGone, Guard, Receive, Rules, Scope, Send, refuse
 from .openapi import document
@@ -156,8 +157,11 @@ def paths(site: Site) -> list[Route]:
         body, texts = parsed(request.state.body.take()), site.loaded().texts
         content = body.get("content", body.get("prompt")) if isinstance(body, dict) else None
         if not isinstance(content, str):
-            raise Refusal(400, "content must be a text.", "content", "invalid_value")
-        ids = texts.tokenizer.encode_text(content)
+            raise wrong("content", "a text")
+        try:
+            ids = texts.tokenizer.encode_text(content)
+        except PromptError:
+            raise wrong("content", "valid UTF-8") from None
         return JSONResponse({"tokens": ids, "count": len(ids)})
 
     async def detokenize(request: Request) -> Response:
@@ -165,7 +169,7 @@ def paths(site: Site) -> list[Route]:
         ids = body.get("tokens") if isinstance(body, dict) else None
         known = service.model.known_ids
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < known for i in ids):
-            raise Refusal(400, f"tokens must be a list of ids below {known}.", "tokens")
+            raise wrong("tokens", f"a list of ids below {known}")
         text = service.texts.tokenizer.decode(ids, special=True)
         return JSONResponse({"content": text, "prompt": text})
 
@@ -249,7 +253,8 @@ def app(site: Site, rules: Rules, origins: tuple[str, ...] = ()) -> App:
         refusal = refusal_of(error)
         return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
-    handlers: dict[Any, Any] = {HTTPException: failed, Refusal: failed}
+    kinds = (HTTPException, Refusal, LlavaMinError, Exception)
+    handlers: dict[Any, Any] = dict.fromkeys(kinds, failed)
     inner: App = Starlette(routes=paths(site), exception_handlers=handlers)
     guarded: App = Guard(inner, rules)
     if origins:

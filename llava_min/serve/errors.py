@@ -9,10 +9,18 @@ Read errors.py of the package first. Read next: serve/fields.py.
 """
 
 import re
+from collections.abc import Mapping
 
-from ..errors import LlavaMinError, MemoryBudgetError, NumericsError
+from ..errors import (
+    LlavaMinError,
+    MemoryBudgetError,
+    NumericsError,
+    ParameterError,
+    PromptError,
+)
 
 PART = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
+OPTIONS = re.compile(r"\w+( and \w+)?")  # with which the message of a ParameterError begins
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -55,18 +63,38 @@ def wrong(param: str, expected: str, code: str | None = "invalid_value") -> Refu
     return Refusal(400, f"{param} must be {expected}.", param, code)
 
 
-def refusal_of(error: Exception) -> Refusal:
-    """What an exception becomes on the wire. One of ours says what its user can do about it."""
+def refusal_of(error: Exception, named: Mapping[str, str] | None = None) -> Refusal:
+    """What an exception becomes on the wire. One of ours says what its user can do about it.
+
+    named: the field of the request that each option came from.
+    """
     if isinstance(error, Refusal):
         return error
     if isinstance(error, NumericsError):
         return Refusal(500, str(error), code="numerics")
     if isinstance(error, MemoryBudgetError):
         return Refusal(400, str(error), code="out_of_memory")
+    if isinstance(error, ParameterError):
+        return of_fields(str(error), named or {})
     if isinstance(error, LlavaMinError):
-        named = PART.search(str(error))
-        return Refusal(400, str(error), named[0] if named else None, "invalid_value")
+        part = PART.search(str(error))
+        param = "messages" if isinstance(error, PromptError) else None
+        return Refusal(400, str(error), part[0] if part else param, "invalid_value")
     return Refusal(500, "The server made a mistake; its log says which.", code="internal_error")
+
+
+def of_fields(message: str, named: Mapping[str, str]) -> Refusal:
+    """The refusal of options, by the names of the fields that they came from.
+
+    >>> of_fields("regex and seed cannot be used together.", {"regex": "guided_regex"}).message
+    'guided_regex and seed cannot be used together.'
+    """
+    options = OPTIONS.match(message)
+    names = options[0].split(" and ") if options else []
+    fields = [named.get(name, name) for name in names]
+    message = " and ".join(fields) + message[len(" and ".join(names)) :]
+    param = next((field for name, field in zip(names, fields) if name in named), None)
+    return Refusal(400, message, param, "invalid_value")
 
 
 BUSY = Refusal(429, "The queue is full.", code="queue_full", retry_after=2)

@@ -10,11 +10,12 @@ Agrees with: /v1/chat/completions of OpenAI's API; the extra fields of vLLM's.
 """
 
 import json
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..options import is_schema
 from .errors import Refusal, wrong
 
 Body = Mapping[str, Any]
@@ -25,14 +26,14 @@ Check = Callable[[str, Any], Any]  # a field's name and value -> the value that 
 class Wanted:
     """A chat completion that is asked for.
 
-    options: arguments of Options. max_tokens: None for as many as the command gives. top: how many
+    options: arguments of Options; named: the field that each of them came from. top: how many
     likely tokens to tell at each place; None: no probabilities at all. prefilled: the last message
     is the beginning of the answer. progress: tell in the stream how much of the prompt was read.
     """
 
     messages: list[Any]
     options: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int | None = None
+    named: dict[str, str] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
     n: int = 1
@@ -44,6 +45,13 @@ class Wanted:
     stop_token_ids: tuple[int, ...] = ()
     prefilled: bool = False
     progress: bool = False
+
+    def choose(self, option: str, value: Any, written: str) -> None:
+        """Take an option from a field; Refusal where another field says something else of it."""
+        if self.options.get(option, value) != value:
+            message = f"{self.named[option]} and {written} differ."
+            raise Refusal(400, message, written, "invalid_value")
+        self.options[option], self.named[option] = value, written
 
 
 def whole(low: int, high: int) -> Check:
@@ -82,11 +90,28 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def expression(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong(name, "a regular expression")
+    return value
+
+
+def schema(name: str, value: Any) -> str:
+    """A JSON schema, or one as text."""
+    try:
+        written = value if isinstance(value, str) else json.dumps(value)
+    except RecursionError:
+        written = ""
+    if not is_schema(written):
+        raise wrong(name, "a JSON schema, which is an object")
+    return written
+
+
 def one_of(*values: Any) -> Check:
     """One of a few values, others of which are not supported."""
 
     def check(name: str, value: Any) -> Any:
-        if value not in values:
+        if not any(type(value) is type(one) and value == one for one in values):
             shown = " or ".join(json.dumps(one) for one in values)
             raise wrong(name, f"{shown}; nothing else is supported", "unsupported_value")
         return value
@@ -94,18 +119,22 @@ def one_of(*values: Any) -> Check:
     return check
 
 
-def texts(most: int) -> Check:
-    """A text, or a list of at most `most`, none of them empty."""
+def texts(most: int, least: int = 0) -> Check:
+    """A text, or a list of `least` to `most`, none of them empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
         found = (value,) if isinstance(value, str) else value
-        if not isinstance(found, list | tuple) or len(found) > most:
-            raise wrong(name, f"a text or a list of at most {most}")
+        if not isinstance(found, list | tuple) or not least <= len(found) <= most:
+            raise wrong(name, f"a text or a list of {least} to {most}")
         if not all(isinstance(one, str) and one for one in found):
             raise wrong(name, "a text that is not empty, or a list of such")
         return tuple(found)
 
     return check
+
+
+ANY_NUMBER, A_COUNT = number(0, 1e6), whole(1, 2**31 - 1)
+TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
@@ -117,12 +146,12 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 def times(name: str, value: Any) -> tuple[float, ...]:
     if not isinstance(value, list):
         raise wrong(name, "a list of times in seconds")
-    return tuple(number(0, math.inf)(name, one) for one in value)
+    return tuple(ANY_NUMBER(name, one) for one in value)
 
 
 def biases(name: str, value: Any) -> dict[int, float]:
     """{token id: what to add to its logit}; ids are keys of JSON and so texts."""
-    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
+    if not isinstance(value, dict) or not all(TOKEN_ID.fullmatch(key) for key in value):
         raise wrong(name, "an object with token ids as keys")
     return {int(key): number(-100, 100)(name, one) for key, one in value.items()}
 
@@ -145,18 +174,13 @@ def response_format(wanted: Wanted, name: str, value: Any) -> None:
     """{"type": "text" | "json_object" | "json_schema"}, the last with a schema."""
     kind = mapping(name, value).get("type")
     if kind == "json_object":
-        wanted.options["json_schema"] = '{"type": "object"}'
+        wanted.choose("json_schema", '{"type": "object"}', name)
     elif kind == "json_schema":
         held = mapping(f"{name}.json_schema", value.get("json_schema"))
-        schema = held.get("schema")
-        wanted.options["json_schema"] = json.dumps(mapping(f"{name}.json_schema.schema", schema))
+        form = schema(f"{name}.json_schema.schema", held.get("schema"))
+        wanted.choose("json_schema", form, name)
     elif kind != "text":
         raise wrong(f"{name}.type", "text, json_object or json_schema", "unsupported_value")
-
-
-def guided_json(wanted: Wanted, name: str, value: Any) -> None:
-    """A schema, or one as text."""
-    wanted.options["json_schema"] = value if isinstance(value, str) else json.dumps(value)
 
 
 def structured_outputs(wanted: Wanted, name: str, value: Any) -> None:
@@ -171,6 +195,8 @@ def structured_outputs(wanted: Wanted, name: str, value: Any) -> None:
 def media_io_kwargs(wanted: Wanted, name: str, value: Any) -> None:
     """{"video": {"num_frames", "fps"}}, as vLLM takes it; num_frames -1 is all of the default."""
     for kind, given in mapping(name, value).items():
+        if given is None:
+            continue
         known = {"video": {"num_frames": "frames", "fps": "fps"}, "image": {}}.get(kind)
         if known is None:
             raise Refusal(400, f"{name}.{kind} is not supported.", name, "unsupported_parameter")
@@ -190,14 +216,6 @@ def media_options(wanted: Wanted, name: str, given: Body, known: Mapping[str, st
             raise Refusal(400, f"{name}.{key} is not supported.", name, "unsupported_parameter")
         if value is not None and value != -1:
             FIELDS[known[key]].apply(wanted, f"{name}.{key}", value)
-
-
-def max_tokens(wanted: Wanted, name: str, value: Any) -> None:
-    """Two fields say the same, and must not differ."""
-    found = whole(1, 2**31 - 1)(name, value)
-    if wanted.max_tokens not in (None, found):
-        raise Refusal(400, "max_tokens and max_completion_tokens differ.", name, "invalid_value")
-    wanted.max_tokens = found
 
 
 def logprobs(wanted: Wanted, name: str, value: Any) -> None:
@@ -239,7 +257,7 @@ def option(name: str, check: Check, about: str) -> Field:
     """A field that is an argument of Options."""
 
     def apply(wanted: Wanted, written: str, value: Any) -> None:
-        wanted.options[name] = check(written, value)
+        wanted.choose(name, check(written, value), written)
 
     return Field("honoured", about, apply)
 
@@ -258,12 +276,11 @@ def checked(check: Check, about: str) -> Field:
     return Field("honoured", about, lambda wanted, name, value: check(name, value))
 
 
-ANY_NUMBER = number(0, 1e6)
 FIELDS: dict[str, Field] = {
     "messages": checked(lambda name, value: value, "roles system, developer, user, assistant"),
     "model": checked(text, "any name is answered as the model that is served"),
-    "max_tokens": Field("honoured", "default 512, cut to what fits", max_tokens),
-    "max_completion_tokens": Field("honoured", "as max_tokens", max_tokens),
+    "max_tokens": option("max_tokens", A_COUNT, "default 512, cut to what fits"),
+    "max_completion_tokens": option("max_tokens", A_COUNT, "as max_tokens"),
     "temperature": option("temperature", number(0, 100), "default 0, which is greedy"),
     "top_p": option("top_p", number(1e-9, 1), "above 0"),
     "seed": option("seed", whole(0, 2**63 - 1), "default 0; answer i of n has seed + i"),
@@ -286,9 +303,9 @@ FIELDS: dict[str, Field] = {
     "stop_token_ids": attribute("stop_token_ids", token_ids, "end the answer too"),
     "add_generation_prompt": checked(boolean, "true, or continue_final_message"),
     "continue_final_message": attribute("prefilled", boolean, "the last message is continued"),
-    "guided_json": Field("honoured", "a JSON schema", guided_json),
-    "guided_choice": option("choices", texts(10_000), "one of these texts"),
-    "guided_regex": option("regex", text, "a regular expression"),
+    "guided_json": option("json_schema", schema, "a JSON schema"),
+    "guided_choice": option("choices", texts(10_000, 1), "one of these texts"),
+    "guided_regex": option("regex", expression, "a regular expression"),
     "structured_outputs": Field("honoured", "json, choice, regex", structured_outputs),
     "media_io_kwargs": Field("honoured", "video: num_frames, fps", media_io_kwargs),
     "mm_processor_kwargs": Field("honoured", "num_frames, fps, max_tiles", mm_processor_kwargs),

@@ -34,7 +34,6 @@ EMPTY: tuple[object, ...] = (
     "",
 )  # values that say nothing: clients send back what they got
 MEDIA = ("image", "image_url", "input_image", "video", "video_url", "input_video")
-PART_KEYS = ("type", "detail", "cache_control", "uuid", "fps", "max_pixels", "min_pixels")
 MOST_PARTS, MOST_MEDIA = 10_000, 64
 MEDIUM_BYTES = 256 << 20  # of a medium from the web or in a body; a file may be longer
 VIDEO_SIGNS = (
@@ -164,7 +163,10 @@ def as_data_uri(base64: Any) -> str | None:
 def bytes_of(where: str, source: str, borders: Borders) -> bytes:
     """The bytes of a medium, from the request itself or from the web."""
     if is_data_uri(source):
-        data = decode_data_uri(source, MEDIUM_BYTES)
+        try:
+            data = decode_data_uri(source, MEDIUM_BYTES)
+        except MediaError as error:
+            raise Refusal(400, f"{where}: {error}", where, "invalid_value") from None
     elif is_url(source):
         if not borders.fetching:
             raise Refusal(400, f"{where}: URLs are not fetched here; send a data: URI.", where)

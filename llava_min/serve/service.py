@@ -77,21 +77,21 @@ class Service:
 
     def ready(self, body: bytes) -> Ready:
         """A question from the body of a request, its media decoded. Raises Refusal."""
+        wanted, unknown = wanted_of(parsed(body))
+        self.name_once(unknown)
         try:
-            wanted, unknown = wanted_of(parsed(body))
-            self.name_once(unknown)
             return self.opened(wanted)
         except LlavaMinError as error:
-            raise refusal_of(error) from None
+            raise refusal_of(error, wanted.named) from None
 
     def count(self, body: bytes) -> dict[str, Any]:
         """How many tokens a request has, by the sizes of its media alone. Raises Refusal."""
+        wanted, _ = wanted_of(parsed(body))
         try:
-            wanted, _ = wanted_of(parsed(body))
             question, options = self.question_of(wanted)
             found = self.prepare(question, options, {}, headers=True)
         except LlavaMinError as error:
-            raise refusal_of(error) from None
+            raise refusal_of(error, wanted.named) from None
         return {
             "object": "response.input_tokens",
             "input_tokens": found.plan.tokens,
@@ -105,12 +105,13 @@ class Service:
             raise wrong("n", f"at most {len(self.slots.rows)}, the number of slots")
         question, options = self.question_of(wanted)
         found = self.prepare(question, options, {}, headers=True)
-        options = replace(options, max_tokens=self.room(found.plan.tokens, wanted.max_tokens))
+        options = replace(options, max_tokens=self.room(found.plan.tokens, wanted))
         self.model.admission.admit(found, options.max_tokens, self.slots.cache)
         pictures = list(pictures_of(question))
         prepared = self.prepare(question, options, kept := self.pictures.known(pictures))
         self.pictures.keep(pictures, kept)
-        ends = (*self.model.config.text.eos_ids, *wanted.stop_token_ids)
+        eos = () if options.ignore_eos else self.model.config.text.eos_ids
+        ends = (*eos, *wanted.stop_token_ids)
         rules = [self.rules(wanted, options, ends) for _ in range(wanted.n)]
         size = sum(len(p) for p in media_of(question) if isinstance(p, bytes))
         return Ready(wanted, prepared, options, rules, ends, size)
@@ -120,9 +121,11 @@ class Service:
         messages, options = messages_of(wanted.messages, self.borders), dict(wanted.options)
         if wanted.prefilled:
             last = messages.pop()
-            if last["role"] != "assistant":
-                raise wrong("messages", "to end with the assistant, with continue_final_message")
-            options["prefill"] = "".join(part.get("text", "") for part in last["content"])
+            texts = [part["text"] for part in last["content"] if part["type"] == "text"]
+            if last["role"] != "assistant" or len(texts) < len(last["content"]):
+                expected = "such that the last is a text of the assistant"
+                raise wrong("messages", f"{expected}, with continue_final_message")
+            options["prefill"] = "".join(texts)
         return messages, Options.of(**options)
 
     def prepare(
@@ -131,16 +134,16 @@ class Service:
         config, tokenizer = self.model.config, self.model.tokenizer
         return prepare(question, (), (), options, config, tokenizer, kept, headers)
 
-    def room(self, prompt: int, asked: int | None) -> int:
+    def room(self, prompt: int, wanted: Wanted) -> int:
         """Tokens that an answer may have: as asked for, or else by default as many as fit."""
-        capacity = self.slots.capacity
+        capacity, asked = self.slots.capacity, wanted.options.get("max_tokens")
         left = capacity - prompt
         if left < 1 or (asked is not None and asked > left):
             answer = f" and {asked} of the answer" if asked else ""
             raise Refusal(
                 400,
                 f"This server has room for {capacity} tokens; the prompt has {prompt}{answer}.",
-                "messages" if left < 1 else "max_tokens",
+                "messages" if left < 1 else wanted.named["max_tokens"],
                 "context_length_exceeded",
             )
         return asked if asked is not None else min(DEFAULT_TOKENS, left)

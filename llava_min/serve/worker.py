@@ -117,8 +117,7 @@ class Worker(threading.Thread):
             job.end(error)
         else:
             self.jobs[job.asked] = job
-            if not job.options.ignore_eos:
-                job.asked.reply.eos = job.ends
+            job.asked.reply.eos = job.ends
 
     def forget(self, job: Job) -> None:
         if job.asked in self.jobs:
