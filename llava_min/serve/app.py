@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
@@ -85,9 +85,6 @@ class ChatCompletions:
         self.site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            await refuse(Refusal(405, "This path takes POST.", code="method"), send)
-            return
         site, began, status = self.site, time.perf_counter(), 200
         site.open += 1
         try:
@@ -132,6 +129,13 @@ async def send_json(send: Send, value: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def json_response(
+    value: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An object as a response; in ASCII, which half a surrogate pair can be written in."""
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
 def paths(site: Site) -> list[Route]:
     """Every path of the server."""
 
@@ -139,19 +143,19 @@ def paths(site: Site) -> list[Route]:
         service = site.loaded()
         if not service.worker.healthy:
             raise Refusal(503, "The model does not answer.", code="stuck")
-        return JSONResponse({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [card(site)]})
+        return json_response({"object": "list", "data": [card(site)]})
 
     async def model(request: Request) -> Response:
         if request.path_params["name"] != site.name:
             raise Refusal(404, "No model of this name is served.", "model", "model_not_found")
-        return JSONResponse(card(site))
+        return json_response(card(site))
 
     async def input_tokens(request: Request) -> Response:
         service = site.loaded()
-        return JSONResponse(await site.in_pool(service.count, request.state.body))
+        return json_response(await site.in_pool(service.count, request.state.body))
 
     async def tokenize(request: Request) -> Response:
         body, texts = parsed(request.state.body.take()), site.loaded().texts
@@ -162,7 +166,7 @@ def paths(site: Site) -> list[Route]:
             ids = texts.tokenizer.encode_text(content)
         except PromptError:
             raise wrong("content", "valid UTF-8") from None
-        return JSONResponse({"tokens": ids, "count": len(ids)})
+        return json_response({"tokens": ids, "count": len(ids)})
 
     async def detokenize(request: Request) -> Response:
         body, service = parsed(request.state.body.take()), site.loaded()
@@ -171,7 +175,7 @@ def paths(site: Site) -> list[Route]:
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < known for i in ids):
             raise wrong("tokens", f"a list of ids below {known}")
         text = service.texts.tokenizer.decode(ids, special=True)
-        return JSONResponse({"content": text, "prompt": text})
+        return json_response({"content": text, "prompt": text})
 
     async def metrics(request: Request) -> Response:
         service = site.loaded()
@@ -186,10 +190,10 @@ def paths(site: Site) -> list[Route]:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document())
+        return json_response(document())
 
     async def root(request: Request) -> Response:
-        return JSONResponse({"name": "llava_min", "version": __version__, "model": site.name})
+        return json_response({"name": "llava_min", "version": __version__, "model": site.name})
 
     async def elsewhere(request: Request) -> Response:
         raise Refusal(404, "This path is not served; ask /v1/chat/completions.", code="not_found")
@@ -213,7 +217,7 @@ def paths(site: Site) -> list[Route]:
     }
     chats = ("/v1/chat/completions", "/chat/completions", "/invocations")
     return [
-        *(Route(path, chat) for path in chats),
+        *(Route(path, chat, methods=["POST"]) for path in chats),
         *(Route(path, work, methods=["GET"]) for path, work in get.items()),
         *(Route(path, work, methods=["POST"]) for path, work in post.items()),
     ]
@@ -247,11 +251,13 @@ def app(site: Site, rules: Rules, origins: tuple[str, ...] = ()) -> App:
     """The whole server as ASGI. origins: web pages that may ask it from a browser."""
 
     async def failed(request: Request, error: Exception) -> Response:
+        headers: Mapping[str, str] = {}
         if isinstance(error, HTTPException):
             code = "not_found" if error.status_code == 404 else "method"
+            headers = error.headers or {}
             error = Refusal(error.status_code, f"{error.detail}.", code=code)
         refusal = refusal_of(error)
-        return JSONResponse(refusal.body, refusal.status, refusal.headers)
+        return json_response(refusal.body, refusal.status, {**headers, **refusal.headers})
 
     kinds = (HTTPException, Refusal, LlavaMinError, Exception)
     handlers: dict[Any, Any] = dict.fromkeys(kinds, failed)
