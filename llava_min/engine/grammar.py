@@ -48,7 +48,10 @@ def grammar_rules(
             f"{name} needs the package llguidance: pip install 'llava_min[grammar]'."
         ) from None
     matcher = llguidance.LLMatcher
-    vocabulary = vocabulary_of(require_tokenizer(tokenizer), ends)
+    try:
+        vocabulary = vocabulary_of(require_tokenizer(tokenizer), ends)
+    except ValueError as error:
+        raise ParameterError(f"{name} cannot be used with this tokenizer: {error}") from None
     try:
         if options.json_schema is not None:
             # without blanks, which a small model would write until it is cut
