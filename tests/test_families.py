@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 import llava_min
 from llava_min import image, prompt
 from llava_min import segments as plans
-from llava_min.families import layouts
+from llava_min.errors import CheckpointError
+from llava_min.families import layouts, sections
+from llava_min.families.fields import Fields
 
 transformers = pytest.importorskip("transformers")
 TILE, SIDE = 56, 4
@@ -390,3 +392,127 @@ def test_time_instruction_word_for_word():
         "frames are "
         "located at 0.00s,1.50s.Please answer the following questions related to this video."
     )
+
+
+# Missing keys, and the largest sizes ----------------------------------------------
+
+DECODERS = {"qwen2": "Qwen2Config", "llama": "LlamaConfig"}
+TOWERS = {"siglip_vision_model": "SiglipVisionConfig", "clip_vision_model": "CLIPVisionConfig"}
+SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size"}
+SIZES |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+DECODER_SIZES = {"vocab_size": "vocab_size", "context": "max_position_embeddings"}
+DECODER_SIZES |= {"num_kv_heads": "num_key_value_heads", "norm_eps": "rms_norm_eps"}
+
+
+def compare(ours, theirs, names: dict[str, str]) -> None:
+    found = {own: getattr(ours, own) for own in names}
+    assert found == {own: getattr(theirs, name) for own, name in names.items()}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_missing_keys_of_a_decoder_are_those_of_its_class(kind):
+    """Published files rely on them: LLaVA-1.5 names hardly a size of its decoder."""
+    theirs = getattr(transformers, DECODERS[kind])()
+    ours = sections.text_config(Fields({}, ""), kind, False, ())
+    compare(ours, theirs, SIZES | DECODER_SIZES)
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"] and ours.rope_factor == 1
+    assert ours.head_dim == theirs.hidden_size // theirs.num_attention_heads
+    assert ours.eos_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    more = sections.text_config(Fields({"num_attention_heads": 64}, ""), kind, False, ())
+    theirs = getattr(transformers, DECODERS[kind])(num_attention_heads=64)
+    assert more.num_kv_heads == theirs.num_key_value_heads
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_missing_keys_of_a_tower_are_those_of_its_class(kind):
+    given = {"model_type": kind, "image_size": 224, "patch_size": 16}
+    theirs = getattr(transformers, TOWERS[kind])()
+    ours = sections.vision_config(Fields(given, ""), -1)
+    names = {"activation": "hidden_act", "norm_eps": "layer_norm_eps"}
+    compare(ours, theirs, SIZES | names)
+    for back in (1, 2):
+        fields = Fields({"vision_feature_layer": theirs.num_hidden_layers + 1 - back}, "")
+        assert layouts.feature_layer(fields, Fields(given, ""), -1) == -back
+
+
+DEFAULTS = (
+    "vision_feature_layer",
+    "projector_hidden_act",
+    "multimodal_projector_bias",
+    "use_image_newline_parameter",
+    "spatial_pool_mode",
+    "spatial_pool_stride",
+    "spatial_pool_out_channels",
+    "tie_word_embeddings",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_missing_keys_of_a_family_are_those_of_its_class(name):
+    """Only sizes are given; their class fills in the rest, and we refuse none of it."""
+    cls = getattr(transformers, FAMILIES[name]["architectures"][0]).config_class
+    kept = ("architectures", "vision_config", "text_config", "image_grid_pinpoints")
+    short = {key: value for key, value in FAMILIES[name].items() if key in kept}
+    theirs = cls.from_dict(short).to_dict()
+    whole = {key: theirs[key] for key in DEFAULTS if key in theirs}
+    assert layouts.parse_config(short) == layouts.parse_config({**whole, **short})
+
+
+LARGEST = {"num_hidden_layers": 1024, "head_dim": 1024, "image_size": 8192, "hidden_size": 2**20}
+LARGEST |= {"vocab_size": 2**24, "max_position_embeddings": 2**31 - 1, "patch_size": 2**20}
+
+
+@pytest.mark.parametrize("key", LARGEST)
+def test_a_size_is_from_1_to_the_largest(key):
+    """So that no product of two overflows, and no file asks for a network without end."""
+    for size in (1, LARGEST[key]):
+        assert Fields({key: size}, "").size(key) == size
+    for size in (0, LARGEST[key] + 1):
+        with pytest.raises(CheckpointError, match=f"{key}: expected a number from 1 to"):
+            Fields({key: size}, "").size(key)
+
+
+def decoder_of(**given):
+    return sections.text_config(Fields(given, "file"), "qwen2", False, ())
+
+
+def tower_of(layer: int, **given):
+    tower = {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14, **given}
+    return sections.vision_config(Fields(tower, "file"), layer)
+
+
+def grids_of(value) -> tuple[tuple[int, int], ...]:
+    return sections.grids(Fields({"grids": value}, "file"), "grids", 14, height_first=True)
+
+
+def test_the_borders_of_what_sections_allow():
+    """The last value that is taken and the first that is refused."""
+    assert decoder_of(head_dim=2).head_dim == 2
+    assert tower_of(-1, num_hidden_layers=1).num_layers == 1
+    assert tower_of(-2, num_hidden_layers=2).num_layers == 1
+    assert tower_of(-1, patch_size=28).side == 1
+    assert len(grids_of("(1x1),...,(16x16)")) == len(grids_of([[14, 14]] * 256)) == 256
+    assert grids_of([[16 * 14, 16 * 14]]) == ((16, 16),)
+    assert grids_of("(1x1),...,(1x1)") == ((1, 1),)
+    limits = {"max_position_embeddings": 2**30, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert decoder_of(**limits).context == 2**31 - 1
+    for refused, named in (
+        (lambda: decoder_of(head_dim=3), "head_dim: expected an even number"),
+        (lambda: decoder_of(hidden_size=66), "num_attention_heads: expected a divisor"),
+        (lambda: decoder_of(num_key_value_heads=5), "num_key_value_heads: expected a divisor"),
+        (lambda: decoder_of(rms_norm_eps=0), "rms_norm_eps: expected a finite number above 0"),
+        (lambda: decoder_of(rope_theta=float("inf")), "rope_theta: expected a finite number"),
+        (lambda: tower_of(-2, num_hidden_layers=1), "num_hidden_layers: expected enough blocks"),
+        (lambda: tower_of(-1, patch_size=29), "patch_size: expected at most image_size 28"),
+        (lambda: grids_of("(1x1),...,(1x257)"), "grids: expected 1 to 256 grids"),
+        (lambda: grids_of("(1x1)"), "grids: expected a range"),
+        (lambda: grids_of([[14, 14]] * 257), "grids: expected 1 to 256 grids"),
+        (lambda: grids_of([]), "grids: expected 1 to 256 grids"),
+        (lambda: grids_of([[14, 257 * 14]]), "grids: expected 1 to 256 grids"),
+        (lambda: grids_of([[0, 14]]), "grids: expected pairs of positive numbers"),
+        (lambda: grids_of([[14, 14, 14]]), "grids: expected pairs of positive numbers"),
+        (lambda: grids_of([[14, 15]]), "grids: expected multiples of the tile's side"),
+        (lambda: grids_of([[15, 14]]), "grids: expected multiples of the tile's side"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            refused()

@@ -178,6 +178,40 @@ def test_a_tower_is_known_by_the_last_part_of_its_path(tower):
     )
 
 
+def test_a_tower_that_is_only_named_has_the_sizes_of_one_that_is_described():
+    described = {"siglip-so400m-patch14-384": SIGLIP, "clip-vit-large-patch14-336": CLIP}
+    assert described == layouts.NAMED_TOWERS
+    with pytest.raises(CheckpointError, match="mm_vision_tower: expected SigLIP"):
+        layouts.parse_config({**ORIGINAL, "mm_vision_tower": "openai/clip-vit-large-patch14-336"})
+
+
+def test_an_original_file_may_leave_out_what_it_does_not_use():
+    """What is false or null where it is missing may be so in words, and nothing else."""
+    values = CHECKPOINTS["llava-onevision-7b-ov"][0]
+    unused = (
+        "mm_use_im_patch_token",
+        "mm_use_im_start_end",
+        "use_pos_skipping",
+        "add_faster_video",
+        "mm_resampler_type",
+    )
+    short = {key: value for key, value in values.items() if key not in unused}
+    plain = layouts.parse_config(short)
+    assert not (plain.time_instruction or plain.text.tied) and plain.frames == 32
+    for key in unused:
+        nothing = None if key == "mm_resampler_type" else False
+        assert layouts.parse_config({**short, key: nothing}) == plain
+        with pytest.raises(CheckpointError, match=key):
+            layouts.parse_config({**short, key: "spatial" if nothing is None else True})
+    short.pop("mm_vision_select_layer")
+    for layer in (-1, -2):
+        assert layouts.parse_config({**short, "mm_vision_select_layer": layer}) == plain
+    for layer in (-3, 1, 2):
+        with pytest.raises(CheckpointError, match="mm_vision_select_layer: expected -2 or -1"):
+            layouts.parse_config({**short, "mm_vision_select_layer": layer})
+    assert layouts.parse_config(short) == plain
+
+
 @pytest.mark.parametrize(
     "tower",
     [

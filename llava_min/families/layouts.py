@@ -164,7 +164,7 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
     fields.get("use_image_newline_parameter", bool, True, choices=(True,))
     fields.get("spatial_pool_mode", str, "average", choices=("average",))
     fields.get("spatial_pool_stride", int, 2, choices=(2,))
-    fields.get("spatial_pool_out_channels", int, 1024)
+    fields.get("spatial_pool_out_channels", int, None)  # of poolers that no checkpoint has
     return LlavaConfig(
         family="llava_next_video",
         vision=tower,

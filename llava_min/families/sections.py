@@ -66,8 +66,8 @@ def vision_config(fields: Fields, layer: int) -> VisionConfig:
     kind = fields.get("model_type", str, choices=tuple(TOWERS))
     tower = TOWERS[kind]
     fields.get("num_channels", int, 3, choices=(3,))
-    fields.get("vision_use_head", bool, True)
-    fields.get("projection_dim", int, 0)
+    fields.get("vision_use_head", bool, None)
+    fields.get("projection_dim", int, None)
     stored = fields.size("num_hidden_layers", 12)
     width, heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     if width % heads:
