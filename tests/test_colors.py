@@ -130,6 +130,31 @@ def test_a_decoded_png_whose_depth_is_lost_is_refused():
     assert shown(eight)[0, :, 0].tolist() == [255, 2]
 
 
+def decoded_png(samples: list[int], depth: int, color: int, hidden: int) -> Image.Image:
+    """A PNG of one row of grey or of red that Pillow has decoded; this grey or red is hidden."""
+    channels = png.CHANNELS[color]
+    values = np.array(samples)[None, :, None] * ([1, 0, 0][:channels])
+    hides = struct.pack(">H", hidden) + bytes(2 * (channels - 1))
+    data = png.file_of(values, depth, color, front=png.chunk(b"tRNS", hides))
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+@pytest.mark.parametrize("depth, value", [(2, 1), (2, 3), (4, 1), (4, 15), (16, 257), (16, 65535)])
+def test_a_color_that_only_the_depth_tells_is_refused(depth, value):
+    """Where the picture holds what it becomes in 8 bits; without that nothing is hidden."""
+    color = 2 if depth == 16 else 0
+    with pytest.raises(MediaError, match="transparent color has another depth"):
+        media.open_picture(decoded_png([0, value], depth, color, value))
+    assert shown(decoded_png([0, 0], depth, color, value)).max() == 0
+
+
+@pytest.mark.parametrize("color, value", [(0, 16), (0, 200), (0, 255), (2, 1), (2, 255)])
+def test_a_color_of_8_bits_is_hidden_after_decoding_too(color, value):
+    assert shown(decoded_png([value, 0], 8, color, value))[0].min(-1).tolist() == [255, 0]
+
+
 ALPHAS = [0, 1, 128, 254, 255]
 
 
@@ -190,6 +215,16 @@ def tiff(bits, numbers, colors, data, order="<", extra=(), compression=1) -> byt
     return start + struct.pack(order + "IH", 8, len(tags)) + rows + b"\0\0\0\0" + tail + data
 
 
+def test_every_number_of_16_and_12_bits_has_its_level():
+    """The nearest of 256, over more rows than are converted at a time."""
+    numbers = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    levels = np.floor(numbers / 257 + 0.5)
+    assert np.array_equal(shown(Image.fromarray(numbers))[..., 0], levels)
+    for value in range(0, 4096, 5):
+        data = tiff([12], 1, 1, bytes.fromhex(f"{value:03x}" * 2) * 8)
+        assert (shown(data) == int(value * 255 / 4095 + 0.5)).all(), value
+
+
 def sixteen(value, kind: str) -> bytes:
     return np.full(16, value, kind).tobytes()
 
@@ -208,6 +243,14 @@ def sixteen(value, kind: str) -> bytes:
         "12 bits": (tiff([12], 1, 1, bytes.fromhex("800800") * 8), 128),
         "integers to 255": (tiff([32], 2, 1, sixteen(200, "<i4")), 200),
         "integers to 65535": (tiff([32], 2, 1, sixteen(40000, "<i4")), 156),
+        "no more than 1": (tiff([32], 3, 1, sixteen(1, "<f4")), 255),
+        "no less than 2": (tiff([32], 3, 1, sixteen(2, "<f4")), 2),
+        "no more than 255": (tiff([32], 3, 1, sixteen(255, "<f4")), 255),
+        "floats of 0": (tiff([32], 3, 1, sixteen(0, "<f4")), 0),
+        "an integer of 255": (tiff([32], 2, 1, sixteen(255, "<i4")), 255),
+        "an integer of 256": (tiff([32], 2, 1, sixteen(256, "<i4")), 1),
+        "an integer of 65535": (tiff([32], 2, 1, sixteen(65535, "<i4")), 255),
+        "signed 16 bits to 255": (tiff([16], 2, 1, sixteen(255, "<i2")), 255),
         "5 bands": (tiff([8] * 5, 1, 2, bytes((9, 9, 9, 7, 7)) * 16, extra=(0, 0)), 9),
     }.values(),
 )
@@ -225,6 +268,12 @@ def test_a_tiff_comes_out_in_its_colors(data, level):
         "not numbers": (tiff([32], 3, 1, sixteen(np.nan, "<f4")), "floats from nan to nan"),
         "floats, 0 is white": (tiff([32], 3, 0, sixteen(0.5, "<f4")), "0 being white"),
         "signed 16 bits": (tiff([16], 2, 1, sixteen(9000, "<i2")), "integers from 9000 to 9000"),
+        "floats just above 255": (tiff([32], 3, 1, sixteen(255.5, "<f4")), "from 0 to 255, found"),
+        "signed 16 bits from 256": (tiff([16], 2, 1, sixteen(256, "<i2")), "from 0 to 65535"),
+        "just above 65535": (
+            tiff([32], 2, 1, sixteen(65536, "<i4")),
+            "0 to 255 or from 0 to 65535",
+        ),
         "32 bits": (tiff([32], 2, 1, sixteen(70000, "<i4")), "integers from 70000 to 70000"),
         "below 0": (tiff([32], 2, 1, sixteen(-5, "<i4")), "integers from -5 to -5"),
         "6 bands of 16 bits": (

@@ -10,9 +10,12 @@ import numpy as np
 import png
 import pytest
 import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from llava_min.errors import MediaError
+from llava_min.media import jpeg
 from llava_min.media import sources as media
 
 NOISE, FLAT = small.picture(61, 47), Image.new("RGB", (61, 47), (9, 90, 9))
@@ -120,6 +123,68 @@ def test_a_picture_that_pillow_has_opened_is_judged_alike():
     whole = np.asarray(Image.open(io.BytesIO(data)))
     assert np.array_equal(outcome(Image.open(io.BytesIO(data[:-2]))), whole)
     assert outcome(Image.open(io.BytesIO(data[: len(data) // 2]))) is None
+
+
+def ending(last: bytes) -> bytes:
+    """A small JPEG without its last marker, whose pixels end so."""
+    for seed in range(20_000):
+        data = saved(small.picture(8, 8, seed).convert("L"), "JPEG", quality=90)[:-2]
+        if data.endswith(last):
+            return data
+    raise AssertionError(f"no picture ends with {last!r}")
+
+
+@pytest.mark.parametrize("last", [b"\xff\0", b"\0"])
+def test_a_zero_may_be_the_last_byte_of_a_jpeg(last):
+    """Of the pixels, or of a 255 that is one; what fills the file is zeros too."""
+    data = ending(last)
+    whole = np.asarray(Image.open(io.BytesIO(data + b"\xff\xd9")).convert("RGB"))
+    assert np.array_equal(outcome(data), whole)
+    if last == b"\xff\0":
+        assert np.array_equal(outcome(data[:-1]), whole)
+        assert np.array_equal(outcome(data + bytes(99)), whole)
+
+
+FRAMES = [0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF]
+BANDS = st.integers(0, 63).flatmap(lambda first: st.tuples(st.just(first), st.integers(first, 63)))
+SCANS = st.tuples(st.sets(st.integers(1, 3), min_size=1), BANDS, st.integers(0, 255))
+WHOLE = ({1, 2, 3}, (0, 63), 0)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(FRAMES),
+    st.lists(st.one_of(SCANS, st.just(WHOLE)), max_size=6),
+    st.booleans(),
+    st.binary(max_size=3),
+)
+def test_a_jpeg_is_whole_when_every_bit_is_in_a_scan(frame, scans, ended, pixels):
+    """T.81, B.2: each component, coefficient and bit, by headers alone. Bytes that are stuffed,
+    fillers, restarts, markers without a length and tables in between change nothing.
+    """
+    pixels = pixels.replace(b"\xff", b"\xff\0") + b"\xff\xd0"
+    data = b"\xff\xd8\xff\x01\xff\xfe\0\x02\xff\xff"
+    data += bytes((frame, 0, 17, 8, 0, 9, 0, 9, 3)) + bytes((1, 17, 0, 2, 17, 0, 3, 17, 0))
+    left = {(name, place): True for name in (1, 2, 3) for place in range(64)}
+    start = 0
+    for names, (first, last), bits in scans:
+        pairs = b"".join(bytes((name, 0)) for name in sorted(names))
+        body = bytes((len(names),)) + pairs + bytes((first, last, bits))
+        data += b"\xff\xda" + (len(body) + 2).to_bytes(2, "big") + body
+        start, data = len(data), data + pixels + b"\xff\xc4\0\x03\x11"
+        low_bits = bool(bits % 16)
+        left |= {(name, place): low_bits for name in names for place in range(first, last + 1)}
+    if ended:
+        assert jpeg.last_scan(data + b"\xff\xd9") == (None, True)
+    else:
+        assert jpeg.last_scan(data) == (start, not any(left.values()))
+
+
+@pytest.mark.parametrize("header", [b"", b"\x03", b"\x03\x01", b"\x01\x01\0\0\x3f"])
+def test_the_header_of_a_scan_that_is_cut_is_passed_over(header):
+    data = b"\xff\xd8\xff\xda" + (len(header) + 2).to_bytes(2, "big") + header
+    assert jpeg.last_scan(data) == (0, False)
+    assert jpeg.last_scan(data + b"\xff\xd9") == (None, True)
 
 
 def test_a_few_missing_bits_are_found():

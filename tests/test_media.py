@@ -8,6 +8,7 @@ import io
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,41 @@ def test_a_picture_cut_short_is_refused_or_whole(format):
             refused += 1
     assert refused >= 18
     assert media.open_picture(data).size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    "source, name, on_disk",
+    [
+        ("a picture.png", "a picture.png", True),
+        (Path("folder/a.png"), "folder/a.png", True),
+        ("file:///a.png", "file:///a.png", True),
+        ("two\nlines", r"'two\nlines'", True),
+        ("-", "stdin", False),
+        (" https://host/a.png", " https://host/a.png", False),
+        ("data:,a", "the data: URI", False),
+        (b"bytes", "the bytes", False),
+        (bytearray(b"bytes"), "the bytearray", False),
+        (Image.new("L", (1, 1)), "the Image", True),
+    ],
+)
+def test_sources_are_called_by_their_names(source, name, on_disk):
+    """And a path is told from what comes from anywhere else."""
+    assert media.label_of(source) == name
+    if not isinstance(source, Image.Image):
+        assert media.on_disk(source) == on_disk
+
+
+def test_a_source_has_at_most_its_limit_of_bytes(tmp_path, monkeypatch):
+    """From wherever it comes: so many are taken, and one more is refused."""
+    (tmp_path / "file").write_bytes(b"12345")
+    for source in (str(tmp_path / "file"), "-", "data:,12345", "data:;base64,MTIzNDU="):
+        for limit in (4, 5, 6):
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"12345")))
+            if limit < 5:
+                with pytest.raises(MediaError, match="expected at most 4 bytes, found more"):
+                    media.read_bytes(source, limit)
+            else:
+                assert media.read_bytes(source, limit) == b"12345"
 
 
 def test_arrays_must_be_pictures():

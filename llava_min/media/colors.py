@@ -24,6 +24,7 @@ from ..errors import MediaError
 WHITE = (255, 255, 255)
 LEVELS = {"L;2": 85, "L;4": 17}  # of one step of a grey PNG with so many bits
 BITS, COLORS = 258, 262  # tags of a TIFF
+ROWS = 64  # of a picture of wide numbers, at a time
 
 
 def to_rgb(picture: Image.Image, name: str) -> Image.Image:
@@ -106,10 +107,10 @@ def equal(picture: Image.Image, color: tuple[int, ...] | list[int]) -> np.ndarra
 def check_depth(picture: Image.Image, color: tuple[int, ...], name: str) -> None:
     """MediaError where a picture decoded before hides a color only at a depth that is lost."""
     lost = False
-    if picture.mode == "L" and 0 < color[0] < 16:
+    if picture.mode == "L":
         counts = picture.histogram()
-        steps = [step for step in LEVELS.values() if step * color[0] < 256]
-        lost = not counts[color[0]] and any(counts[step * color[0]] for step in steps)
+        levels = [step * color[0] for step in LEVELS.values() if color[0] <= WHITE[0] // step]
+        lost = any(counts[level] for level in levels) and not counts[color[0]]
     elif picture.mode == "RGB" and max(color) > 255:
         lost = bool(equal(picture, [value >> 8 for value in color]).any())
     if lost:
@@ -130,7 +131,7 @@ def grey_levels(picture: Image.Image, name: str) -> np.ndarray:
     inverted = tags.get(COLORS) == 0
     if picture.mode.startswith("I;16"):
         top = 4095 if tags.get(BITS) == (12,) else 65535
-        table = (np.arange(65536) * (255 / top)).round().clip(0, 255).astype(np.uint8)
+        table = np.linspace(0, 255, top + 1).round().astype(np.uint8)
         table = 255 - table if inverted else table
         return by_rows(values, lambda rows: table[rows])
     low, high = float(values.min()), float(values.max())
@@ -155,6 +156,6 @@ def grey_levels(picture: Image.Image, name: str) -> np.ndarray:
 def by_rows(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """convert(values) of a few rows at a time, uint8 [H W]: it makes wider numbers on the way."""
     levels = np.empty(values.shape, np.uint8)
-    for row in range(0, len(values), 64):
-        levels[row : row + 64] = convert(values[row : row + 64])
+    for row in range(0, len(values), ROWS):
+        levels[row : row + ROWS] = convert(values[row : row + ROWS])
     return levels

@@ -42,7 +42,7 @@ def last_scan(data: bytes) -> tuple[int | None, bool]:
     """Where the last scan of a JPEG starts, None where its last marker is there; and whether all
     bits of all coefficients of all components are in some scan.
     """
-    missing: dict[int, list[int]] = {}  # of each component: bits of each coefficient, 16 are all
+    missing: dict[int, list[bool]] = {}  # of each component: which coefficients have not all bits
     scan = position = 0
     while found := MARKER.search(data, position):
         marker, position = found[1][0], found.end()
@@ -54,13 +54,13 @@ def last_scan(data: bytes) -> tuple[int | None, bool]:
         body = data[position + 2 : position + length]
         position += max(length, 2)
         if marker in FRAMES:
-            missing = {name: [16] * 64 for name in body[6::3]}
+            missing = {name: [True] * 64 for name in body[6::3]}
         if marker == SCAN and body and len(body) >= 4 + 2 * body[0]:
             scan = position
             first, last, bits = body[1 + 2 * body[0] :][:3]
-            for name in body[1 : 1 + 2 * body[0] : 2]:
-                count = len(range(first, min(last, 63) + 1))
-                missing.get(name, [16] * 64)[first : first + count] = [bits & 15] * count
+            band = range(first, last + 1)
+            for name in missing.keys() & body[1 : 1 + 2 * body[0] : 2]:
+                missing[name][first : last + 1] = [bool(bits & 15)] * len(band)
     return scan, bool(missing) and not any(map(any, missing.values()))
 
 

@@ -270,7 +270,7 @@ def orientation(picture: Image.Image) -> object:
         data = png.notes_first(file_of(picture))
         picture = Image.open(io.BytesIO(data), formats=["PNG"])
     turn = Image.Image.getexif(picture).get(ORIENTATION)  # a PNG's own method would decode it
-    return None if turn == getattr(picture, "tag_v2", {}).get(ORIENTATION, 0) else turn
+    return None if turn == getattr(picture, "tag_v2", {}).get(ORIENTATION) else turn
 
 
 def decoded(picture: Image.Image, name: str) -> Image.Image:
