@@ -49,6 +49,8 @@ def seen_from(old: int, new: int, first: int, last: int) -> tuple[tuple[float, f
 
     >>> seen_from(1000, 100, 50, 60)
     ((21.0, 121.0), 479, 621)
+    >>> seen_from(100, 1000, 50, 60), seen_from(9, 9, 0, 9)
+    (((3.0, 4.0), 2, 9), ((0.0, 9.0), 0, 9))
     """
     scale = old / new
     start, end, reach = first * old / new, min(last * old / new, old), 2 * max(scale, 1) + 1

@@ -62,6 +62,15 @@ def test_best_grid_is_transformers(width, height):
 
 
 @settings(max_examples=300, deadline=None)
+@given(side, side, st.lists(st.tuples(*[st.integers(1, 12)] * 2), min_size=1, max_size=9))
+def test_best_grid_of_any_list_is_transformers(width, height, grids):
+    """Long grids and square ones of one area too, whose sides add up to other sums."""
+    processing = pytest.importorskip("transformers.image_processing_utils")
+    best = processing.select_best_resolution((height, width), [[24 * r, 24 * c] for r, c in grids])
+    assert anyres.best_grid((width, height), grids, 24) == (best[0] // 24, best[1] // 24)
+
+
+@settings(max_examples=300, deadline=None)
 @given(side, side)
 def test_unpadded_keeps_what_transformers_keeps(width, height):
     modeling = pytest.importorskip("transformers.models.llava_onevision.modeling_llava_onevision")
@@ -116,3 +125,8 @@ def test_cap_limits_the_patches(rows, columns):
     assert height <= rows and width <= columns
     assert height * width <= math.ceil(1.21 * 9 * 729)
     assert anyres.capped((rows, columns), 729, None) == (rows, columns)
+
+
+def test_a_side_that_is_1_1_times_too_long_stays():
+    assert anyres.capped((11, 11), 100, 1) == (11, 11)
+    assert anyres.capped((11, 12), 100, 1) == (9, 10)

@@ -400,6 +400,52 @@ def test_names_are_exact_inverses():
                 assert names.ours(name) == (own, piece)
 
 
+WRITTEN = {
+    "original": {
+        "model.vision_tower.vision_tower.vision_model.",
+        "model.mm_projector.0.",
+        "model.mm_projector.2.",
+        "model.image_newline",
+        "lm_head.",
+        "model.layers.",
+        "model.embed_tokens.",
+        "model.norm.",
+    },
+    "hf": {
+        "vision_tower.vision_model.",
+        "multi_modal_projector.",
+        "image_newline",
+        "language_model.lm_head.",
+        "language_model.model.",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", WRITTEN)
+def test_names_are_written_as_the_published_files_have_them(layout):
+    model = small.random_model(small.hf_config(tied=False))
+    written = [name for own in model.state_dict() for name, _ in names.theirs(own, layout)]
+    begin = [{prefix for prefix in WRITTEN[layout] if name.startswith(prefix)} for name in written]
+    assert all(len(found) == 1 for found in begin) and set().union(*begin) == WRITTEN[layout]
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_one_tensor_that_the_index_does_not_list_is_named(tmp_path, extra):
+    """And one that it lists in a shard that does not hold it."""
+    folder = small.small(tmp_path / "model", shards=2)
+    index = folder / "model.safetensors.index.json"
+    listing = json.loads(index.read_text())
+    shards = listing["weight_map"]
+    if extra:
+        shards["another"] = next(iter(shards.values()))
+    else:
+        shards.pop("image_newline")
+    index.write_text(json.dumps(listing))
+    named = "another" if extra else "image_newline"
+    with pytest.raises(CheckpointError, match=f"found a difference at '?{named}"):
+        llava_min.load(folder)
+
+
 def test_the_embedded_checkpoint_is_whole_and_small():
     checkpoint = Checkpoint.open(small.TINY)
     size = (small.TINY / "model.safetensors").stat().st_size

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -178,3 +179,14 @@ def test_every_file_opens_with_a_sentence_and_functions_stay_short(path):
             length = node.end_lineno - node.lineno + 1
             assert length <= 90, f"{path.name}: {node.name} has {length} lines"
             assert len(node.args.args) + len(node.args.kwonlyargs) <= 24
+
+
+def test_what_no_mutant_changes_is_still_there():
+    """Each part that means nothing is in its file, once, and leaves out a place at least."""
+    for file, parts in mutants.MEANINGLESS.items():
+        assert file in mutants.TESTS
+        for part, span in zip(parts, mutants.meaningless(file), strict=True):
+            mutator = mutants.Mutator(-1, [span])
+            mutator.visit(ast.parse((ROOT / file).read_text()))
+            frozen = (ROOT / file).read_text().count("frozen=True")
+            assert mutator.left_out > frozen, (file, part)

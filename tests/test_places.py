@@ -125,7 +125,9 @@ def test_the_grid_covers_the_picture_once(width, height, max_tiles):
     assert [one.kind for one in found].count("newline") == rows
     assert [one.kind for one in found].count("grid") == rows * columns
     for one, other in zip(boxes, boxes[1:]):
-        assert other[0] >= one[2] - 1e-6 or other[1] >= one[3] - 1e-6
+        assert other[0] == pytest.approx(one[2]) or other[1] >= one[3] - 1e-6
+    assert len(boxes) == rows * columns
+    assert boxes[-1][2] >= width - wide and boxes[-1][3] >= height - wide
 
 
 @pytest.mark.parametrize("newlines", ["grid", "frame", "one_token", "no_token"])

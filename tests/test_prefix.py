@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +209,7 @@ def test_a_failed_reading_leaves_the_chat_usable(model, file):
     chat = model.chat(prompt_cache=file, max_tokens=4)
     with pytest.raises(LlavaMinError):
         chat.ask("What?", images=[SECOND])
+    assert len(chat.prefix.numbers) == 0
     chat.prompt_cache = None
     alone = model.generate("What?", images=[SECOND], max_tokens=4)
     assert chat.ask("What?", images=[SECOND]).token_ids == alone.token_ids
@@ -237,6 +239,24 @@ def test_a_clip_is_known_by_its_file_and_times(model, tmp_path, monkeypatch):
     hashes = [video.sample_clip(folder, video.Choice(2)).hash for _ in range(2)]
     small.picture(60, 50, seed=9).save(folder / "2.png")
     assert hashes[0] == hashes[1] != video.sample_clip(folder, video.Choice(2)).hash
+
+
+def test_a_cache_grows_by_an_eighth_more_and_not_beyond_the_context(model):
+    """So that few later questions copy it; and not at all where it is large enough."""
+    one = prefix.Prefix(model.empty_cache(64))
+    assert len(one.numbers) == one.reused == 0
+    for capacity, context, grown in ((64, 999, 64), (80, 999, 90), (96, 100, 100), (120, 100, 120)):
+        before = one.cache.keys
+        one.grow(capacity, context)
+        assert one.cache.capacity == grown and (one.cache.keys is before) == (capacity == 64)
+
+
+def test_text_that_differs_is_not_called_media():
+    """Its ids may be 0, and those of media are below."""
+    held, wanted = np.array([0, 0, 0, -5, -6]), np.array([0, 0, 1, -5, -6, 7])
+    given = [{"source": "b.png", "tokens": 2}]
+    with pytest.raises(PromptError, match="media 1 to be a.png, found other text before it"):
+        prefix.check_media(Path("file"), [("a.png", 2)], given, held, wanted, 2)
 
 
 def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):

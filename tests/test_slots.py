@@ -99,6 +99,15 @@ def test_events_come_in_order_and_each_to_its_own_listener(model, alone):
         assert text == answer.text == alone(number).text and isinstance(finished, Finished)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_first_that_came_is_read_first(model, rows):
+    slots, heard = Slots(model, rows, 500), []
+    for number in (0, 4, 8):
+        submit(slots, model, number, lambda event, number=number: heard.append(number))
+    slots.round()
+    assert heard[0] == 0
+
+
 def test_others_are_written_while_a_prompt_is_read(model):
     """A long prompt takes many portions; in each round in between an answer grows by a token."""
     slots, grown = Slots(model, 2, 4000), []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from languages import SENTENCES
 
 from llava_min import prompt, tokenizer
-from llava_min.errors import CheckpointError
+from llava_min.errors import CheckpointError, PromptError
 from llava_min.families import templates
 from llava_min.prompt import Special, Visual
 
@@ -118,3 +118,12 @@ def test_a_broken_tokenizer_is_refused(tmp_path):
     del lacking.special["<|im_end|>"]
     with pytest.raises(CheckpointError, match=r"<\|im_end\|>"):
         lacking.encode(templates.onevision([prompt.Turn("user", (("hi",),))]))
+
+
+def test_only_halves_of_characters_are_no_text():
+    """Not line ends and other signs that are not printed."""
+    for text in ("", "a\n\tb\0", "\u200b", "\ud7ff", "\ue000", "\U0001f600"):
+        assert tokenizer.valid(text) == text
+    for text in ("\ud800", "a\udfff", "\udabc\n"):
+        with pytest.raises(PromptError, match="valid UTF-8"):
+            tokenizer.valid(text)

@@ -18,6 +18,7 @@ from llava_min.errors import MediaError, ParameterError
 from llava_min.media import film, video
 from llava_min.media.film import Film
 from llava_min.media.sources import FrameList
+from llava_min.media.timeline import Index
 from llava_min.media.video import Choice
 from llava_min.request.prepare import one_or_many
 
@@ -120,6 +121,33 @@ def test_seeking_gives_the_frames_of_decoding_everything(clips, kind):
         found = list(opened.pictures(numbers))
         assert len(found) == len(numbers)
         assert all(np.array_equal(frame, pictures[n]) for frame, n in zip(found, numbers)), numbers
+
+
+@pytest.mark.parametrize("kind", ["clip.mp4", "open.mp4", "vfr.mp4", "vfr.mkv", "clip.flv"])
+def test_a_film_lasts_up_to_the_end_of_its_last_frame(clips, kind):
+    """Of the one that is shown last, which is often not the one that is stored last."""
+    path = clips(kind)[0]
+    with av.open(path) as container:
+        frames = list(container.decode(container.streams.video[0]))
+    last = max(frames, key=lambda frame: frame.time)
+    length = last.duration * last.time_base if last.duration else last.time - frames[-2].time
+    assert Film(path, kind).seconds == pytest.approx(last.time - frames[0].time + length, abs=1e-5)
+    assert film.matrix_of(last) == (1, 0, 0, 1)
+
+
+def test_only_an_mp4_is_read_by_its_index(clips, tmp_path):
+    """However short it is; and a frame has a number from 0 to the last."""
+    one = write(str(tmp_path / "one.mp4"), frames=1)
+    for path in (one, clips("clip.mp4")[0]):
+        assert isinstance(Film(path, "").timeline, Index)
+    for kind in ("vfr.mkv", "clip.flv", "clip.ts", "clip.avi"):
+        assert not isinstance(Film(clips(kind)[0], "").timeline, Index)
+    opened, clip = Film(one, ""), video.sample_clip(one, Choice(4))
+    assert len(opened) == len(clip) == 1 and opened[0] == 0 and clip[0].shape == (48, 64, 3)
+    for number in (-1, 1):
+        for sequence in (opened, clip):
+            with pytest.raises(IndexError):
+                sequence[number]
 
 
 @pytest.mark.parametrize("kind", ["clip.mp4", "open.mp4", "vfr.mkv", "clip.ts", "hevc.mp4"])
@@ -272,7 +300,12 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path):
 
 def test_arrays_are_taken_as_they_are():
     frames = small.frames(5)
-    assert np.array_equal(list(video.sample_clip(frames, Choice(2))), frames)
+    clip = video.sample_clip(frames, Choice(2))
+    assert np.array_equal(list(clip), frames) and clip.times == (0, 1, 2, 3, 4)
+    assert clip.seconds == 0  # nobody knows
+    for wrong in (frames[..., :2], frames.astype(int), frames[:0]):
+        with pytest.raises(MediaError, match="ndarray"):
+            video.sample_clip(wrong, Choice(2))
     with pytest.raises(MediaError, match=r"ndarray.*videos=\[\[frame, frame\]\]"):
         video.sample_clip(frames[0], Choice(2))
     with pytest.raises(ParameterError, match="chosen already"):
@@ -291,6 +324,7 @@ def test_a_list_of_pictures_is_one_clip(tmp_path):
         (source,) = one_or_many([pictures])
         clip = video.sample_clip(source, Choice(2))
         assert np.array_equal(list(clip), frames) and clip.times == (0, 1, 2, 3)
+        assert clip.seconds == 0
         hashes.add(clip.hash)
     reverse = video.sample_clip(FrameList(frames[::-1]), Choice(2))
     assert reverse.hash not in hashes and np.array_equal(list(reverse), frames[::-1])
