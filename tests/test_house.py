@@ -113,7 +113,7 @@ EXTRAS = {
     # a file or room -> packages that it uses where they are installed
     "compare.py": ("transformers",),
     "grammar.py": ("llguidance",),
-    "serve": ("starlette", "uvicorn"),
+    "serve": ("starlette", "uvicorn", "h11"),
 }
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "ctypes"}
 CAUGHT_WHOLE = {
@@ -121,7 +121,9 @@ CAUGHT_WHOLE = {
     "slots.py",
     "exchange.py",
     "app.py",
+    "worker.py",
     "run.py",  # of a thread, for the thread that waits for it
+    "threads.py",
 }
 
 

@@ -141,7 +141,11 @@ class Slots:
     def begin(self, asked: Asked) -> None:
         """Give a question a row, and start to read what is not there yet of its prompt."""
         free = [row for row, other in enumerate(self.rows) if other is None]
-        row, plan, visuals = self.held.take(asked.prepared, free)
+        try:
+            row, plan, visuals = self.held.take(asked.prepared, free)
+        except Exception as error:  # whatever it is, it ends its own question alone
+            asked.error = error
+            return
         asked.cached = asked.prepared.plan.tokens - plan.tokens
         reading = self.model.reading(
             plan,
@@ -173,6 +177,7 @@ class Slots:
                     self.portion(asked, asked.reading)
                 except StopIteration as end:
                     asked.reading = None
+                    asked.prepared = asked.reply.prepared = asked.prepared.without_media()
                     self.take(row, end.value[-1], None)
                 except Exception as error:  # whatever it is, it ends its own question alone
                     self.fail(row, error)

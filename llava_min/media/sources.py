@@ -45,6 +45,17 @@ class NamedBytes(bytes):
     name = "the bytes"
 
 
+class NamedPath(str):
+    """A path of a file that messages call by a name."""
+
+    def __new__(cls, path: Path, name: str) -> "NamedPath":
+        made = super().__new__(cls, path)
+        made.name = name
+        return made
+
+    name: str
+
+
 Video = Picture | FrameList
 Readable = str | Path | bytes | bytearray
 Result = TypeVar("Result")
@@ -79,7 +90,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 def name_of(source: object) -> str:
     """How messages name a source: a path or URL as given, anything else by its kind."""
-    if isinstance(source, NamedBytes):
+    if isinstance(source, NamedBytes | NamedPath):
         return source.name
     if isinstance(source, (str, Path)):
         text = str(source)

@@ -9,7 +9,7 @@ Read request/visuals.py first. Read next: engine/handle.py.
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard, TypeVar, overload
 
 from .. import prompt
@@ -52,6 +52,10 @@ class Prepared:
     @property
     def visual_tokens(self) -> int:
         return self.plan.tokens - len(self.ids)
+
+    def without_media(self) -> "Prepared":
+        """The same once its pictures and clips were read, which may take much memory."""
+        return replace(self, visuals=[])
 
     def text(self) -> str:
         """The rendered prompt as one text, special tokens and the places of visuals included."""

@@ -12,9 +12,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,15 +26,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..errors import LlavaMinError, PromptError
-from .errors import BUSY, LOADING, STOPPING, Refusal, refusal_of, wrong
+from ..errors import LlavaMinError
+from .errors import BUSY, LOADING, STOPPING, STUCK, Refusal, refusal_of
 from .exchange import Exchange
 from .guard import App, Body, ClientGone, Guard, Receive, Rules, Scope, Send, refuse
 from .openapi import document
-from .service import Service, parsed
+from .service import Service
+from .threads import in_thread
 
 log = logging.getLogger("llava_min")
-DECODERS = 2  # threads that decode media
+READERS = 64  # requests that are read at a time, of which most wait for the web
+STALLED = 120.0  # seconds after which a client that takes nothing of its stream is gone
 GONE = 499  # the status of a request whose client left, in the metrics
 ELSEWHERE = ("completions", "responses", "embeddings", "messages", "images/generations", "audio")
 STREAM_HEADERS = (
@@ -56,11 +59,8 @@ class Site:
     service: Service | None = None
     stopping: bool = False
     open: int = 0  # requests that have not ended
-    created: int = 0
-
-    def __post_init__(self) -> None:
-        self.pool = ThreadPoolExecutor(DECODERS, "media")
-        self.created = int(time.time())
+    created: int = field(default_factory=lambda: int(time.time()))
+    readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
 
     def loaded(self) -> Service:
         """The service. Raises Refusal while it is being loaded, stopped or stuck."""
@@ -70,12 +70,24 @@ class Site:
             raise LOADING
         return self.service
 
-    async def in_pool(self, work: Callable[[bytes], Any], body: Body) -> Any:
-        """What `work` gives for a body, in a thread of the pool."""
+    async def read(self, work: Callable[[bytes], Any], body: Body) -> Any:
+        """What `work` gives for a body, in a thread. The body counts as held until then.
+
+        The thread goes on where nobody waits for it any more.
+        """
+        await self.readers.acquire()
         data = body.take()
+        count = len(data)
+
+        def over(_: object) -> None:
+            body.free(count)
+            self.readers.release()
+
         if self.log_requests:
             log.info("request: %s", data[:10_000].decode(errors="replace"))
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, data)
+        found = in_thread(partial(work, data))
+        found.add_done_callback(over)
+        return await asyncio.shield(found)
 
 
 class ChatCompletions:
@@ -86,14 +98,15 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         site, began, status = self.site, time.perf_counter(), 200
+        gone = asyncio.create_task(disconnected(receive))
         site.open += 1
         try:
             service = site.loaded()
             if site.open > len(service.slots.rows) + site.waiting:
                 raise BUSY
-            ready = await site.in_pool(service.ready, scope["state"]["body"])
-            exchange = Exchange(service, ready, receive, site.name)
-            exchange.start()
+            read = partial(service.ready, gone=gone.done)
+            ready = await unless(gone, site.read(read, scope["state"]["body"]))
+            exchange = Exchange(service, ready, gone, site.name)
             if ready.wanted.stream:
                 await self.stream(exchange, send)
             else:
@@ -107,18 +120,42 @@ class ChatCompletions:
             status = refusal.status
             await refuse(refusal, send)
         finally:
+            gone.cancel()
             site.open -= 1
             if site.service is not None:
                 site.service.metrics.outcome(status)
             log.debug("%s %d %.2f s", scope["path"], status, time.perf_counter() - began)
 
     async def stream(self, exchange: Exchange, send: Send) -> None:
-        """Send the events of a stream as they come."""
+        """Send the events of a stream as they come. Raises ClientGone where nobody takes them."""
         start = {"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)}
         await send(start)
-        async for piece in exchange.stream():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        try:
+            async with aclosing(exchange.stream()) as pieces:
+                async for piece in pieces:
+                    part = {"type": "http.response.body", "body": piece, "more_body": True}
+                    await asyncio.wait_for(send(part), STALLED)
+        except TimeoutError:
+            raise ClientGone from None
         await send({"type": "http.response.body", "body": b""})
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless(gone: "asyncio.Task[None]", work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` gives. Raises ClientGone, and does not wait for it, once the client is gone."""
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
 
 
 async def send_json(send: Send, value: dict[str, Any]) -> None:
@@ -142,7 +179,7 @@ def paths(site: Site) -> list[Route]:
     async def health(request: Request) -> Response:
         service = site.loaded()
         if not service.worker.healthy:
-            raise Refusal(503, "The model does not answer.", code="stuck")
+            raise STUCK
         return json_response({"status": "ok"})
 
     async def models(request: Request) -> Response:
@@ -155,27 +192,15 @@ def paths(site: Site) -> list[Route]:
 
     async def input_tokens(request: Request) -> Response:
         service = site.loaded()
-        return json_response(await site.in_pool(service.count, request.state.body))
+        return json_response(await site.read(service.count, request.state.body))
 
     async def tokenize(request: Request) -> Response:
-        body, texts = parsed(request.state.body.take()), site.loaded().texts
-        content = body.get("content", body.get("prompt")) if isinstance(body, dict) else None
-        if not isinstance(content, str):
-            raise wrong("content", "a text")
-        try:
-            ids = texts.tokenizer.encode_text(content)
-        except PromptError:
-            raise wrong("content", "valid UTF-8") from None
-        return json_response({"tokens": ids, "count": len(ids)})
+        service = site.loaded()
+        return json_response(await site.read(service.tokenize, request.state.body))
 
     async def detokenize(request: Request) -> Response:
-        body, service = parsed(request.state.body.take()), site.loaded()
-        ids = body.get("tokens") if isinstance(body, dict) else None
-        known = service.model.known_ids
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < known for i in ids):
-            raise wrong("tokens", f"a list of ids below {known}")
-        text = service.texts.tokenizer.decode(ids, special=True)
-        return json_response({"content": text, "prompt": text})
+        service = site.loaded()
+        return json_response(await site.read(service.detokenize, request.state.body))
 
     async def metrics(request: Request) -> Response:
         service = site.loaded()

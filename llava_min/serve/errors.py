@@ -99,4 +99,5 @@ def of_fields(message: str, named: Mapping[str, str]) -> Refusal:
 
 BUSY = Refusal(429, "The queue is full.", code="queue_full", retry_after=2)
 LOADING = Refusal(503, "The model is being loaded.", code="loading", retry_after=2)
+STUCK = Refusal(503, "The model does not answer.", code="stuck")
 STOPPING = Refusal(503, "The server is being stopped.", code="stopping", retry_after=5)

@@ -10,7 +10,8 @@ Read serve/service.py, serve/protocol.py first. Read next: serve/app.py.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from ..engine.answers import Answer, Event, Finished
@@ -18,7 +19,7 @@ from ..engine.rules import Likelihoods
 from ..generate import Token
 from ..model import Portion
 from .errors import Refusal, refusal_of
-from .guard import ClientGone, Receive
+from .guard import ClientGone
 from .protocol import DONE, PING, Envelope, event
 from .service import Ready, Service
 from .worker import Job
@@ -79,13 +80,16 @@ class Choice:
 
 
 class Exchange:
-    """A request and its choices."""
+    """A request and its choices. gone: is done when the client is gone."""
 
-    def __init__(self, service: Service, ready: Ready, receive: Receive, name: str) -> None:
-        self.service, self.ready, self.receive = service, ready, receive
+    def __init__(
+        self, service: Service, ready: Ready, gone: "asyncio.Task[None]", name: str
+    ) -> None:
+        self.service, self.ready, self.gone = service, ready, gone
         self.began, self.loop = time.perf_counter(), asyncio.get_running_loop()
         self.queue: asyncio.Queue[Heard] = asyncio.Queue()
         self.choices = [Choice(self, index) for index in range(ready.wanted.n)]
+        ready.prepared = ready.prepared.without_media()  # each job has them until it is read
         self.envelope = Envelope(name, service.fingerprint)
         service.metrics.count("media_bytes_total", ready.media_bytes)
 
@@ -96,20 +100,16 @@ class Exchange:
         except RuntimeError:  # the loop is closed: nobody waits
             return
 
-    def start(self) -> None:
-        """Let the first choice wait for its turn."""
-        self.service.worker.submit(self.choices[0].job)
-
-    async def events(self) -> AsyncIterator[tuple[Choice, Event] | None]:
+    async def events(self) -> AsyncGenerator[tuple[Choice, Event] | None, None]:
         """Every event of every choice; None where nothing came for a while.
 
         Raises what went wrong, and ClientGone. However it ends, no work is left.
         """
-        gone = asyncio.create_task(self.disconnected())
         ended, begun = 0, 1
+        self.service.worker.submit(self.choices[0].job)
         try:
             while ended < len(self.choices):
-                found = await self.next(gone)
+                found = await self.next()
                 if found is None:
                     yield None
                     continue
@@ -129,29 +129,23 @@ class Exchange:
                 yield choice, event
             self.count()
         finally:
-            gone.cancel()
             for choice in self.choices:
                 self.service.worker.cancel(choice.job)
 
-    async def next(self, gone: "asyncio.Task[None]") -> Heard | None:
+    async def next(self) -> Heard | None:
         """What comes next, or None after a while without; ClientGone."""
         if not self.queue.empty():
             return self.queue.get_nowait()
         coming = asyncio.create_task(self.queue.get())
         try:
-            both: set[asyncio.Task[Any]] = {coming, gone}
+            both: set[asyncio.Task[Any]] = {coming, self.gone}
             first = asyncio.FIRST_COMPLETED
             await asyncio.wait(both, timeout=PING_SECONDS, return_when=first)
-            if gone.done():
+            if self.gone.done():
                 raise ClientGone
             return coming.result() if coming.done() else None
         finally:
             coming.cancel()
-
-    async def disconnected(self) -> None:
-        """Return when the client is gone."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
     def count(self) -> None:
         """Add the answers to the metrics."""
@@ -174,27 +168,20 @@ class Exchange:
             pass
         return self.envelope.completion(self.answers, [c.take_entries() for c in self.choices])
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream; one that fails ends with an error."""
-        wanted = self.ready.wanted
-        usage, chunk = wanted.include_usage, self.envelope.chunk
+        usage, chunk = self.ready.wanted.include_usage, self.envelope.chunk
         for choice in self.choices:
             yield chunk(choice.index, {"role": "assistant", "content": ""}, usage=usage)
         try:
-            async for found in self.events():
-                if found is None:
-                    yield PING
-                    continue
-                choice, event = found
-                index = choice.index
-                if isinstance(event, Portion) and wanted.progress and index == 0:
-                    yield chunk(index, {}, usage=usage, prompt_progress=self.progress(event))
-                elif isinstance(event, Token | Finished) and event.text:
-                    yield chunk(index, {"content": event.text}, choice.take_entries(), usage=usage)
-                if isinstance(event, Answer):
-                    if choice.entries:
-                        yield chunk(index, {"content": ""}, choice.take_entries(), usage=usage)
-                    yield chunk(index, {}, None, event.finish_reason, usage)
+            async with aclosing(self.events()) as events:
+                async for found in events:
+                    if found is None:
+                        yield PING
+                        continue
+                    choice, event = found
+                    for piece in self.pieces(choice, event):
+                        yield piece
             if usage:
                 yield self.envelope.last(self.answers)
         except ClientGone:
@@ -202,6 +189,19 @@ class Exchange:
         except Exception as error:  # the status is sent: it is told in the stream
             yield event_of(refusal_of(error))
         yield DONE
+
+    def pieces(self, choice: Choice, event: Event) -> Iterator[bytes]:
+        """What a stream holds for an event."""
+        wanted, chunk, index = self.ready.wanted, self.envelope.chunk, choice.index
+        usage = wanted.include_usage
+        if isinstance(event, Portion) and wanted.progress and index == 0:
+            yield chunk(index, {}, usage=usage, prompt_progress=self.progress(event))
+        elif isinstance(event, Token | Finished) and event.text:
+            yield chunk(index, {"content": event.text}, choice.take_entries(), usage=usage)
+        if isinstance(event, Answer):
+            if choice.entries:
+                yield chunk(index, {"content": ""}, choice.take_entries(), usage=usage)
+            yield chunk(index, {}, None, event.finish_reason, usage)
 
     def progress(self, portion: Portion) -> dict[str, Any]:
         """How much of the prompt was read, as llama-server says it."""

@@ -46,11 +46,12 @@ class Rules:
     def of(cls, host: str, names: tuple[str, ...], key: str | None, longest: int) -> "Rules":
         """Those of a server that listens at `host` and is also called by `names`."""
         listens = f"[{host}]" if ":" in host else host
-        return cls(() if host in EVERYWHERE else (*LOCAL, listens, *names), key, longest)
+        known = () if host in EVERYWHERE else (*LOCAL, listens, *names)
+        return cls(tuple(name.lower() for name in known), key, longest)
 
 
 class Body:
-    """The bytes of a request's body, which count as held until they are taken."""
+    """The bytes of a request's body, which count as held until they are freed."""
 
     def __init__(self, guard: "Guard") -> None:
         self.guard, self.data = guard, bytearray()
@@ -65,14 +66,17 @@ class Body:
             raise Refusal(429, "Too many long requests at a time.", code="busy", retry_after=2)
 
     def take(self) -> bytes:
-        """All of them, which then are somebody else's."""
-        self.guard.held -= len(self.data)
+        """All of them. They still count: whoever takes them says when they are gone."""
         taken, self.data = bytes(self.data), bytearray()
         return taken
 
+    def free(self, count: int) -> None:
+        """So many of the bytes are not in memory any more."""
+        self.guard.held -= count
+
 
 class Guard:
-    """ASGI around an app. `held`: bytes of bodies in memory that nobody has taken."""
+    """ASGI around an app. `held`: bytes of bodies that are in memory."""
 
     def __init__(self, app: App, rules: Rules) -> None:
         self.app, self.rules, self.held = app, rules, 0
@@ -94,7 +98,7 @@ class Guard:
         except ClientGone:
             return
         finally:
-            body.take()
+            body.free(len(body.take()))
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         """Refuse another Host and a wrong key."""
@@ -107,7 +111,7 @@ class Guard:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")
-        if not secrets.compare_digest(given.encode(), key.encode()):
+        if not secrets.compare_digest(given.encode("latin-1"), key.encode()):
             raise Refusal(401, "The API key is missing or wrong.", code="invalid_api_key")
 
     async def read(self, body: Body, headers: Mapping[str, str], receive: Receive) -> None:
@@ -145,9 +149,9 @@ class ClientGone(Exception):
 
 async def refuse(refusal: Refusal, send: Send) -> None:
     """Answer with a refusal."""
-    headers = {"content-type": "application/json", "connection": "close", **refusal.headers}
-    if refusal.status not in (408, 413, 429):
-        del headers["connection"]
+    headers = {"content-type": "application/json", **refusal.headers}
+    if refusal.status == 408:
+        headers["connection"] = "close"
     body = json.dumps(refusal.body).encode()
     headers["content-length"] = str(len(body))
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -9,14 +9,16 @@ a scheme is refused.
 Read serve/public.py first. Read next: serve/protocol.py.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import MediaError
+from ..media import limits
 from ..media.data_uri import decode_data_uri, is_data_uri
-from ..media.sources import NamedBytes, is_url, local_path
+from ..media.sources import NamedBytes, NamedPath, is_url, local_path
 from .errors import Refusal, wrong
 from .public import fetch_public
 
@@ -35,7 +37,7 @@ EMPTY: tuple[object, ...] = (
 )  # values that say nothing: clients send back what they got
 MEDIA = ("image", "image_url", "input_image", "video", "video_url", "input_video")
 MOST_PARTS, MOST_MEDIA = 10_000, 64
-MEDIUM_BYTES = 256 << 20  # of a medium from the web or in a body; a file may be longer
+MEDIA_BYTES = 256 << 20  # of the media of a request from the web; a file may be longer
 VIDEO_SIGNS = (
     # (where, bytes) at the beginning of files of videos
     (0, b"\x1aE\xdf\xa3"),  # Matroska, WebM
@@ -62,14 +64,41 @@ class Borders:
     hosts: tuple[str, ...] = ()
 
 
+@dataclass
+class Tally:
+    """What the messages of a request have had so far, and until when media may be fetched."""
+
+    parts: int = 0
+    media: int = 0
+    letters: int = 0
+    fetched: int = 0  # bytes
+    deadline: float = field(default_factory=lambda: time.monotonic() + limits.FETCH_SECONDS)
+
+    def add(self, where: str, parts: int = 0, media: int = 0, letters: int = 0) -> None:
+        """Count some more. Raises Refusal where there are too many."""
+        self.parts, self.media, self.letters = (
+            self.parts + parts,
+            self.media + media,
+            self.letters + letters,
+        )
+        for count, most, name in (
+            (self.parts, MOST_PARTS, "parts"),
+            (self.media, MOST_MEDIA, "media"),
+            (self.letters, limits.PROMPT_BYTES, "letters"),
+        ):
+            if count > most:
+                text = f"A request may have {most:,} {name} at most."
+                raise Refusal(400, text, where, "too_many")
+
+
 def messages_of(given: Sequence[Any], borders: Borders) -> list[dict[str, Any]]:
     """The messages with their media as bytes."""
-    counts = {"parts": 0, "media": 0}
-    return [message_of(f"messages[{i}]", one, borders, counts) for i, one in enumerate(given)]
+    tally = Tally()
+    return [message_of(f"messages[{i}]", one, borders, tally) for i, one in enumerate(given)]
 
 
-def message_of(where: str, given: Any, borders: Borders, counts: dict[str, int]) -> dict[str, Any]:
-    """One message; `counts` says how many parts and media there have been."""
+def message_of(where: str, given: Any, borders: Borders, tally: Tally) -> dict[str, Any]:
+    """One message."""
     if not isinstance(given, Mapping):
         raise wrong(where, "an object")
     role = given.get("role")
@@ -85,10 +114,8 @@ def message_of(where: str, given: Any, borders: Borders, counts: dict[str, int])
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         raise wrong(f"{where}.content", "a text or a list of parts")
-    counts["parts"] += len(content)
-    if counts["parts"] > MOST_PARTS:
-        raise Refusal(400, f"More than {MOST_PARTS} parts are not supported.", where, "too_many")
-    parts = [part_of(f"{where}.content[{j}]", p, borders, counts) for j, p in enumerate(content)]
+    tally.add(where, parts=len(content))
+    parts = [part_of(f"{where}.content[{j}]", p, borders, tally) for j, p in enumerate(content)]
     return {"role": ROLES[role], "content": media_first(parts)}
 
 
@@ -105,7 +132,7 @@ def media_first(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return parts
 
 
-def part_of(where: str, given: Any, borders: Borders, counts: dict[str, int]) -> dict[str, Any]:
+def part_of(where: str, given: Any, borders: Borders, tally: Tally) -> dict[str, Any]:
     """One part: a text, or a medium with its bytes."""
     if not isinstance(given, Mapping):
         raise wrong(where, "an object")
@@ -114,22 +141,20 @@ def part_of(where: str, given: Any, borders: Borders, counts: dict[str, int]) ->
         text = given.get("refusal") if kind == "refusal" else text
         if not isinstance(text, str):
             raise wrong(f"{where}.text", "a text")
+        tally.add(where, letters=len(text))
         return {"type": "text", "text": text}
     if kind not in MEDIA:
         raise Refusal(
             400, f"{where}.type must be text, image_url or video_url.", where, "unsupported_value"
         )
-    counts["media"] += 1
-    if counts["media"] > MOST_MEDIA:
-        raise Refusal(400, f"More than {MOST_MEDIA} media are not supported.", where, "too_many")
+    tally.add(where, media=1)
     told = "video" if "video" in kind else "image"
     source = source_of(where, given, told)
     if source[:16].lower().startswith("file:"):
-        path = in_folder(where, source, borders.folder)
-        with open(path, "rb") as file:
-            kind = kind_of(file.read(16), told)
-        return {"type": kind, kind: path}
-    data = NamedBytes(bytes_of(where, source, borders))
+        path, first = in_folder(where, source, borders.folder)
+        kind = kind_of(first, told)
+        return {"type": kind, kind: NamedPath(path, where)}
+    data = NamedBytes(bytes_of(where, source, borders, tally))
     data.name = where
     kind = kind_of(data, told)
     return {"type": kind, kind: data}
@@ -160,20 +185,15 @@ def as_data_uri(base64: Any) -> str | None:
     return base64 if is_data_uri(base64) else f"data:;base64,{base64}"
 
 
-def bytes_of(where: str, source: str, borders: Borders) -> bytes:
+def bytes_of(where: str, source: str, borders: Borders, tally: Tally) -> bytes:
     """The bytes of a medium, from the request itself or from the web."""
     if is_data_uri(source):
         try:
-            data = decode_data_uri(source, MEDIUM_BYTES)
+            data = decode_data_uri(source, MEDIA_BYTES)
         except MediaError as error:
-            raise Refusal(400, f"{where}: {error}", where, "invalid_value") from None
+            raise Refusal(400, f"{where}: {error}", where, "invalid_image") from None
     elif is_url(source):
-        if not borders.fetching:
-            raise Refusal(400, f"{where}: URLs are not fetched here; send a data: URI.", where)
-        try:
-            data = fetch_public(source, MEDIUM_BYTES, borders.hosts)
-        except MediaError as error:
-            raise Refusal(400, f"{where}: {error}", where, "media_unavailable") from None
+        data = fetched(where, source, borders, tally)
     else:
         expected = "a data: URI, or begin with http:// or https://"
         raise Refusal(400, f"{where}: the url must be {expected}.", where, "invalid_value")
@@ -182,8 +202,24 @@ def bytes_of(where: str, source: str, borders: Borders) -> bytes:
     return data
 
 
-def in_folder(where: str, source: str, folder: Path | None) -> Path:
-    """The path of a file:// URL that lies in the folder for such files, links followed.
+def fetched(where: str, source: str, borders: Borders, tally: Tally) -> bytes:
+    """The bytes of a medium from the web. All of a request share their time and their length."""
+    if not borders.fetching:
+        raise Refusal(400, f"{where}: URLs are not fetched here; send a data: URI.", where)
+    left, seconds = MEDIA_BYTES - tally.fetched, tally.deadline - time.monotonic()
+    if seconds <= 0:
+        text = f"{where}: the media before it took all the time that a request has."
+        raise Refusal(400, text, where, "media_unavailable")
+    try:
+        data = fetch_public(source, left, borders.hosts, seconds)
+    except MediaError as error:
+        raise Refusal(400, f"{where}: {error}", where, "media_unavailable") from None
+    tally.fetched += len(data)
+    return data
+
+
+def in_folder(where: str, source: str, folder: Path | None) -> tuple[Path, bytes]:
+    """(path, first bytes) of a file:// URL that lies in the folder for such files, links followed.
 
     Whether a file outside it exists is not told.
     """
@@ -192,11 +228,12 @@ def in_folder(where: str, source: str, folder: Path | None) -> Path:
         raise outside
     try:
         path = local_path("file:" + source.partition(":")[2]).resolve()
+        if path.is_relative_to(folder.resolve()):
+            with open(path, "rb") as file:
+                return path, file.read(16)
     except (MediaError, OSError, ValueError):
         raise outside from None
-    if not path.is_relative_to(folder.resolve()):
-        raise outside
-    return path
+    raise outside
 
 
 def kind_of(data: bytes, told: str) -> str:

@@ -21,12 +21,14 @@ import uvicorn
 from ..engine.handle import Model
 from ..errors import OutputError
 from .app import Site, app
+from .connection import Connection
 from .guard import Rules
 from .parts import Borders
 from .service import Service, slots_for
 
 log = logging.getLogger("llava_min")
-CONNECTIONS = 2_000
+CONNECTIONS = 900  # fewer than the 1,024 files that a process may usually open
+ENDING = 5.0  # seconds that the end waits for a portion that runs
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Server(uvicorn.Server):
         self.site.stopping = True
         service = self.site.service
         if service is not None:
-            threading.Timer(self.grace, service.worker.stop).start()
+            timer = threading.Timer(self.grace, service.worker.stop)
+            timer.daemon = True
+            timer.start()
         super().handle_exit(sig, frame)
 
     @property
@@ -87,8 +91,8 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(load: Callable[[], Model], name: str, listening: Listening) -> None:
-    """Serve until a signal comes. Raises LlavaMinError where loading or listening fails."""
+def server_of(name: str, listening: Listening) -> Server:
+    """A server that does not listen yet and has no model."""
     site = Site(name, listening.waiting, listening.log_requests)
     config = uvicorn.Config(
         app(site, listening.rules, listening.origins),
@@ -97,11 +101,19 @@ def serve(load: Callable[[], Model], name: str, listening: Listening) -> None:
         log_config=None,
         access_log=False,
         lifespan="off",
+        http=Connection,
+        ws="none",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=round(listening.grace + 2),
         limit_concurrency=CONNECTIONS,
     )
-    server = Server(config, site, listening.grace)
+    return Server(config, site, listening.grace)
+
+
+def serve(load: Callable[[], Model], name: str, listening: Listening) -> None:
+    """Serve until a signal comes. Raises LlavaMinError where loading or listening fails."""
+    server = server_of(name, listening)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     threading.Thread(target=server.load, args=(load, listening), daemon=True).start()
     try:
@@ -110,7 +122,8 @@ def serve(load: Callable[[], Model], name: str, listening: Listening) -> None:
         where, expected = f"{listening.host}:{listening.port}", "an address that is free"
         raise OutputError("cannot listen", where, expected, "one in use, or none here") from None
     finally:
-        if site.service is not None:
-            site.service.worker.stop()
+        if server.site.service is not None:
+            server.site.service.worker.stop()
+            server.site.service.worker.join(ENDING)
     if server.failure is not None:
         raise server.failure

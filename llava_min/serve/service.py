@@ -3,7 +3,8 @@
 in:  bytes of JSON
 out: Ready: the prompt, the options and the rules of its answers; or a Refusal
 
-All of it runs in a small pool of threads, so that at most a few pictures are decoded at a time.
+Every request has a thread for this, most of which wait for the web; the media of a few are decoded
+at a time.
 Sizes are looked at first: what cannot fit is refused before a pixel is decoded. Pictures that came
 lately are kept as tiles, because a conversation sends its pictures again with each turn.
 Read serve/parts.py, serve/worker.py first. Read next: serve/app.py.
@@ -15,7 +16,7 @@ import logging
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,12 +25,14 @@ from ..engine.handle import Model
 from ..engine.rules import Rule, at_least, bias, penalties
 from ..engine.slots import Slots
 from ..errors import LlavaMinError, MemoryBudgetError
+from ..media.limits import PROMPT_BYTES
 from ..options import Options
 from ..request.prepare import Prepared, prepare, require_tokenizer
 from ..request.visuals import Kept, Medium
 from ..segments import Plan, Text
 from .errors import Refusal, refusal_of, wrong
 from .fields import Wanted, wanted_of
+from .guard import ClientGone
 from .metrics import Metrics
 from .parts import Borders, messages_of
 from .protocol import TokenTexts
@@ -39,6 +42,7 @@ log = logging.getLogger("llava_min")
 DEFAULT_TOKENS = Options.max_tokens
 TILE_BYTES = 64 << 20  # of pictures that may come again
 ROW_BYTES = 256 << 20  # of their rows, at most
+DECODERS = 2  # requests whose media are decoded at a time
 SLOTS, LEAST_TOKENS = 4, 1024  # rows, unless told otherwise, and what each should have room for
 
 
@@ -67,6 +71,7 @@ class Service:
         self.worker, self.metrics = Worker(slots), Metrics()
         self.texts = TokenTexts(require_tokenizer(model.tokenizer))
         self.pictures = Pictures(TILE_BYTES)
+        self.decoding = threading.Semaphore(DECODERS)
         self.named: set[str] = set()  # unknown fields that the log has named
         self.worker.start()
 
@@ -75,12 +80,15 @@ class Service:
         """What tells the weights from others."""
         return str(self.model.description["checkpoint"])
 
-    def ready(self, body: bytes) -> Ready:
-        """A question from the body of a request, its media decoded. Raises Refusal."""
+    def ready(self, body: bytes, gone: Callable[[], bool] = lambda: False) -> Ready:
+        """A question from the body of a request, its media decoded. Raises Refusal.
+
+        gone: whether nobody waits for it any more.
+        """
         wanted, unknown = wanted_of(parsed(body))
         self.name_once(unknown)
         try:
-            return self.opened(wanted)
+            return self.opened(wanted, gone)
         except LlavaMinError as error:
             raise refusal_of(error, wanted.named) from None
 
@@ -89,7 +97,8 @@ class Service:
         wanted, _ = wanted_of(parsed(body))
         try:
             question, options = self.question_of(wanted)
-            found = self.prepare(question, options, {}, headers=True)
+            with self.decoding:
+                found = self.prepare(question, options, {}, headers=True)
         except LlavaMinError as error:
             raise refusal_of(error, wanted.named) from None
         return {
@@ -99,22 +108,46 @@ class Service:
             "max_model_len": self.slots.capacity,
         }
 
-    def opened(self, wanted: Wanted) -> Ready:
+    def tokenize(self, body: bytes) -> dict[str, Any]:
+        """The ids of a text. Raises Refusal."""
+        given = parsed(body)
+        content = given.get("content", given.get("prompt")) if isinstance(given, dict) else None
+        if not isinstance(content, str) or len(content) > PROMPT_BYTES:
+            raise wrong("content", f"a text of at most {PROMPT_BYTES:,} letters")
+        try:
+            ids = self.texts.tokenizer.encode_text(content)
+        except LlavaMinError as error:
+            raise refusal_of(error) from None
+        return {"tokens": ids, "count": len(ids)}
+
+    def detokenize(self, body: bytes) -> dict[str, Any]:
+        """The text of ids. Raises Refusal."""
+        given, known = parsed(body), self.model.known_ids
+        ids = given.get("tokens") if isinstance(given, dict) else None
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < known for i in ids):
+            raise wrong("tokens", f"a list of ids below {known}")
+        text = self.texts.tokenizer.decode(ids, special=True)
+        return {"content": text, "prompt": text}
+
+    def opened(self, wanted: Wanted, gone: Callable[[], bool]) -> Ready:
         """`ready`, of a request that was understood."""
         if wanted.n > len(self.slots.rows):
             raise wrong("n", f"at most {len(self.slots.rows)}, the number of slots")
         question, options = self.question_of(wanted)
-        found = self.prepare(question, options, {}, headers=True)
-        options = replace(options, max_tokens=self.room(found.plan.tokens, wanted))
-        self.model.admission.admit(found, options.max_tokens, self.slots.cache)
-        pictures = list(pictures_of(question))
-        prepared = self.prepare(question, options, kept := self.pictures.known(pictures))
-        self.pictures.keep(pictures, kept)
+        with self.decoding:
+            if gone():
+                raise ClientGone
+            found = self.prepare(question, options, {}, headers=True)
+            options = replace(options, max_tokens=self.room(found.plan.tokens, wanted))
+            self.model.admission.admit(found, options.max_tokens, self.slots.cache)
+            pictures = list(pictures_of(question))
+            prepared = self.prepare(question, options, kept := self.pictures.known(pictures))
+            self.pictures.keep(pictures, kept)
         eos = () if options.ignore_eos else self.model.config.text.eos_ids
         ends = (*eos, *wanted.stop_token_ids)
         rules = [self.rules(wanted, options, ends) for _ in range(wanted.n)]
         size = sum(len(p) for p in media_of(question) if isinstance(p, bytes))
-        return Ready(wanted, prepared, options, rules, ends, size)
+        return Ready(replace(wanted, messages=[]), prepared, options, rules, ends, size)
 
     def question_of(self, wanted: Wanted) -> tuple[list[dict[str, Any]], Options]:
         """(messages with their media, options), the beginning of an answer taken from the first."""

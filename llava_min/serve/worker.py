@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from ..engine.answers import Event
 from ..engine.rules import Rule
 from ..engine.slots import Asked, Slots
-from ..errors import LlavaMinError
 from ..options import Options
 from ..request.prepare import Prepared
-from .errors import STOPPING
+from .errors import STOPPING, STUCK, Refusal, refusal_of
 
 log = logging.getLogger("llava_min")
-STUCK = 120.0  # seconds of one round after which the server is not healthy
+PATIENCE = 120.0  # seconds of one round after which the server is not healthy
 
 
 @dataclass(eq=False)
@@ -55,15 +54,16 @@ class Worker(threading.Thread):
         self.commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.jobs: dict[Asked, Job] = {}
         self.round_began: float | None = None  # time.monotonic(), while one runs
-        self.stopped = False
+        self.stopped = self.over = False  # told to end; nothing is done any more
+        self.why: Refusal = STOPPING  # there is no answer then
 
     # Called from any thread --------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn."""
-        if self.stopped or not self.is_alive():
-            job.end(STOPPING)
         self.commands.put(lambda: self.begin(job))
+        if self.over:
+            self.take_commands()
 
     def cancel(self, job: Job) -> None:
         """Forget a job that may have ended already; nothing more is heard of it."""
@@ -79,7 +79,7 @@ class Worker(threading.Thread):
     def healthy(self) -> bool:
         """Whether the thread lives, and its round has not taken too long."""
         began = self.round_began
-        return self.is_alive() and (began is None or time.monotonic() - began < STUCK)
+        return self.is_alive() and (began is None or time.monotonic() - began < PATIENCE)
 
     # In the worker's thread -----------------------------------------------------------
 
@@ -92,12 +92,15 @@ class Worker(threading.Thread):
                     for asked in self.slots.round():
                         self.ended(asked)
                     self.round_began = None
+        except Exception as error:  # a mistake of ours: /health tells that nobody works any more
+            log.error("the model's thread ended", exc_info=error)
+            self.why = STUCK
         finally:
             self.finish()
 
     def take_commands(self) -> None:
         """Do all that came; where there is nothing else to do, wait for something."""
-        waiting = not self.slots.busy
+        waiting = not (self.slots.busy or self.stopped)
         while True:
             try:
                 command = self.commands.get(block=waiting)
@@ -109,14 +112,18 @@ class Worker(threading.Thread):
     def begin(self, job: Job) -> None:
         if job.cancelled:
             return
+        if self.stopped:
+            job.end(self.why)
+            return
         try:
             job.asked = self.slots.submit(
                 job.prepared, job.options, job.began, job.listen, job.rules
             )
-        except LlavaMinError as error:  # a grammar that cannot be followed
-            job.end(error)
+        except Exception as error:  # such as a grammar that cannot be followed
+            self.tell(job, error)
         else:
             self.jobs[job.asked] = job
+            job.prepared = job.prepared.without_media()  # the slots have them
             job.asked.reply.eos = job.ends
 
     def forget(self, job: Job) -> None:
@@ -127,10 +134,12 @@ class Worker(threading.Thread):
     def ended(self, asked: Asked) -> None:
         """Tell the end of a job."""
         job = self.jobs.pop(asked, None)
-        if job is None:
-            return
-        error = asked.error
-        if error is not None and not isinstance(error, LlavaMinError):
+        if job is not None:
+            self.tell(job, asked.error)
+
+    def tell(self, job: Job, error: Exception | None) -> None:
+        """End a job. A mistake of ours goes to the log, because its client gets no details."""
+        if error is not None and refusal_of(error).code == "internal_error":
             log.error("a question failed", exc_info=error)
         job.end(error)
 
@@ -138,5 +147,7 @@ class Worker(threading.Thread):
         self.stopped = True
         for asked, job in list(self.jobs.items()):
             self.slots.cancel(asked)
-            job.end(STOPPING)
+            job.end(self.why)
         self.jobs.clear()
+        self.over = True
+        self.take_commands()
