@@ -16,6 +16,7 @@ import ssl
 import time
 import urllib.parse
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 
 from ..errors import MediaError, shown
@@ -25,6 +26,12 @@ from ..media.web import in_time
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address within IPv6
+UNICAST = ipaddress.ip_network("2000::/3")  # of IPv6; nothing else of it is public
+WITHIN = tuple(
+    # within a provider's network, though public by their numbers
+    ipaddress.ip_network(text)
+    for text in ("168.63.129.16/32", "192.0.0.0/24")  # Azure's and Oracle's, with secrets
+)
 
 
 def fetch_public(url: str, limit: int, allowed: Sequence[str] = (), seconds: float = 0) -> bytes:
@@ -42,15 +49,13 @@ class Dial:
 
     def __init__(self, allowed: Sequence[str], deadline: float) -> None:
         self.allowed, self.deadline = allowed, deadline
-        self.connection: http.client.HTTPConnection | None = None
+        self.sock: socket.socket | None = None  # the connection forgets its own before the end
 
     def close(self) -> None:
-        """Close the connection, whatever it waits for."""
-        if self.connection is not None and self.connection.sock is not None:
-            try:
-                self.connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return
+        """End the connection, whatever it waits for."""
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
     def outcome(self, url: str, limit: int) -> bytes | MediaError:
         """The body, or what is wrong."""
@@ -76,15 +81,32 @@ class Dial:
         if port not in PORTS.values() and not open_host:
             return refused(url, "port 80 or 443", str(port))
         address = public_address(url, host, port, open_host)
-        self.connection = connected(scheme, host, port, address, self.left())
         target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
         query = urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~?")
         headers = {"User-Agent": "llava_min", "Accept": "*/*", "Accept-Encoding": "identity"}
+        connection = http.client.HTTPConnection(host, port)
+        connection.default_port = PORTS[scheme]  # which Host does not name
         try:
-            self.connection.request("GET", f"{target}?{query}" if query else target, None, headers)
-            return self.answer(url, self.connection.getresponse(), limit)
+            connection.sock = self.connect(scheme, host, port, address)
+            connection.request("GET", f"{target}?{query}" if query else target, None, headers)
+            with connection.getresponse() as response:
+                return self.answer(url, response, limit)
         finally:
-            self.connection.close()
+            connection.close()
+            if self.sock is not None:
+                self.sock.close()
+
+    def connect(self, scheme: str, host: str, port: int, address: str) -> socket.socket:
+        """Dial an address of a host. Certificates are checked for the host's name."""
+        self.sock = socket.create_connection((address, port), timeout=self.left())
+        if scheme == "https":
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(
+                self.sock, server_hostname=host, do_handshake_on_connect=False
+            )
+            self.sock.do_handshake()
+        self.left()  # `close` may have come before there was a socket
+        return self.sock
 
     def answer(
         self, url: str, response: http.client.HTTPResponse, limit: int
@@ -139,6 +161,8 @@ def is_public(text: str) -> bool:
     [True, False, False, False, False]
     >>> [is_public(a) for a in ("::ffff:127.0.0.1", "64:ff9b::7f00:1", "224.0.0.1", "fe80::1%eth0")]
     [False, False, False, False]
+    >>> [is_public(a) for a in ("::127.0.0.1", "fec0::1", "168.63.129.16")]
+    [False, False, False]
     """
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
@@ -147,23 +171,10 @@ def is_public(text: str) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if inner is not None or address.teredo is not None:
             return inner is not None and is_public(str(inner))
-    return address.is_global and not address.is_multicast
-
-
-def connected(
-    scheme: str, host: str, port: int, address: str, seconds: float
-) -> http.client.HTTPConnection:
-    """A connection to an address of a host. Certificates are checked for the host's name."""
-    sock = socket.create_connection((address, port), timeout=seconds)
-    if scheme == "https":
-        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-    usual = port == PORTS[scheme]
-    connection = http.client.HTTPConnection(host, None if usual else port, timeout=seconds)
-    if usual:
-        connection.port = port
-        connection.default_port = port
-    connection.sock = sock
-    return connection
+        if address not in UNICAST:
+            return False
+    within = any(address in network for network in WITHIN)
+    return address.is_global and not address.is_multicast and not within
 
 
 def refused(url: str, expected: str, found: str) -> MediaError:
