@@ -15,6 +15,7 @@ from test_serve_clients import post
 import llava_min
 from llava_min.engine.batch import ready_for
 from llava_min.engine.slots import Slots
+from llava_min.explain.forced import before
 
 COUNT = 64
 QUESTIONS = (
@@ -115,7 +116,7 @@ def test_logits_are_those_of_one_alone(tmp_path, rows):
     for number, one in enumerate(asked):
         prompt = model.prepare(question(number)["messages"])
         ids = one.answer.token_ids
-        forced = model.before(*model.prefilled(prompt, len(ids)), ids)
+        forced = before(model.network, *model.prefilled(prompt, len(ids)), ids)
         assert len(forced) == len(seen[number]) == len(ids)
         for logits, expected in zip(seen[number], forced):
             scale = max(1.0, float(expected.abs().max()) / 5)

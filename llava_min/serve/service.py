@@ -116,8 +116,8 @@ class Service:
             raise wrong("content", f"a text of at most {PROMPT_BYTES:,} letters")
         try:
             ids = self.texts.tokenizer.encode_text(content)
-        except LlavaMinError as error:
-            raise refusal_of(error) from None
+        except LlavaMinError:
+            raise wrong("content", "valid UTF-8") from None
         return {"tokens": ids, "count": len(ids)}
 
     def detokenize(self, body: bytes) -> dict[str, Any]:

@@ -109,4 +109,3 @@ def local(model, **given: Any) -> Iterator[Local]:
     finally:
         served.service.worker.stop()
         served.service.worker.join(30)
-        served.site.pool.shutdown()
