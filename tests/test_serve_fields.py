@@ -103,6 +103,11 @@ def test_a_field_is_the_option_of_its_name(served, model, fields):
     assert expected.text != model.generate(TEXT, **DRAWN).text
 
 
+@about("top_k")
+def test_no_limit_to_the_likeliest_in_two_ways(served):
+    assert served.text(**DRAWN, top_k=-1) == served.text(**DRAWN, top_k=0) == served.text(**DRAWN)
+
+
 @about("messages")
 @pytest.mark.parametrize("role, meant", [("developer", "system"), ("system", "system")])
 def test_roles(served, model, role, meant):
