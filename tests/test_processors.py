@@ -14,6 +14,7 @@ import llava_min
 from llava_min import image, vision
 from llava_min.errors import CheckpointError
 from llava_min.families import layouts, processors
+from llava_min.families.fields import Fields
 
 transformers = pytest.importorskip("transformers")
 ONEVISION = small.hf_config()
@@ -505,3 +506,28 @@ def test_a_loaded_model_prepares_as_the_folder_says(tmp_path):
             (folder / "processor_config.json").unlink()
         rows = llava_min.load(folder, dtype="float32").embed("What?", images=[picture])
         assert torch.equal(rows, plain.embed("What?", images=[picture])) == same
+
+
+def test_a_mean_is_three_numbers_up_to_a_million():
+    for value in ([0, -1e6, 1e6], [1, 2.5, 3]):
+        assert processors.triple(Fields({"image_mean": value}, ""), "image_mean", ()) == (*value,)
+    for value in ([0, 0, 1.1e6], [0, -1.1e6, 0], [1, 2, 3, 4], [1, 2, "3"]):
+        with pytest.raises(CheckpointError, match="image_mean: expected three numbers"):
+            processors.triple(Fields({"image_mean": value}, ""), "image_mean", ())
+
+
+@pytest.mark.parametrize("name", processors.PROCESSORS)
+def test_what_a_class_fixes_is_what_transformers_fixes(name):
+    """A file may leave all of it out. transformers has no class for LLaVA-NeXT-Video's pictures
+    any more; it was a copy of LLaVA-NeXT's.
+    """
+    ours = processors.PROCESSORS[name]
+    theirs = getattr(transformers, f"{name.removesuffix('Video')}ImageProcessorPil")
+    assert (list(ours.mean), list(ours.std)) == (theirs.image_mean, theirs.image_std)
+    assert ours.crops == bool(getattr(theirs, "do_center_crop", False))
+    assert ours.grids == bool(getattr(theirs, "image_grid_pinpoints", None))
+    squares = hasattr(theirs, "pad_to_square")  # one that cuts tiles pads to their canvas
+    assert ours.pads == (squares and not ours.grids)
+    assert theirs.resample == processors.BICUBIC
+    if ours.crops:
+        assert theirs.crop_size == {"height": processors.CROP, "width": processors.CROP}

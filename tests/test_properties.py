@@ -155,6 +155,7 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
     config = llava.config
     segment = plans.picture((width, height), "anyres", config)
     clip = plans.clip([float(i) for i in range(frames)], (9, 9), config)
+    assert plans.picture((width, height), "pad", config).tiles == 1 and clip.tiles == frames
     for visual, k in ((segment, 8), (clip, 2)):
         tiles = np.zeros((visual.tiles, 56, 56, 3), np.uint8)
         assert sum(map(len, llava.encode(visual, tiles, k))) == visual.tokens

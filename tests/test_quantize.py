@@ -196,6 +196,15 @@ def test_everything_else_is_kept(tmp_path):
     assert {f.name for f in source.iterdir()} == {f.name for f in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.parametrize("dtype, kept", [("float16", True), ("bfloat16", True), ("float32", False)])
+def test_nothing_is_written_in_more_than_16_bits(dtype, kept):
+    """What has no more keeps its own kind, in one run of memory."""
+    tensor = torch.randn(3, 2).to(getattr(torch, dtype)).T
+    ((name, written),) = quantize.in_sixteen_bits([("name", tensor)])
+    assert name == "name" and written.is_contiguous() and torch.equal(written, tensor.to(written))
+    assert written.dtype == (tensor.dtype if kept else torch.bfloat16)
+
+
 def test_the_command(tmp_path):
     source = folder_of(tmp_path / "in")
     run = subprocess.run(

@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import llava_min
 from llava_min.engine import admission
 from llava_min.engine.answers import Answer, Finished
-from llava_min.engine.batch import answer_each, ready_for
+from llava_min.engine.batch import answer_each, grouped, ready_for
 from llava_min.engine.slots import Slots
 from llava_min.errors import LlavaMinError, NumericsError
 from llava_min.generate import Token
@@ -227,6 +228,30 @@ def test_a_long_request_does_not_take_the_others_rows(model, monkeypatch):
     order = [number for (_, number), _ in answer_each(model, requests, 3)]
     assert order[-1] == 2 and sorted(order) == list(range(6))
     assert made == [(3, plan.tokens + 3), (1, plan.tokens + 900)]
+
+
+@given(st.lists(st.integers(1, 50), max_size=9), st.integers(1, 4), st.integers(50, 150))
+def test_few_requests_come_last_so_that_the_others_have_all_rows(lengths, rows, room):
+    """As few as it takes: with one fewer there is not room for so many rows. Longest first."""
+
+    def rows_that_fit(prompts):
+        each = [plan.tokens + answer for plan, answer in prompts]
+        counts = range(1, len(each) + 1)
+        return max((n for n in counts if n == 1 or n * max(each[:n]) <= room), default=0)
+
+    model = SimpleNamespace(admission=SimpleNamespace(rows_that_fit=rows_that_fit))
+    sizes = [(n, (SimpleNamespace(tokens=length), 3)) for n, length in enumerate(lengths)]
+    groups = grouped(model, sizes, rows)
+    longest = [[lengths[key] + 3 for key, _ in group] for group in groups]
+    assert sorted(key for group in groups for key, _ in group) == list(range(len(lengths)))
+    assert all(group and group == sorted(group, reverse=True) for group in longest)
+    ordered = sorted((length + 3 for length in lengths), reverse=True)
+    fits = [rows * ordered[cut] <= room for cut in range(len(ordered) - rows + 1)]
+    if rows == 1 or True not in fits:
+        assert longest == ([ordered] if ordered else [])
+    else:
+        cut = fits.index(True)
+        assert longest == [group for group in (ordered[cut:], ordered[:cut]) if group]
 
 
 def test_the_rows_cache_counts_once(model, monkeypatch):

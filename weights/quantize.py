@@ -187,7 +187,7 @@ def in_sixteen_bits(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str
     """What is worth writing: no number in more than 16 bits."""
     for name, tensor in tensors:
         sixteen = tensor.element_size() <= 2
-        yield name, tensor.contiguous() if sixteen else tensor.bfloat16()
+        yield name, (tensor if sixteen else tensor.bfloat16()).contiguous()
 
 
 def synced(path: Path) -> None:

@@ -125,7 +125,7 @@ def grouped(model: "Model", sizes: list[Size], rows: int) -> list[list[Size]]:
     The longest of all come last and apart, if without them there is room for all `rows`.
     """
     ordered = sorted(sizes, key=lambda size: -sum_of(size[1]))
-    for cut in range(max(1, len(ordered) - rows + 1)):
+    for cut in range(len(ordered)):
         longest = [prompt for _, prompt in ordered[cut : cut + rows]]
         if model.admission.rows_that_fit(longest) >= rows:
             return [group for group in (ordered[cut:], ordered[:cut]) if group]
