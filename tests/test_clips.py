@@ -5,6 +5,7 @@ clips, and those of phones, old encoders, recorders and editors that random ones
 import random
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from clips import Recipe  # noqa: E402
 from llava_min.errors import MediaError  # noqa: E402
 from llava_min.media import film, video  # noqa: E402
 from llava_min.media.film import Film  # noqa: E402
-from llava_min.media.timeline import Index  # noqa: E402
+from llava_min.media.stream import Key  # noqa: E402
+from llava_min.media.timeline import Index, Survey  # noqa: E402
 
 TEN = Fraction(10)
 LOST = 1 << 16  # a frame that is not there, in levels
@@ -310,3 +312,75 @@ def test_what_shows_through_is_white(tmp_path):
     stored = clips.picture(2, recipe.size).astype(float)
     assert far(frames[2], (stored * 155 + 255 * 100) / 255) <= 1
     agree(path, *clips.decoded(path, recipe.sides))
+
+
+# Times that are missing or go back ---------------------------------------------------
+
+
+class Scripted:
+    """A stream of key frames that say these times, in thousandths, at 25 frames a second."""
+
+    unit, rate = Fraction(1, 1000), Fraction(25)
+
+    def __init__(self, times, durations, is_mp4=False, is_avi=False):
+        self.is_mp4, self.is_avi = is_mp4, is_avi
+        self.video = SimpleNamespace(codec_context=SimpleNamespace(has_b_frames=is_avi))
+        self.said = [
+            SimpleNamespace(
+                pts=None if is_avi else time,  # an AVI says when a chunk comes and no more
+                dts=time,
+                duration=duration,
+                is_keyframe=True,
+                is_discard=False,
+                pos=50 + number,
+            )
+            for number, (time, duration) in enumerate(zip(times, durations, strict=True))
+        ]
+
+    def packets(self):
+        return enumerate(self.said)
+
+    def begins(self, packet):
+        return True
+
+    def key(self, number, packet):
+        return Key(number, None, (packet.pts, packet.pos, None), packet.pts)
+
+    def stamp(self, packet):
+        return packet.pts
+
+    def decode(self, number, packet):
+        yield from [(number, packet)] if packet else []
+
+
+@pytest.mark.parametrize(
+    "times, shown, form",
+    [
+        ([0, 40, 80], [0, 40, 80], {}),
+        ([0, 40, 80, 0, 40, 80], [0, 40, 80, 120, 160, 200], {}),
+        ([0, 40, 40, 80], [0, 40, 41, 80], {}),
+        ([0, 40, 1, 80], [0, 40, 41, 80], {}),
+        ([0, 40, 0, 40], [0, 40, 80, 120], {}),
+        ([0, 40, 30, 35, 80], [0, 40, 41, 81, 126], {}),
+        ([0, 40, 80, 0, 40], [0, 40, 80, 81, 82], {"is_mp4": True}),
+        ([None, None, None], [0, 40, 80], {}),
+        ([0, 40, None, 40, 80], [0, 40, 80, 120, 160], {}),
+        ([0, 400, None, None], [0, 400, 440, 480], {}),
+        ([7, 47, 127], [7, 47, 127], {"is_avi": True}),
+        ([7, 47, 7, 47], [7, 47, 87, 127], {"is_avi": True}),
+    ],
+)
+@pytest.mark.parametrize("duration", [0, 40])
+def test_times_that_are_missing_or_go_back(times, shown, form, duration):
+    """Less than a frame back, once, is a slip; else it and all later ones follow the last one.
+
+    A frame lasts as long as its packet says, or as the rate does.
+    """
+    survey = Survey(Scripted(times, [duration] * len(times), **form))
+    assert survey.stamps.tolist() == shown
+    assert list(survey.held) == list(survey.frames) == list(range(len(times)))
+
+
+def test_a_frame_after_a_time_that_is_missing_waits_for_the_one_before():
+    survey = Survey(Scripted([0, 40, None, None], [40, 10, 300, 5]))
+    assert survey.stamps.tolist() == [0, 40, 50, 350] and survey.duration() == 5

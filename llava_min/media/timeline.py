@@ -251,7 +251,7 @@ class Survey:
                 back = stamps[-1] - stamp if stamps else -1
                 if stamps and (said is None or back >= 0):
                     slipped = said is not None and self.slips(back, slipped)
-                    length = 1 if slipped else self.durations[held] or self.frame_time
+                    length = 1 if slipped else self.durations[self.held[-1]] or self.frame_time
                     later, stamp = later + (0 if slipped else back + length), stamps[-1] + length
                 else:
                     slipped = False
