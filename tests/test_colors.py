@@ -18,6 +18,7 @@ from PIL import Image
 
 from llava_min.errors import MediaError
 from llava_min.media import sources as media
+from llava_min.media import tiff as tiffs
 
 Op = Image.Transpose
 TURNS = {1: None, 3: Op.ROTATE_180, 6: Op.ROTATE_270, 8: Op.ROTATE_90, 5: Op.TRANSPOSE}
@@ -294,6 +295,21 @@ def test_a_tiff_that_could_mean_several_things_is_refused_by_name(data, found):
     with pytest.raises(MediaError, match="cannot read the picture") as caught:
         media.open_picture(data)
     assert found in str(caught.value) and "one of PNG" not in str(caught.value)
+
+
+SHORT = struct.pack("<4sIHHHIIi", b"II*\0", 8, 1, 256, 4, 1, 4, 0)
+LONG = struct.pack("<4sHHQQHHQQq", b"II+\0", 8, 0, 16, 1, 256, 4, 1, 4, 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow: that there is no more
+@pytest.mark.parametrize("data", [SHORT, LONG], ids=["TIFF", "BigTIFF"])
+def test_a_tiff_that_says_no_more_than_its_width_is_described(data):
+    """By what TIFF 6.0 gives in place of the tags that are missing."""
+    expected = "a TIFF of 1 band of 1-bit integers (colors of kind 0, compression raw)"
+    assert tiffs.described(data) == expected
+    assert tiffs.first((7, 8)) == tiffs.first(7) == 7 and tiffs.first(()) == tiffs.first("a") == 0
+    with pytest.raises(ValueError, match="no tags"):
+        tiffs.described(data.replace(struct.pack("<H", 256), struct.pack("<H", 257)))
 
 
 # Every other format, as transformers -------------------------------------------------------------
