@@ -8,11 +8,14 @@ import pytest
 import small
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_grammar import sentence_piece
 
 import llava_min
 from llava_min.serve.app import paths
 from llava_min.serve.fields import FIELDS
 from llava_min.serve.openapi import document
+from llava_min.serve.protocol import TokenTexts
+from llava_min.tokenizer import Tokenizer
 
 schemathesis = pytest.importorskip("schemathesis")
 TEXT = [{"role": "user", "content": "What?"}]
@@ -241,6 +244,42 @@ def test_ids_and_texts(served):
     for tokens in (3, None, "1", [known], [-1], [True], [1.0], ["1"]):
         assert served.post("/detokenize", {"tokens": tokens}).error["param"] == "tokens"
     assert served.post("/detokenize", {"tokens": [known - 1, 0]}).status == 200
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text() | st.text(st.characters(max_codepoint=255)))
+def test_the_bytes_of_tokens_are_those_of_the_text(served, text):
+    """Of any character: those that byte-level BPE writes as they are, and those it moves."""
+    tokenizer, texts = served.model.tokenizer, served.service.texts
+    joined = b"".join(map(texts.bytes_of, tokenizer.encode_text(text)))
+    expected = tokenizer.inner.normalizer
+    normal = text if expected is None else expected.normalize_str(text)
+    assert joined == normal.encode()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text())
+def test_the_bytes_of_pieces_are_those_of_the_text(text):
+    """SentencePiece's, whose words begin with a blank, and whose other characters are bytes."""
+    tokenizer = Tokenizer(sentence_piece())
+    texts = TokenTexts(tokenizer)
+    joined = b"".join(map(texts.bytes_of, tokenizer.encode_text(text)))
+    assert joined == (f" {text}" if text else "").encode()
+    assert texts.entry(tokenizer.special["</s>"], float("-inf"))["logprob"] == -9999.0
+    assert texts.bytes_of(tokenizer.special["</s>"]) == b"</s>"
+
+
+def test_what_was_held_is_not_counted_as_read(served):
+    asked = {"messages": [{"role": "user", "content": "What? " * 12}], "max_tokens": 2}
+    for _ in range(2):
+        got = served.post(asgi.CHAT, asked).json
+        usage, timings = got["usage"], got["timings"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert timings["cache_n"] == cached
+        assert timings["prompt_n"] == usage["prompt_tokens"] - cached
+        assert timings["predicted_n"] == usage["completion_tokens"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert cached > 0
 
 
 LINE = re.compile(

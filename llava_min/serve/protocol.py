@@ -40,8 +40,8 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, self.alphabet = tokenizer, byte_alphabet()
         self.special = {number: name for name, number in tokenizer.special.items()}
-        sentences = tokenizer.inner.id_to_token(tokenizer.encode_text("a b")[-1]) or ""
-        self.sentence_piece = sentences.startswith(SPACE)
+        pieces = map(tokenizer.inner.id_to_token, tokenizer.encode_text("a b"))
+        self.sentence_piece = any(SPACE in (piece or "") for piece in pieces)
 
     def bytes_of(self, number: int) -> bytes:
         """The bytes of a token in a text."""
