@@ -29,6 +29,11 @@ def served(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="module")
+def pieces():
+    return Tokenizer(sentence_piece())
+
+
 def check(got: asgi.Got) -> None:
     """An answer, or an error in OpenAI's form whose status says that the client was wrong."""
     if got.status == 200:
@@ -259,10 +264,9 @@ def test_the_bytes_of_tokens_are_those_of_the_text(served, text):
 
 @settings(max_examples=30, deadline=None)
 @given(st.text())
-def test_the_bytes_of_pieces_are_those_of_the_text(text):
+def test_the_bytes_of_pieces_are_those_of_the_text(pieces, text):
     """SentencePiece's, whose words begin with a blank, and whose other characters are bytes."""
-    tokenizer = Tokenizer(sentence_piece())
-    texts = TokenTexts(tokenizer)
+    tokenizer, texts = pieces, TokenTexts(pieces)
     joined = b"".join(map(texts.bytes_of, tokenizer.encode_text(text)))
     assert joined == (f" {text}" if text else "").encode()
     assert texts.entry(tokenizer.special["</s>"], float("-inf"))["logprob"] == -9999.0
