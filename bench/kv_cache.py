@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 import llava_min
 from llava_min.base.progress import Progress
 from llava_min.engine.handle import KV_DTYPES, Model
+from llava_min.explain.forced import before
 from llava_min.families.folder import EMBEDDED
 from llava_min.planning.memory import Storage, token_bytes
 from llava_min.weights.tiny import exam, lessons, scenes
