@@ -73,8 +73,13 @@ def file_table(names: Iterable[str]) -> str:
 
 
 def reading() -> str:
-    """The files of the walk."""
-    return file_table(f"{name}.py" for name in chain())
+    """The files of the walk, each with the picture that tests/pictures.py draws of its stage."""
+    heads, rule, *rows = file_table(f"{name}.py" for name in chain()).splitlines()
+    lines = [f"{heads} picture |", f"{rule}---|"]
+    for name, row in zip(chain(), rows):
+        drawn = f"docs/walk/{name}.png"
+        lines.append(f"{row} {f'[drawn]({drawn})' if (ROOT / drawn).exists() else ''} |")
+    return "\n".join(lines)
 
 
 def conductor() -> str:
