@@ -29,6 +29,7 @@ bench: $(READY)
 	$(RUN) -m bench batch --dry-run
 	$(RUN) -m bench frames --dry-run
 	$(RUN) -m bench serve --dry-run
+	$(RUN) -m bench explain --dry-run
 
 bench-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | frames | ask | video | serve | \
-niah | long | lease: how fast and how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | quality | explain | frames | ask | video | \
+serve | niah | long | lease: how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 Read arguments.py first.
@@ -21,7 +21,7 @@ def main(given: list[str]) -> int:
     command = settings.command
     if command in ("kernels", "batch") or (command == "generate" and settings.device == "cuda"):
         return beside_limits(settings)
-    if command in ("generate", "load", "quality", "frames"):
+    if command in ("generate", "load", "quality", "explain", "frames"):
         print(on_cpu(settings))
         return 0
     return OTHERS[command](settings)
@@ -91,6 +91,11 @@ def on_cpu(settings: Namespace) -> Path:
 
         sections = settings.only or ["errors", "answers", "cache"]
         return quality.run(20 if dry else settings.samples, sections, out)
+    if settings.command == "explain":
+        from . import explain
+
+        sections = settings.only or list(explain.SECTIONS)
+        return explain.run(4 if dry else settings.samples, sections, out, dry)
     if settings.command == "frames":
         from . import frames
 

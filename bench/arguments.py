@@ -18,7 +18,7 @@ def parse(given: list[str], about: str) -> argparse.Namespace:
     """The command and its options; `about` is the first line of the help."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (kernels, generate, load, quality, frames, ask, batch, video, serve):
+    for add in (kernels, generate, load, quality, explain, frames, ask, batch, video, serve):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
@@ -99,6 +99,15 @@ def quality(commands) -> argparse.ArgumentParser:
     )
     command.add_argument("--samples", type=int, default=2000, help="a task (default 2000)")
     sections(command, ("errors", "answers", "cache"))
+    return command
+
+
+def explain(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "explain", help="do an explanation's maps point at what was asked for, and what they cost"
+    )
+    command.add_argument("--samples", type=int, default=2000, help="scenes (default 2000)")
+    sections(command, ("pointing", "occlusion", "cost"))
     return command
 
 

@@ -46,7 +46,7 @@ def questions(samples: int, config):
 def forced(model: Model, question: str, shown: dict, ids: list[int]) -> torch.Tensor:
     """Log-probabilities [T V] before each of the T ids of an answer."""
     logits, cache = model.prefilled(model.prepare(question, **shown), len(ids))
-    return F.log_softmax(model.before(logits, cache, ids).double(), -1)
+    return F.log_softmax(before(model.network, logits, cache, ids).double(), -1)
 
 
 def rows(samples: int) -> list[dict]:

@@ -348,6 +348,32 @@ def needle() -> str:
     )
 
 
+def trust() -> str:
+    """How often an explanation's map points at the right shape, and what it costs."""
+    rows = []
+    for row in results("explain", section="pointing") + results("explain", section="occlusion"):
+        if row["section"] == "occlusion" or row["format"] == "grid":
+            joined = results("explain", section=row["section"], name=row["name"], format="joined")
+            both = [row, joined[0]] if row["section"] == "pointing" else [None, row]
+            cells = [f"{100 * one['hit']:.1f}%" if one else "" for one in both]
+            span = f"{100 * both[1]['low']:.1f} to {100 * both[1]['high']:.1f}"
+            mass = [f"{100 * one['mass']:.1f}%" if one else "" for one in both]
+            rows.append([row["name"], *cells, span, *mass, f"{row['n']:,}"])
+    heads = ["map", "hit, grid", "hit, joined", "95% interval", "mass, grid", "mass, joined", "n"]
+    first = results("explain", section="pointing")[0]
+    text = (
+        f"A box is {100 * first['area']:.1f}% of its picture on average. The head chosen on other "
+        f"scenes is head {first['head'][1]} of layer {first['head'][0]}. {machine(first)}."
+    )
+    costs = [
+        f"After {row['context']:,} tokens in the shape of {row['shape']}, explaining "
+        f"{row['words']} words takes {row['ratio']:.2f} of the time of writing 64, and "
+        f"{row['above_bytes'] / 2**20:.0f} MiB."
+        for row in results("explain", section="cost")
+    ]
+    return "\n\n".join(filter(None, [table(heads, rows), text, " ".join(costs)]))
+
+
 def summary() -> str:
     """Five numbers for the README, from the rows of docs/results.md."""
     described = next(row["row"] for row in results("tiny_exam")[1:] if ": describe |" in row["row"])
@@ -404,6 +430,7 @@ PARTS = {
         quality,
         cache,
         needle,
+        trust,
         speed,
         profile,
         loading,

@@ -13,7 +13,7 @@ import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import checkpoints, kv_cache, ledger, llamacpp, long, shapes
+from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, shapes
 from llava_min.segments import Plan, Text
 
 FOLDER = Path(bench.__file__).parent
@@ -70,6 +70,28 @@ def test_a_clip_for_long_prompts_has_the_rows_that_it_says():
     segment, tiles = long.clip_of(20, config)
     assert len(segment.times) == len(tiles) == 20
     assert (tiles[0] == tiles[16]).all() and tiles[0].shape[0] == config.tile
+
+
+def test_mistakes_of_the_geometry_cost_the_pointing_game_twenty_points(monkeypatch):
+    """On few scenes: each moves the brightest place out of the box, and so do the controls."""
+    monkeypatch.setattr(explain, "CHOSEN_ON", 1)
+    found = {(row["name"], row["format"]): row for row in explain.pointing(30)}
+    right = found["mean of the last layer", "joined"]["hit"]
+    assert right > 0.9
+    for name in (*explain.MUTANTS, "another shape's box", "blank picture", "shuffled places"):
+        assert found[name, "joined"]["hit"] <= right - 0.2, name
+    assert found["mean of the last layer", "grid"]["mass"] > 0.8
+
+
+def test_the_committed_maps_are_to_be_trusted():
+    rows = [
+        json.loads(line) for line in (FOLDER / "results/explain.jsonl").read_text().splitlines()
+    ]
+    found = {(row["name"], row["format"]): row for row in rows if row["section"] == "pointing"}
+    last = found["mean of the last layer", "grid"]
+    assert last["n"] >= 2000 and last["low"] >= 0.95
+    for name in explain.MUTANTS:
+        assert found[name, "grid"]["high"] <= last["low"] - 0.2, name
 
 
 @pytest.mark.skipif(not llamacpp.INSTALLED, reason="llama-cpp-python or gguf is not installed")

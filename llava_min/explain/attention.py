@@ -41,15 +41,19 @@ def vectors(stored: Tensor, scales: Tensor | None, columns: slice) -> Tensor:
     return rope.dequantise(part, scales[0, :, columns], torch.float32)
 
 
-def scores(query: Tensor, layer: Layer, columns: slice) -> Tensor:
-    """Scores [H T C] of queries [1 T H E], -inf where a column comes after its row."""
-    _, new, heads, width = query.shape
+def grouped(query: Tensor, heads: int) -> Tensor:
+    """Queries [1 T H E] by key/value head and divided by sqrt(E), in float32 at least: [K GT E]."""
+    rows = wide(query[0]).transpose(0, 1) * query.shape[-1] ** -0.5
+    return rows.reshape(heads, -1, query.shape[-1])
+
+
+def scores(queries: Tensor, new: int, layer: Layer, columns: slice) -> Tensor:
+    """Scores [H T C] of grouped queries, -inf where a column comes after its row."""
     keys = vectors(layer.keys, layer.key_scales, columns)
-    grouped = wide(query[0]).transpose(0, 1).reshape(len(keys), -1, width)  # K, G T, E
-    found = (grouped @ keys.mT).mul_(width**-0.5).view(heads, new, -1)
+    found = (queries @ keys.mT).view(-1, new, keys.shape[1])
     if columns.stop > layer.longest + 1:
-        rows = torch.arange(new, device=query.device) + layer.longest
-        later = torch.arange(columns.start, columns.stop, device=query.device) > rows[:, None]
+        rows = torch.arange(new, device=keys.device) + layer.longest
+        later = torch.arange(columns.start, columns.stop, device=keys.device) > rows[:, None]
         found.masked_fill_(later, -torch.inf)
     return found
 
@@ -62,11 +66,12 @@ def blocks(query: Tensor, layer: Layer) -> Iterator[tuple[slice, Tensor]]:
     _, new, heads, _ = query.shape
     end, size = layer.longest + new, max(NUMBERS // (heads * new), 1)
     parts = [slice(start, min(start + size, end)) for start in range(0, end, size)]
-    total = torch.full((heads, new), -torch.inf, device=query.device, dtype=wide(query).dtype)
+    queries = grouped(query, layer.keys.shape[1])
+    total = torch.full((heads, new), -torch.inf, device=query.device, dtype=queries.dtype)
     for columns in parts:
-        total = torch.logaddexp(total, scores(query, layer, columns).logsumexp(-1))
+        total = torch.logaddexp(total, scores(queries, new, layer, columns).logsumexp(-1))
     for columns in parts:
-        yield columns, scores(query, layer, columns).sub_(total[..., None]).exp_()
+        yield columns, scores(queries, new, layer, columns).sub_(total[..., None]).exp_()
 
 
 @contextmanager
