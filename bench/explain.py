@@ -16,8 +16,10 @@ V rows of a picture.
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +296,12 @@ def cost(shape: str, length: int, pairs: int) -> list[dict]:
     return [named | in_turns(network, cache, prepared, pairs)]
 
 
+def apart(shape: str, length: int, pairs: int) -> list[dict]:
+    """`cost` in a process of its own: what another case has freed would hide what it takes."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(cost, shape, length, pairs).result()
+
+
 def in_turns(network: Network, cache: Cache, prepared: Prepared, pairs: int) -> dict:
     """Writing words and explaining them in turns: the median ratio of seconds, and memory."""
     ids, explanations = torch.arange(WORDS) + 5, []
@@ -308,7 +316,7 @@ def in_turns(network: Network, cache: Cache, prepared: Prepared, pairs: int) -> 
         found = explained(network, cache, last, prepared, ids.tolist(), WORDS, 5, "")
         explanations[:] = [len(found.tokens)]
 
-    ratios, peaks = [], {}
+    ratios, peaks = [], {write: 0, explain: 0}
     for turn in range(pairs + 1):
         seconds = {}
         for work in (write, explain):
@@ -317,7 +325,7 @@ def in_turns(network: Network, cache: Cache, prepared: Prepared, pairs: int) -> 
             start = time.perf_counter()
             work()
             seconds[work] = time.perf_counter() - start
-            peaks[work] = measure.resident("VmHWM") - before
+            peaks[work] = max(peaks[work], measure.resident("VmHWM") - before)
         if turn:  # the first one makes what is made once
             ratios.append(seconds[explain] / seconds[write])
     return {
@@ -336,7 +344,7 @@ def run(samples: int, sections: list[str], out: Path, dry: bool) -> Path:
     work = {
         "pointing": [lambda: pointing(samples)],
         "occlusion": [lambda: covering(max(samples // 8, 1))],
-        "cost": [partial(cost, *case, 1 if dry else 3) for case in costs],
+        "cost": [partial(apart, *case, 1 if dry else 3) for case in costs],
     }
     for rows in (measured() for section in sections for measured in work[section]):
         ledger.keep(path, rows)

@@ -65,7 +65,7 @@ def mixed_again(model, prepared, ids) -> tuple[list, list, list]:
         made[layer] = made[layer] + weights @ values.to(weights.dtype)
         sums[layer] = sums[layer] + weights.sum(-1)
 
-    with attention.weighing(cache, take), watch("mixed") as mixed:
+    with attention.weighing(cache, take, {}), watch("mixed") as mixed:
         before(model.network, logits, cache, ids)
     return [one[0].transpose(0, 1) for one in mixed], made, sums
 
@@ -113,7 +113,7 @@ def test_blocks_of_any_size(numbers, new, before, seed):
     exact = exact.masked_fill(~mask, -torch.inf).softmax(-1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "NUMBERS", 4 * new * numbers)
-        found = list(attention.blocks(query, layer))
+        found = list(attention.blocks(query, layer, attention.total(query, layer)))
     assert [columns.stop - columns.start for columns, _ in found[:-1]] == [numbers] * (
         len(found) - 1
     )

@@ -28,7 +28,7 @@ from ..kernels import rope
 from ..kernels.norm import wide
 from ..trace import observing
 
-NUMBERS = 2**20  # weights of a block, all heads and rows together
+NUMBERS = 2**19  # weights of a block, all heads and rows together
 
 Take = Callable[[int, slice, Tensor], None]  # gets layer, columns, weights [H T C]
 
@@ -58,34 +58,49 @@ def scores(queries: Tensor, new: int, layer: Layer, columns: slice) -> Tensor:
     return found
 
 
-def blocks(query: Tensor, layer: Layer) -> Iterator[tuple[slice, Tensor]]:
+def parts(new: int, heads: int, layer: Layer) -> list[slice]:
+    """The columns that `new` rows can see, in blocks."""
+    end, size = layer.longest + new, max(NUMBERS // (heads * new), 1)
+    return [slice(start, min(start + size, end)) for start in range(0, end, size)]
+
+
+def total(query: Tensor, layer: Layer) -> Tensor:
+    """The logarithm of each row's sum of exponentials: [H T 1]."""
+    _, new, heads, _ = query.shape
+    queries = grouped(query, layer.keys.shape[1])
+    found = torch.full((heads, new), -torch.inf, device=query.device, dtype=queries.dtype)
+    for columns in parts(new, heads, layer):
+        found = torch.logaddexp(found, scores(queries, new, layer, columns).logsumexp(-1))
+    return found[..., None]
+
+
+def blocks(query: Tensor, layer: Layer, sums: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(columns, weights [H T C]) from the first column to the last.
 
-    query: [1 T H E]; the layer holds their keys after those of the tokens seen before.
+    query: [1 T H E]; the layer holds their keys after those of the tokens seen before. sums: their
+    `total`.
     """
     _, new, heads, _ = query.shape
-    end, size = layer.longest + new, max(NUMBERS // (heads * new), 1)
-    parts = [slice(start, min(start + size, end)) for start in range(0, end, size)]
     queries = grouped(query, layer.keys.shape[1])
-    total = torch.full((heads, new), -torch.inf, device=query.device, dtype=queries.dtype)
-    for columns in parts:
-        total = torch.logaddexp(total, scores(queries, new, layer, columns).logsumexp(-1))
-    for columns in parts:
-        yield columns, scores(queries, new, layer, columns).sub_(total[..., None]).exp_()
+    for columns in parts(new, heads, layer):
+        yield columns, scores(queries, new, layer, columns).sub_(sums).exp_()
 
 
 @contextmanager
-def weighing(cache: Cache, take: Take) -> Iterator[None]:
+def weighing(cache: Cache, take: Take, known: dict[int, Tensor]) -> Iterator[None]:
     """Give `take` the weights of all rows that run through the decoder inside a `with` block.
 
-    cache: the one that they run with, of one row.
+    cache: the one that they run with, of one row. known: the `total` of each layer, which is
+    filled for when the same rows run again.
     """
     layers = cache.layers()
 
     def observer(name: str, layer: int | None, tensor: Tensor) -> Tensor:
         if name == "query":
             assert layer is not None
-            for columns, weights in blocks(tensor, layers[layer]):
+            if layer not in known:
+                known[layer] = total(tensor, layers[layer])
+            for columns, weights in blocks(tensor, layers[layer], known[layer]):
                 take(layer, columns, weights)
         return tensor
 

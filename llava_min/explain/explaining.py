@@ -29,6 +29,7 @@ from .forced import log_probabilities
 from .measures import Planes, Shares, wanted, words_that_fit
 from .rows import Rows
 
+AT_A_TIME = 4  # words of which the logits are there together
 ENTRANCES = ("embedded", "visual_rows")  # the places at which rows enter the decoder
 
 
@@ -71,25 +72,27 @@ def explained(
         entering = torch.cat([entering, network.decoder.embed(said)], dim=1)
     cache.rewind(1)
     shares = Shares(text, count, rows.all_kinds(tokens))
-    with weighing(cache, shares.take):
-        logits = network.decoder.logits(network.decoder(entering, cache))[0]
+    sums: dict[int, Tensor] = {}
+    with weighing(cache, shares.take, sums):
+        hidden = network.decoder(entering, cache)
     marks = shares.marks()
     planes = Planes(text, count, rows, wanted(marks, count, len(rows.tokens)))
-    with weighing(cache, planes.take):
+    with weighing(cache, planes.take, sums):
         network.decoder(entering, cache)
     cache.advance(1)
     name, answer = namer(prepared.tokenizer), ids[:count]
     whole = (
         " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
     )
+    logs, top = likelihoods(network, hidden, answer, alternatives, name)
     return Explanation(
         model=model,
         config=network.config,
         answer=whole,
         token_ids=answer,
         tokens=[name(token) for token in answer],
-        log_probabilities=log_probabilities(logits, answer).tolist(),
-        top=likeliest(logits, alternatives, name),
+        log_probabilities=logs,
+        top=top,
         shares=shares.shares.numpy(),
         planes=planes.arrays() if len(rows.tokens) else {},
         rows=rows,
@@ -106,6 +109,23 @@ def namer(tokenizer: Tokenizer | None) -> Callable[[int], str]:
     if tokenizer is None:
         return str
     return lambda token: tokenizer.decode([token], special=True) or f"[{token}]"
+
+
+def likelihoods(
+    network: Network, hidden: Tensor, ids: list[int], count: int, name: Callable[[int], str]
+) -> tuple[list[float], list[list[tuple[str, float]]]]:
+    """(the logarithm of each word's probability, the `count` likeliest words in its place).
+
+    hidden: [1 T D]. The logits of all words at once would be as large as everything else.
+    """
+    logs: list[float] = []
+    top: list[list[tuple[str, float]]] = []
+    for start in range(0, len(ids), AT_A_TIME):
+        part = slice(start, start + AT_A_TIME)
+        logits = network.decoder.logits(hidden[:, part])[0]
+        logs += log_probabilities(logits, ids[part]).tolist()
+        top += likeliest(logits, count, name)
+    return logs, top
 
 
 def likeliest(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..cache import Cache
 from ..trace import edit, observing
-from .attention import blocks, vectors
+from .attention import blocks, total, vectors
 
 
 def without_patches(rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -76,7 +76,7 @@ def without_looking(cache: Cache, visual: np.ndarray) -> Iterator[None]:
         layer, (query,) = layers[index], queries
         shares = tensor.new_zeros(query.shape[2], query.shape[1], 1)
         mixed = tensor.new_zeros(query.shape[2], query.shape[1], query.shape[3])  # H T E
-        for columns, weights in blocks(query, layer):
+        for columns, weights in blocks(query, layer, total(query, layer)):
             values = vectors(layer.values, layer.value_scales, columns)
             values = values.repeat_interleave(len(weights) // len(values), dim=0)
             weights = weights.masked_fill(seen[columns], 0)

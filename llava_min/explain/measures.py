@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import TextConfig
 from .rows import KINDS, PATCHES, Rows
 
-KEPT = 40 * 2**20  # bytes of planes
+KEPT = 28 * 2**20  # bytes of planes
 LEAST = 4  # planes: the mean of all, which takes two while it is summed, last layer, best head
 Key = tuple[int | None, int | None]  # (layer, head); None is the mean of all
 
