@@ -254,10 +254,10 @@ def places(file: str) -> tuple[int, int]:
     return mutator.count, mutator.left_out
 
 
-def passes(copy: Path, files: Iterable[str], names: Iterable[str], seconds: int) -> bool:
-    """Whether the examples in these files and these tests pass in the copy within so many seconds.
+def failure(copy: Path, files: Iterable[str], names: Iterable[str], seconds: int) -> str | None:
+    """What fails in the copy of the examples in these files and of these tests, or None.
 
-    A mutant that hangs does not.
+    A mutant that hangs fails, too.
     """
     examples = [str(Path("llava_min", file.removeprefix("llava_min/"))) for file in files]
     tests = [*examples, *(f"tests/{name}.py" for name in names)]
@@ -265,11 +265,12 @@ def passes(copy: Path, files: Iterable[str], names: Iterable[str], seconds: int)
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     try:
         run = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, timeout=seconds
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        return False
-    return run.returncode == 0
+        return f"more than {seconds} seconds"
+    ending = f"exit status {run.returncode}\n{run.stdout[-2000:]}"
+    return ending if run.returncode else None
 
 
 def survivor(copy: Path, file: str, wanted: int) -> str | None:
@@ -278,7 +279,7 @@ def survivor(copy: Path, file: str, wanted: int) -> str | None:
     mutator = Mutator(wanted, meaningless(file))
     mutated = ast.unparse(ast.fix_missing_locations(mutator.visit(ast.parse(source))))
     (copy / file).write_text(mutated)
-    alive = passes(copy, [file], TESTS[file], seconds=600)
+    alive = failure(copy, [file], TESTS[file], seconds=600) is None
     (copy / file).write_text(source)
     line = mutator.line
     return f"{file}:{line}: {source.splitlines()[line - 1].strip()}" if alive else None
@@ -310,8 +311,8 @@ def main() -> None:
             shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
             copies.put(copy)
         every_test = sorted({name for file in files for name in TESTS[file]})
-        if not passes(copy, files, every_test, seconds=3600):
-            sys.exit("the tests fail without a mutant, or take more than an hour")
+        if found := failure(copy, files, every_test, seconds=3600):
+            sys.exit(f"the tests fail without a mutant: {found}")
 
         def tried(mutant: tuple[str, int]) -> str | None:
             copy = copies.get()
