@@ -797,7 +797,7 @@ def test_media_are_let_go_when_they_were_read(model):
     """Neither the body nor the bytes of a video live as long as the stream of its answer."""
     clip = CLIP.read_bytes()
     small = question("What?", picture(clip), max_tokens=600, ignore_eos=True)
-    size = 40 << 20  # blocks of this size go back to the system at once
+    size = 33 << 20  # blocks of this size go back to the system at once
     padded = picture(clip + struct.pack(">I", size) + b"free" + bytes(size - 8))
     data = json.dumps(
         question("What?", padded, max_tokens=600, ignore_eos=True, stream=True)

@@ -388,13 +388,19 @@ def test_a_round_that_does_not_end_is_told(server, monkeypatch):
 # The worker by itself --------------------------------------------------------------
 
 
+class Nothing:
+    """A question in slots in which nothing happens."""
+
+    reply = SimpleNamespace(eos=())
+
+
 def idle_slots():
     """Slots in which nothing happens."""
     return SimpleNamespace(
         busy=False,
         round=list,
         cancel=lambda asked: None,
-        submit=lambda *_: object(),
+        submit=lambda *_: Nothing(),
     )
 
 

@@ -10,7 +10,6 @@ Agrees with: response_format of OpenAI's API; guided_choice, guided_regex and gu
 V vocabulary.
 """
 
-import functools
 import json
 import re
 from typing import TYPE_CHECKING
@@ -28,14 +27,19 @@ from .rules import BANNED, Rule
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+Vocabularies = dict[tuple[int, ...], "LLTokenizer"]  # by the ids that end an answer
 FIELDS = ("json_schema", "choices", "regex")
 
 
 def grammar_rules(
-    options: Options, tokenizer: Tokenizer | None, ends: tuple[int, ...]
+    options: Options,
+    tokenizer: Tokenizer | None,
+    ends: tuple[int, ...],
+    made: Vocabularies | None = None,
 ) -> list[Rule]:
-    """The rule that options ask for, if they do. ends: the ids that end an answer.
+    """The rule that options ask for, if they do.
 
+    ends: the ids that end an answer. made: vocabularies of this tokenizer that were made before.
     ParameterError for a grammar that cannot be understood, or without the package.
     """
     name = next((field for field in FIELDS if getattr(options, field)), None)
@@ -49,7 +53,10 @@ def grammar_rules(
         ) from None
     matcher = llguidance.LLMatcher
     try:
-        vocabulary = vocabulary_of(require_tokenizer(tokenizer), ends)
+        made = {} if made is None else made
+        if ends not in made:
+            made[ends] = vocabulary_of(require_tokenizer(tokenizer), ends)
+        vocabulary = made[ends]
     except ValueError as error:
         raise ParameterError(f"{name} cannot be used with this tokenizer: {error}") from None
     try:
@@ -69,7 +76,6 @@ def grammar_rules(
     return [Grammar(matcher(vocabulary, grammar), name)]
 
 
-@functools.lru_cache(maxsize=2)
 def vocabulary_of(tokenizer: Tokenizer, ends: tuple[int, ...]) -> "LLTokenizer":
     """The tokens as llguidance takes them, without the twins that tokenizer.py added."""
     import llguidance

@@ -9,7 +9,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 import logging
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ from ..tokenizer import Tokenizer
 from . import batch, chat, explaining
 from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
-from .grammar import grammar_rules
+from .grammar import Vocabularies, grammar_rules
 from .looks import Encode
 from .pace import Pace
 from .prefix import Description, Prefix
@@ -68,6 +68,7 @@ class Model(Asking):
     load_seconds: float = 0.0
     details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
+    vocabularies: Vocabularies = field(default_factory=dict)  # of grammars (engine/grammar.py)
 
     def __repr__(self) -> str:
         """One line: the name, the family, how and where its numbers are stored."""
@@ -225,7 +226,7 @@ class Model(Asking):
     ) -> Reply:
         """An answer on its way to a prompt, by these rules and those that the options ask for."""
         eos = self.config.text.eos_ids
-        rules = [*rules, *grammar_rules(options, self.tokenizer, eos)]
+        rules = [*rules, *grammar_rules(options, self.tokenizer, eos, self.vocabularies)]
         return Reply(prepared, options, self.known_ids, eos, self.tokenizer, began, rules)
 
     def answer(self, reply: Reply, cached: int | None = None) -> Answer:

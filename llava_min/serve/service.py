@@ -193,7 +193,8 @@ class Service:
         if wanted.min_tokens:
             found.append(at_least(wanted.min_tokens, tuple(n for n in ends if n < known)))
         eos = self.model.config.text.eos_ids
-        return [*found, *grammar_rules(options, self.model.tokenizer, eos)]
+        made = self.model.vocabularies
+        return [*found, *grammar_rules(options, self.model.tokenizer, eos, made)]
 
     def name_once(self, unknown: list[str]) -> None:
         """Name fields that nobody knows in the log, each once."""
