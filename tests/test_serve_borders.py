@@ -68,26 +68,36 @@ def server(model, folder):
         yield running
 
 
+STREAM = question("Where is the star?", max_tokens=40, ignore_eos=True, stream=True)
+
+
+@pytest.fixture(scope="module")
+def alone(server):
+    """The answer to STREAM when nobody else asks."""
+    found = asked_stream(server.port, STREAM)
+    assert len(found) > 20
+    return found
+
+
 @pytest.fixture(autouse=True)
 def undisturbed(request):
     """A stream that goes on next to each test, again and again, and is right each time."""
     if "server" not in request.fixturenames:
         yield
         return
-    server, over, heard = request.getfixturevalue("server"), threading.Event(), []
-    body = question("Where is the star?", max_tokens=60, ignore_eos=True, stream=True)
-    alone = asked_stream(server.port, body)
+    server, alone = request.getfixturevalue("server"), request.getfixturevalue("alone")
+    over, heard = threading.Event(), []
 
     def go_on():
         while not over.is_set() or not heard:
-            heard.append(asked_stream(server.port, body))
+            heard.append(asked_stream(server.port, STREAM))
 
     thread = threading.Thread(target=go_on)
     thread.start()
     yield
     over.set()
     thread.join(SECONDS)
-    assert len(alone) > 20 and set(heard) == {alone}
+    assert set(heard) == {alone}
     assert hostile.until(server.idle)
 
 
