@@ -405,7 +405,7 @@ def test_slow_bodies(model, monkeypatch, sent):
                 drops += 1
             assert 1 < drops < 500  # the answer came while the body did
             check_refusal(*answered(sock), 408)
-        assert guard_of(running)() == 0
+        assert hostile.until(lambda: guard_of(running)() == 0)
 
 
 def test_a_long_body_has_longer(model, monkeypatch):

@@ -15,13 +15,23 @@ READY = re.compile(r"ready at (http://\S+)/v1")
 SECONDS = 60
 
 
+def hear_ctrl_c() -> None:
+    """In the child: what runs in the background of a shell ignores SIGINT otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """`llava-min serve` on a free port; `log` is what it wrote so far."""
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "llava_min", "serve", "--port", "0", *options]
         self.child = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ}, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env={**os.environ},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_ctrl_c,
         )
         self.log, self.found = "", threading.Event()
         self.address = ""
