@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from llava_min.families.folder import EMBEDDED
 
 from . import ask, checkpoints, ledger
@@ -173,11 +175,16 @@ def run(
     """Measure and keep rows; the path of their file. shape: a key of shapes.TEXTS."""
     folder = EMBEDDED if shape == "embedded" else checkpoints.folder_of(shape)
     path, rows = out / "serve-cpu.jsonl", []
+    if shape == "embedded":
+        torch.set_num_threads(1)  # its products are too small for two
+    threads = str(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as there:
         clip = ask.write_clip(Path(there) / "clip.mp4", 20)
         texts = questions(shape, requests, {"text": 1}, clip)
         mixed = questions(shape, requests, MIXTURE[shape], clip)
-        with server(folder, "--slots", "8", "--slot-tokens", "16384") as address:
+        with server(
+            folder, "--slots", "8", "--slot-tokens", "16384", "--threads", threads
+        ) as address:
             asyncio.run(closed(address, texts[:8], 8))  # warm
             if "closed" in sections:
                 for load, bodies in (("texts", texts), ("mixed", mixed)):
