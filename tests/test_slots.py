@@ -127,6 +127,19 @@ def test_others_are_written_while_a_prompt_is_read(model):
     assert [after - before for before, after in zip(grown, grown[1:])] == [1] * (len(grown) - 1)
 
 
+def test_a_short_prompt_waits_for_one_portion_of_a_long_one(model):
+    """Its first token comes in the round after that in which it came."""
+    slots, order = Slots(model, 2, 4000), []
+    long = {"question": "Why?", "videos": [small.frames(24)], "max_tokens": 1, "frames": 24}
+    slots.submit(*ready_for(model, "r", long), 0.0, order.append)
+    slots.round()
+    short = slots.submit(*ready_for(model, "r", {"question": "Hm", "max_tokens": 2}), 0.0)
+    before = len(order)
+    while not short.ended:
+        slots.round()
+    assert len(order) - before <= 1
+
+
 def test_prompts_are_read_in_turns(model):
     """Of two long prompts neither waits for the whole of the other."""
     slots, order = Slots(model, 2, 4000), []

@@ -193,6 +193,8 @@ class Slots:
             self.pace.measured(portion.done - asked.done, time.perf_counter() - start)
         asked.done = portion.done
         asked.listen(portion)
+        if portion.done == portion.total:
+            next(reading)  # ends it, so that the first token waits for no other prompt
 
     def write(self) -> None:
         """One step for all answers that are being written."""
