@@ -151,7 +151,8 @@ class Reply(Sequence):
     def take(self, logits: Tensor, likely: int | None = None) -> Token:
         """The next token from logits [V], see Sequence, and the time at which it was known."""
         for rule in self.rules:
-            logits, likely = rule(logits, self.new), None
+            ruled = rule(logits, self.new)
+            logits, likely = ruled, (likely if ruled is logits else None)
         token = super().take(logits, likely)
         self.last = time.perf_counter()
         self.first = self.first or self.last

@@ -228,7 +228,7 @@ class Slots:
 
     def eager(self, start: int, stop: int) -> Step:
         """How to make a step of some rows, unrecorded."""
-        return eager(self.model.network, self.cache.rows(start, stop))
+        return eager(self.model.network, self.cache.rows(start, stop), self.model.known_ids)
 
     def newest(self, row: int) -> int:
         """The newest id of an answer."""

@@ -71,15 +71,16 @@ def decoding(network: Network, cache: Cache, known: int) -> generate.Step:
     `Network.decode` as it is reads no more of the cache than was seen.
     """
     if network.device.type != "cuda":
-        return eager(network, cache)
+        return eager(network, cache, known)
     return memory_guard("continue the answer")(Step(network, cache, known).__call__)
 
 
-def eager(network: Network, cache: Cache) -> generate.Step:
-    """`Network.decode`, once for each call."""
+def eager(network: Network, cache: Cache, known: int) -> generate.Step:
+    """`Network.decode` and `greedy` of it, once for each call."""
 
     @memory_guard("continue the answer")
     def step(ids: list[int]) -> Logits:
-        return network.decode(torch.tensor(ids, device=network.device), cache), None
+        logits = network.decode(torch.tensor(ids, device=network.device), cache)
+        return logits, greedy(logits, known).tolist()
 
     return step

@@ -134,7 +134,8 @@ class ChatCompletions:
             async with aclosing(exchange.stream()) as pieces:
                 async for piece in pieces:
                     part = {"type": "http.response.body", "body": piece, "more_body": True}
-                    await asyncio.wait_for(send(part), STALLED)
+                    async with asyncio.timeout(STALLED):
+                        await send(part)
         except TimeoutError:
             raise ClientGone from None
         await send({"type": "http.response.body", "body": b""})

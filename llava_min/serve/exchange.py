@@ -85,9 +85,10 @@ class Exchange:
     def __init__(
         self, service: Service, ready: Ready, gone: "asyncio.Task[None]", name: str
     ) -> None:
-        self.service, self.ready, self.gone = service, ready, gone
+        self.service, self.ready = service, ready
         self.began, self.loop = time.perf_counter(), asyncio.get_running_loop()
-        self.queue: asyncio.Queue[Heard] = asyncio.Queue()
+        self.queue: asyncio.Queue[Heard | None] = asyncio.Queue()  # None: the client is gone
+        gone.add_done_callback(lambda _: self.queue.put_nowait(None))
         self.choices = [Choice(self, index) for index in range(ready.wanted.n)]
         ready.prepared = ready.prepared.without_media()  # each job has them until it is read
         self.envelope = Envelope(name, service.fingerprint)
@@ -134,18 +135,14 @@ class Exchange:
 
     async def next(self) -> Heard | None:
         """What comes next, or None after a while without; ClientGone."""
-        if not self.queue.empty():
-            return self.queue.get_nowait()
-        coming = asyncio.create_task(self.queue.get())
         try:
-            both: set[asyncio.Task[Any]] = {coming, self.gone}
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait(both, timeout=PING_SECONDS, return_when=first)
-            if self.gone.done():
-                raise ClientGone
-            return coming.result() if coming.done() else None
-        finally:
-            coming.cancel()
+            async with asyncio.timeout(PING_SECONDS):
+                found = await self.queue.get()
+        except TimeoutError:
+            return None
+        if found is None:
+            raise ClientGone
+        return found
 
     def count(self) -> None:
         """Add the answers to the metrics."""
