@@ -1,14 +1,16 @@
 """llama.cpp as a peer on a CPU: a folder's decoder written as GGUF, run by llama-cpp-python.
 
-    pip install gguf llama-cpp-python    # built here, so for this machine's own instructions
+    pip install gguf 'llama-cpp-python[server]'  # built here, for this machine's own instructions
 
 bf16   matrices in bfloat16
 int4   matrices in Q4_0 (groups of 32), the tied head in Q8_0: 8 bits, as this project's has
-The file holds no vocabulary: ids in, logits out. The cache is in float16, as is llama.cpp's way.
+The file holds a vocabulary only for the server, whose clients send text. The cache is in float16,
+as is llama.cpp's way.
 Read next: cpu.py.
 """
 
 import importlib.util
+import json
 import tempfile
 from pathlib import Path
 
@@ -23,7 +25,25 @@ FORMATS = {"bf16": ("BF16", "BF16"), "int4": ("Q4_0", "Q8_0")}  # of the matrice
 DECODER = "language_model."  # in the HF layout
 
 
-def write(folder: Path, form: str, path: Path) -> None:
+def add_vocabulary(writer, folder: Path, size: int) -> None:
+    """The tokenizer of a folder, with made-up words up to `size` where the model has more rows."""
+    import gguf
+
+    described = json.loads((folder / "tokenizer.json").read_text())
+    words = dict(described["model"]["vocab"])
+    special = {added["content"]: added["id"] for added in described["added_tokens"]}
+    names = {number: word for word, number in (words | special).items()}
+    kinds = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([names.get(number, f"word{number}") for number in range(size)])
+    writer.add_token_types([kinds[names.get(number) in special] for number in range(size)])
+    merges = described["model"]["merges"]
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in merges])
+    writer.add_eos_token_id(special["<|im_end|>"])
+
+
+def write(folder: Path, form: str, path: Path, vocabulary: bool = False) -> None:
     """The decoder of a checkpoint (HF layout, Qwen2, tied head) as a GGUF file."""
     import gguf
 
@@ -31,7 +51,10 @@ def write(folder: Path, form: str, path: Path) -> None:
     matrix, head = (gguf.GGMLQuantizationType[name] for name in FORMATS[form])
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, text.num_layers)
     writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_tokenizer_model("none")
+    if vocabulary:
+        add_vocabulary(writer, folder, text.vocab_size)
+    else:
+        writer.add_tokenizer_model("none")
     writer.add_vocab_size(text.vocab_size)
     writer.add_context_length(text.context)
     writer.add_embedding_length(text.hidden_size)

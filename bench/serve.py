@@ -6,19 +6,23 @@ closed   so many clients, each of which asks again when it has its answer
 open     requests that come at random (Poisson), at parts of the rate that 8 clients reached
 gaps     a stream next to an 8,000-token prompt: its longest gap; a short question after that prompt
 
-The server is a process of its own, and so are its clients, who count characters as they come: on a
+The server is a process of its own, and so are its clients, who read every chunk as it comes: on a
 small machine they take a part of what is measured. Random weights answer at random, so that answers
-go on to their last token.
+go on to their last token. A token that completes no character has no chunk: times are those between
+chunks.
 Read checkpoints.py, serve_clients.py first. Read next: ledger.py.
 """
 
 import asyncio
 import contextlib
 import random
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +30,7 @@ import torch
 
 from llava_min.families.folder import EMBEDDED
 
-from . import ask, checkpoints, ledger
+from . import ask, checkpoints, ledger, llamacpp
 from .serve_clients import Heard, ask_once, body_of, closed, open_loop, picture_part, text_part
 
 SECTIONS = ("closed", "open", "gaps")
@@ -41,20 +45,52 @@ LONG_PROMPT = 8_000  # tokens, about
 
 
 @contextlib.contextmanager
-def server(folder: Path, *options: str) -> Iterator[str]:
-    """A server in a process of its own: its address, 127.0.0.1:PORT."""
-    command = [sys.executable, "-m", "llava_min", "serve", "-m", str(folder), "--port", "0"]
-    running = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+def listening(ready: str, *command: str) -> Iterator[str]:
+    """A server in a process of its own, which says where it listens in a line with `ready`.
+
+    Gives its address, 127.0.0.1:PORT.
+    """
+    command = (sys.executable, "-m", *command)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         for line in running.stderr:
-            if "ready at http://" in line:
-                yield line.split("http://")[1].split("/")[0]
+            if ready in line:
+                threading.Thread(
+                    target=running.stderr.read, daemon=True
+                ).start()  # so it never fills
+                yield line.split("http://")[1].split()[0].split("/")[0]
                 break
         else:
-            raise RuntimeError("the server did not start")
+            raise RuntimeError(f"{command[2]} did not start")
     finally:
         running.kill()
         running.wait()
+
+
+def ours(folder: Path, threads: int):
+    """This project's server: its address."""
+    room = "--slots", "8", "--slot-tokens", "16384", "--threads", str(threads)
+    return listening(
+        "ready at http://", "llava_min", "serve", "-m", str(folder), "--port", "0", *room
+    )
+
+
+@contextlib.contextmanager
+def peer(folder: Path, threads: int) -> Iterator[str]:
+    """The server of llama-cpp-python with the same decoder in bfloat16: its address.
+
+    It answers one request at a time.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    with tempfile.TemporaryDirectory() as there:
+        path = Path(there) / "decoder.gguf"
+        llamacpp.write(folder, "bf16", path, vocabulary=True)
+        options = ["--model", str(path), "--port", str(port), "--n_ctx", "4096"]
+        options += ["--chat_format", "chatml", "--n_threads", str(threads)]
+        options += ["--n_threads_batch", str(threads)]
+        with listening("running on http://", "llama_cpp.server", *options) as address:
+            yield address
 
 
 def questions(shape: str, count: int, kinds: dict[str, int], clip: Path) -> list[bytes]:
@@ -91,18 +127,24 @@ def row(shape: str, load: str, name: str = "llava_min", **figures: object) -> di
 
 
 def closed_rows(
-    shape: str, address: str, bodies: list[bytes], counts: list[int], turns: int, load: str
+    shape: str,
+    servers: dict[str, str],
+    bodies: list[bytes],
+    counts: list[int],
+    turns: int,
+    load: str,
 ) -> list[dict]:
-    """A row for each number of clients; the numbers take turns."""
-    rows: dict[int, list[dict]] = {count: [] for count in counts}
+    """A row for each server, name -> address, and number of clients; all take turns."""
+    rows: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for _ in range(turns):
         for count in counts:
-            start = time.perf_counter()
-            found = asyncio.run(closed(address, bodies, count))
-            rows[count].append(summary(found, time.perf_counter() - start))
+            for name, address in servers.items():
+                start = time.perf_counter()
+                found = asyncio.run(closed(address, bodies, count))
+                rows[name, count].append(summary(found, time.perf_counter() - start))
     return [
-        row(shape, f"{load} c={count}", requests=len(bodies), turns=turns, **middle(found))
-        for count, found in rows.items()
+        row(shape, f"{load} c={count}", name, requests=len(bodies), turns=turns, **middle(found))
+        for (name, count), found in rows.items()
     ]
 
 
@@ -126,8 +168,8 @@ def open_rows(shape: str, address: str, bodies: list[bytes], rates: list[float],
 def gap_row(shape: str, address: str) -> dict[str, object]:
     """The longest gap of a stream while a long prompt is read, and a short question after it."""
     count = lambda words: asyncio.run(ask_once(address, body_of([text_part(words)], 1))).prompt
-    some = count("word " * 800)
-    long = body_of([text_part("other " * int(800 * LONG_PROMPT / some))], 2)
+    words = int(800 * LONG_PROMPT / count("other " * 800))
+    long = body_of([text_part("now " + "other " * words)], 2)  # nothing of it is there already
     alone = asyncio.run(ask_once(address, body_of([text_part("how is the star")], 2)))
     stream, read, after = asyncio.run(beside(address, long))
     return row(
@@ -149,7 +191,7 @@ async def beside(address: str, long: bytes) -> tuple[Heard, Heard, Heard]:
     """
     stream = Heard()
     writing = asyncio.create_task(ask_once(address, body_of([text_part("go on")], 4_000), stream))
-    while stream.tokens < 5:
+    while len(stream.gaps) < 5:
         await asyncio.sleep(0.01)
     calm = len(stream.gaps)
     reading = asyncio.create_task(ask_once(address, long))
@@ -177,25 +219,26 @@ def run(
     path, rows = out / "serve-cpu.jsonl", []
     if shape == "embedded":
         torch.set_num_threads(1)  # its products are too small for two
-    threads = str(torch.get_num_threads())
-    with tempfile.TemporaryDirectory() as there:
+    threads, servers = torch.get_num_threads(), {}
+    with tempfile.TemporaryDirectory() as there, contextlib.ExitStack() as running:
         clip = ask.write_clip(Path(there) / "clip.mp4", 20)
         texts = questions(shape, requests, {"text": 1}, clip)
         mixed = questions(shape, requests, MIXTURE[shape], clip)
-        with server(
-            folder, "--slots", "8", "--slot-tokens", "16384", "--threads", threads
-        ) as address:
-            asyncio.run(closed(address, texts[:8], 8))  # warm
-            if "closed" in sections:
-                for load, bodies in (("texts", texts), ("mixed", mixed)):
-                    rows += closed_rows(shape, address, bodies, counts, turns, load)
-            if "open" in sections:
-                start = time.perf_counter()
-                asyncio.run(closed(address, mixed, 8))
-                most = len(mixed) / (time.perf_counter() - start)
-                rows += open_rows(shape, address, mixed, rates, most)
-            if "gaps" in sections:
-                rows.append(gap_row(shape, address))
+        address = servers["llava_min"] = running.enter_context(ours(folder, threads))
+        asyncio.run(closed(address, texts[:8], 8))  # warm
+        if "closed" in sections:
+            rows += closed_rows(shape, servers, mixed, counts, turns, "mixed")
+            if shape != "embedded" and llamacpp.INSTALLED:
+                servers["llama-cpp-python"] = running.enter_context(peer(folder, threads))
+                asyncio.run(closed(servers["llama-cpp-python"], texts[:1], 1))
+            rows += closed_rows(shape, servers, texts, counts, turns, "texts")
+        if "open" in sections:
+            start = time.perf_counter()
+            asyncio.run(closed(address, mixed, 8))
+            most = len(mixed) / (time.perf_counter() - start)
+            rows += open_rows(shape, address, mixed, rates, most)
+        if "gaps" in sections:
+            rows.append(gap_row(shape, address))
     for one in rows:
         print(text_of(one), flush=True)
     ledger.keep(path, rows)
