@@ -48,6 +48,7 @@ setup(
     },
     package_data={
         "llava_min": ["py.typed"],
+        "llava_min.check": ["published.json"],
         "llava_min.explain": ["page.html"],
         "llava_min.weights.tiny": ["*.json", "*.safetensors"],
         "llava_min.weights.tiny.samples": ["*"],

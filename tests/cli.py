@@ -19,7 +19,7 @@ Every option, every exit code, and the names from elsewhere that are taken too.
 [errors.py](../llava_min/errors.py).
 
     llava-min [PROMPT] [options]
-    llava-min serve | check | inspect | quantize | completion ...
+    llava-min serve | check | verify | inspect | quantize | completion ...
 
 PROMPT is the question. `@FILE` reads it from a file and `-` from stdin. `<image>` and `<video>` in
 it place the visuals, otherwise they come first in the order given. A word that ends as a picture or

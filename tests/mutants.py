@@ -53,6 +53,8 @@ TESTS = {
         "test_forecast",
         "test_memory",
     ),
+    "llava_min/check/verify.py": ("test_verify",),
+    "llava_min/check/published.py": ("test_verify",),
     "llava_min/explain/places.py": ("test_places", "test_explain"),
     "llava_min/explain/rows.py": ("test_explain",),
     "llava_min/explain/attention.py": ("test_explain",),

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from test_house import ROOT, chain
 
+from llava_min.check.published import published
+
 RESULTS = ROOT / "bench" / "results"
 TRACED = [
     "python",
@@ -374,6 +376,52 @@ def trust() -> str:
     return "\n\n".join(filter(None, [table(heads, rows), text, " ".join(costs)]))
 
 
+def verified() -> str:
+    """Every checkpoint of which something is published, and the rows that were sent in of it."""
+    sent = [
+        json.loads(path.read_text()) for path in sorted((ROOT / "docs/verified").glob("*.json"))
+    ]
+    names = dict.fromkeys(name for one in published()[1] for name in one.checkpoints)
+    rows = []
+    for name in sorted(names | dict.fromkeys(row["checkpoint"] for row in sent)):
+        rows += [verified_row(row) for row in sent if row["checkpoint"] == name] or [
+            [name] + [""] * 8
+        ]
+    heads = "checkpoint revision device dtype hold differ tokens/s date by".split()
+    return table(heads, rows)
+
+
+def verified_row(row: dict) -> list[str]:
+    """A row that was sent in."""
+    verdicts = [check["holds"] for check in row["checks"]]
+    speeds = [one["tokens_per_s"] for one in row.get("speed", {}).values()]
+    return [
+        row["checkpoint"],
+        (row["revision"] or "")[:7],
+        row.get("device", "no weights"),
+        row.get("dtype", ""),
+        str(verdicts.count(True)),
+        str(verdicts.count(False)),
+        f"{max(speeds):.1f}" if speeds else "",
+        row["date"],
+        row["sent_by"] or "",
+    ]
+
+
+def expectations() -> str:
+    """What is published, where, and whether it needs weights."""
+    rows = []
+    for one in published()[1]:
+        weights = "yes" if one.expected.keys() & {"answers", "logits"} else "no"
+        what = ", ".join(
+            sorted(one.expected.keys() - {"settings"} | one.expected.get("settings", {}).keys())
+        )
+        first = one.checkpoints[0].rpartition("/")[2]
+        more = f" and {len(one.checkpoints) - 1} more" if len(one.checkpoints) > 1 else ""
+        rows.append([one.id, first + more, what, weights, one.source])
+    return table(["expectation", "of", "what", "weights", "source"], rows)
+
+
 def summary() -> str:
     """Five numbers for the README, from the rows of docs/results.md."""
     described = next(row["row"] for row in results("tiny_exam")[1:] if ": describe |" in row["row"])
@@ -441,6 +489,7 @@ PARTS = {
     ),
     "docs/correctness.md": (families,),
     "docs/serving.md": (fields,),
+    "docs/verified.md": (verified, expectations),
 }
 
 

@@ -43,6 +43,7 @@ STAGES = {
     "rows": (r"decoder\.blocks\.0", r".*language_model\.layers\.0", True),
     "layer": (r"decoder\.blocks\.(\d+)", r".*language_model\.layers\.(\d+)", False),
 }
+Row = tuple[str, float, float, float]  # case and stage, max|theirs|, largest error, its bound
 SAMPLES = EMBEDDED / "samples"
 TEXT = list(range(3, 35))  # ids that every vocabulary has
 
@@ -212,10 +213,8 @@ def their_pixels(folder: Path, config: LlavaConfig, case: str) -> dict[str, Tens
     return {"pixel_values_videos": pixels[None]} if config.pool_mode else {"pixel_values": pixels}
 
 
-def compared(
-    asked: dict[str, tuple[Plan, Stages]], found: dict[str, Stages]
-) -> list[tuple[str, float, float, float]]:
-    """(case and stage, max|theirs|, largest error, its bound); inf where shapes differ."""
+def compared(asked: dict[str, tuple[Plan, Stages]], found: dict[str, Stages]) -> list[Row]:
+    """A row for each stage; its error is inf where shapes differ."""
     rows = []
     for case in found:
         for stage, mine in asked[case][1].items():
@@ -226,7 +225,7 @@ def compared(
     return rows
 
 
-def plot(rows: list[tuple[str, float, float, float]], title: str) -> str:
+def plot(rows: list[Row], title: str) -> str:
     """SVG: the errors as bars on a logarithmic axis from 1e-9 to 10, each with its bound."""
     height = 50 + 18 * len(rows)
 
@@ -254,24 +253,36 @@ def plot(rows: list[tuple[str, float, float, float]], title: str) -> str:
     return "\n".join([f'{head} font-size="12">{paper}', *parts, "</svg>\n"])
 
 
+def beside(folder: Path) -> tuple[list[Row], list[str]]:
+    """(a row for each stage, what was not compared and why), both models loaded in turn."""
+    config, asked = ours(folder)
+    found = theirs(folder, config, {case: plan for case, (plan, _) in asked.items()})
+    how = f"{config.pool_mode!r} pooling and newlines {config.newline_position!r}"
+    why = f"transformers has no class with {how}"
+    missing = [f"{case}: not compared: {why}" for case in sorted(asked.keys() - found.keys())]
+    return compared(asked, found), missing
+
+
+def installed() -> bool:
+    """Whether transformers is there."""
+    return importlib.util.find_spec("transformers") is not None
+
+
 def check(name: str | None, picture: str | None) -> int:
     """Print the table and draw the plot; 0 where every stage is within its bound, otherwise 1."""
-    if importlib.util.find_spec("transformers") is None:
+    if not installed():
         raise ParameterError("check needs transformers: pip install transformers.")
     from ..weights import hub
 
     folder = EMBEDDED if name is None else hub.find(name)
-    config, asked = ours(folder)
-    found = theirs(folder, config, {case: plan for case, (plan, _) in asked.items()})
-    rows = compared(asked, found)
+    rows, missing = beside(folder)
     print(f"{'stage':20} {'max |theirs|':>13} {'max error':>10} {'relative':>9} {'bound':>9}")
     for stage, largest, error, bound in rows:
         relative, verdict = error / (largest or 1), "" if error <= bound else "  EXCEEDED"
         print(f"{stage:20} {largest:13.4g} {error:10.2e} {relative:9.1e} {bound:9.1e}{verdict}")
     wrong = [stage for stage, _, error, bound in rows if not error <= bound]
-    for case in asked.keys() - found.keys():
-        how = f"{config.pool_mode!r} pooling and newlines {config.newline_position!r}"
-        print(f"{case}: not compared: transformers has no class with {how}")
+    for line in missing:
+        print(line)
     print(f"the first stage that differs: {wrong[0]}" if wrong else f"{len(rows)} stages are equal")
     if picture:
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .report import Reporter
 
 log = logging.getLogger("llava_min")
-TOOLS = ("serve", "check", "inspect", "quantize", "completion")  # as a first word, and no question
+TOOLS = ("serve", "check", "verify", "inspect", "quantize", "completion")  # no question begins so
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,6 +109,10 @@ def tool(argv: list[str]) -> int:
         from ..check import compare
 
         return compare.main(argv[1:])
+    if argv[0] == "verify":
+        from ..check import verify
+
+        return verify.main(argv[1:])
     from ..weights import __main__ as checkpoints
 
     return checkpoints.main(argv)

