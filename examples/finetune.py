@@ -1,15 +1,15 @@
 """Teach the embedded checkpoint a sixth shape, a cross, in a few minutes on a CPU.
 
-    python examples/finetune.py [FOLDER] [STEPS]
+    python examples/finetune.py [FOLDER] [--steps 250] [--questions 200]
 
 It is examined before and after, on pictures with crosses and on pictures without: what it learns,
 and what it forgets. FOLDER then is a checkpoint like any other:
     python -m llava_min -m FOLDER --image PICTURE "Where is the cross?"
 """
 
+import argparse
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,6 @@ from tokenizers import Tokenizer
 import llava_min
 from llava_min.weights.tiny import lessons, scenes, train
 
-FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "toy-with-crosses")
-STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 250
 KNOWN, polygon = scenes.KINDS, scenes.polygon
 
 
@@ -64,15 +62,22 @@ def learn(network: torch.nn.Module, teacher: lessons.Teacher, steps: int) -> Non
 
 
 def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    words.add_argument("folder", type=Path, nargs="?", default="toy-with-crosses")
+    words.add_argument("--steps", type=int, default=250)
+    words.add_argument("--questions", type=int, default=200, help="of each exam")
+    given = words.parse_args()
     scenes.polygon = with_cross
     before, network = llava_min.load(), train.warm()
     tokenizer = Tokenizer.from_file(str(train.FOLDER / "tokenizer.json"))
-    learn(network, lessons.Teacher(before.config, tokenizer), STEPS)
-    shutil.copytree(train.FOLDER, FOLDER, ignore=shutil.ignore_patterns("*.py", "samples", "__*"))
-    train.export(network, FOLDER)
-    after = llava_min.load(FOLDER)
+    learn(network, lessons.Teacher(before.config, tokenizer), given.steps)
+    files = shutil.ignore_patterns("*.py", "samples", "__*")
+    shutil.copytree(train.FOLDER, given.folder, ignore=files)
+    train.export(network, given.folder)
+    after = llava_min.load(given.folder)
     for name, kinds, about in (("crosses", (*KNOWN, "cross"), "cross"), ("the rest", KNOWN, "")):
-        shares = [f"{exam(model, kinds, about, 200):.1%}" for model in (before, after)]
+        count = given.questions
+        shares = [f"{exam(model, kinds, about, count):.1%}" for model in (before, after)]
         print(f"{name}: {shares[0]} right before, {shares[1]} after")
 
 
