@@ -97,6 +97,8 @@ TESTS = {
     "llava_min/base/habits.py": ("test_habits",),
     "weights/adapter.py": ("test_adapter",),
     "weights/foreign.py": ("test_foreign",),
+    "weights/formulas.py": ("test_foreign",),
+    "weights/kept.py": ("test_foreign",),
     "weights/tied.py": ("test_checkpoint",),
     "weights/index.py": ("test_checkpoint",),
     "llava_min/engine/step.py": ("test_step",),

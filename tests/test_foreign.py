@@ -10,11 +10,13 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import llava_min
 from llava_min.errors import CheckpointError, LlavaMinError
-from llava_min.weights import foreign
+from llava_min.kernels import int4
+from llava_min.weights import formulas, kept, packed
+from llava_min.weights.foreign import Foreign
 
 LINEAR = re.compile(r".*language_model.*\.(q|k|v|o|gate|up|down)_proj\.weight")
 QUESTION = list(range(5, 40))
@@ -259,10 +261,10 @@ def test_the_awq_order_is_that_of_an_independent_reader():
     tensors = {f"m.{end}": torch_tensor(value) for end, value in parts.items()}
     converter = library.AutoAWQConverter.from_autoawq_config(awq(32).config, targets=["re:.*"])
     found = converter.process(dict(tensors))
-    read = foreign.Foreign("compressed-tensors", 4, (1, 32))
+    read = Foreign("compressed-tensors", 4, (1, 32))
     stems = {name.removeprefix("m."): tensor for name, tensor in found.items()}
-    again = foreign.compressed(read, stems)
-    ours = foreign.awq(foreign.Foreign("awq", 4, (1, 32)), {n[2:]: t for n, t in tensors.items()})
+    again = formulas.compressed(read, stems)
+    ours = formulas.awq(Foreign("awq", 4, (1, 32)), {n[2:]: t for n, t in tensors.items()})
     assert (again - ours).abs().max() == 0 and np.abs(ours.numpy() - matrix).max() < 1e-6
 
 
@@ -274,6 +276,80 @@ def test_int4_is_made_of_them(tmp_path, base):
     plain = small.write(tmp_path / "plain", config, whole)
     found, expected = (llava_min.load(f, dtype="float32", bits=4) for f in (folder, plain))
     assert torch.equal(found.logits(QUESTION), expected.logits(QUESTION))
+
+
+WIDE = dict(hidden_size=128, intermediate_size=256)  # whole blocks of inputs
+KEPT = ("GPTQ", "compressed-tensors W4A16")
+
+
+@pytest.fixture(scope="module")
+def wide():
+    config = small.hf_config(False, **WIDE)
+    return config, small.tensors_of(small.random_model(config), "hf")
+
+
+def packed_layers(model) -> int:
+    return sum(isinstance(layer, packed.Packed) for layer in model.network.modules())
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_codes_on_our_own_grid_are_kept(tmp_path, wide, name):
+    """The same numbers, and four bits in memory and in the plan; all else is multiplied out."""
+    folder, whole = written(tmp_path / "quantised", wide, FORMS[name])
+    plain = small.write(tmp_path / "plain", wide[0], whole)
+    model = llava_min.load(folder, dtype="float32")
+    found, expected = (
+        model.logits(QUESTION),
+        llava_min.load(plain, dtype="float32").logits(QUESTION),
+    )
+    assert (found - expected).abs().max() < 5e-5
+    stays = name in KEPT
+    assert packed_layers(model) == (8 if stays else 0)
+    plan = llava_min.plan(folder, QUESTION, dtype="float32")
+    assert model.storage.bits == plan.storage.bits == (4 if stays else None)
+
+
+@pytest.mark.parametrize(
+    "more", [{"bits": 8}, {"adapter": "lora"}, {}], ids=["int8", "an adapter", "a linear without"]
+)
+def test_codes_are_multiplied_out_where_they_cannot_stay(tmp_path, wide, more):
+    config, tensors = wide
+    folder, whole = written(tmp_path / "quantised", wide, FORMS["GPTQ"])
+    if not more:  # one linear that is not quantised
+        stored = load_file(folder / "model.safetensors")
+        stem = next(name for name in stored if name.endswith("up_proj.qweight")).removesuffix(
+            ".qweight"
+        )
+        stored = {name: t for name, t in stored.items() if not name.startswith(f"{stem}.")}
+        stored[f"{stem}.weight"] = whole[f"{stem}.weight"]
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    if "adapter" in more:
+        target = re.compile(r".*layers\.0\.mlp\.down_proj\.weight")
+        name = next(name for name in tensors if target.fullmatch(name))
+        lora = {
+            f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight": torch.ones(2, 256),
+            f"base_model.model.{name.removesuffix('.weight')}.lora_B.weight": torch.ones(128, 2),
+        }
+        (tmp_path / "lora").mkdir()
+        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["down_proj"]}
+        (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(settings))
+        save_file(lora, tmp_path / "lora" / "adapter_model.safetensors")
+        more = {"adapter": tmp_path / "lora"}
+    model = llava_min.load(folder, dtype="float32", **more)
+    plan = llava_min.plan(folder, QUESTION, dtype="float32", **more)
+    assert model.storage.bits == plan.storage.bits == more.get("bits")
+    assert packed_layers(model) == (9 if more.get("bits") else 0)
+
+
+def test_a_grid_that_says_it_is_symmetric_and_is_not_is_refused(tmp_path, wide):
+    form = gptq(4, 32, False, False, 1)
+    folder, _ = written(tmp_path / "wrong", wide, Form(form.config | {"sym": True}, form.quantise))
+    with pytest.raises(CheckpointError, match="zeros of 8"):
+        llava_min.load(folder)
+
+
+def test_the_block_of_a_plan_is_that_of_the_kernel():
+    assert kept.BLOCK == int4.BLOCK
 
 
 def without(end: str):
@@ -338,7 +414,7 @@ def test_a_scale_goes_to_each_weight_of_its_block(rows, columns, high, wide):
     """By a loop over all weights; blocks at the border are smaller."""
     blocks = -(-rows // high), -(-columns // wide)
     scale = torch.arange(blocks[0] * blocks[1], dtype=torch.float32)
-    found = foreign.spread(scale, (rows, columns), (high, wide))
+    found = formulas.spread(scale, (rows, columns), (high, wide))
     for row in range(rows):
         for column in range(columns):
             assert found[row, column] == row // high * blocks[1] + column // wide
@@ -362,8 +438,8 @@ def test_memory_is_that_of_one_matrix(tmp_path, base):
             most = max(most, held)
             yield name, torch_tensor(parts[name.split(".")[1]])
 
-    how = foreign.Foreign("gptq", 4, (1, 32), 1)
-    for name, matrix in how.multiplied_out(names, tensors()):
+    how = Foreign("gptq", 4, (1, 32), 1)
+    for name, matrix in formulas.multiplied_out(how, names, tensors()):
         assert name.endswith(".weight") and matrix.shape == (64, 96)
         held -= 4
     assert most == 4 and held == 0

@@ -6,7 +6,7 @@ out: Checkpoint: json(name), names, shape(name), tensor(name)
 Tensors are read with safetensors' pread backend: a file that is cut short while it is read becomes
 an error, where a memory map would kill the process. Nothing in a folder is ever executed, and .bin
 files are never opened.
-Read weights/hub.py, weights/index.py, weights/foreign.py first. Read next: weights/names.py.
+Read weights/hub.py, weights/index.py, weights/formulas.py first. Read next: weights/names.py.
 Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
@@ -22,6 +22,7 @@ from ..base.files import read_json, regular
 from ..errors import CheckpointError, shown
 from . import header
 from .foreign import Foreign
+from .formulas import multiplied_out
 from .index import index
 
 MERGE = "Name the base with -m, and this folder with --lora."
@@ -61,6 +62,11 @@ class Checkpoint:
         kept = {name: path for name, path in self.shards.items() if wanted(name)}
         return replace(self, shards=kept)
 
+    def keeping_codes(self) -> "Checkpoint":
+        """The same, of which another program's codes of the decoder are not multiplied out."""
+        foreign = None if self.foreign is None else replace(self.foreign, kept=True)
+        return replace(self, foreign=foreign)
+
     def json(self, name: str, what: str) -> dict[str, object]:
         """The JSON object in a file of the folder; `what` says what it is in a message."""
         return read_json(self.folder / name, what)
@@ -92,12 +98,12 @@ class Checkpoint:
         """(name, tensor) of all, shard after shard, one tensor in memory at a time.
 
         After each, progress(done, total) is called. What another program quantised is multiplied
-        out.
+        out, unless its codes are kept.
         """
         stored = self.stored(progress)
         if self.foreign is None:
             return stored
-        return self.foreign.multiplied_out(self.names, stored)
+        return multiplied_out(self.foreign, self.names, stored)
 
     def stored(
         self, progress: Callable[[int, int], None] | None = None

@@ -68,6 +68,7 @@ PARTS = (
     ("vision.encoder.layers.{n}.mlp.fc1.", "vision.blocks.{n}.up.", None),
     ("vision.encoder.layers.{n}.mlp.fc2.", "vision.blocks.{n}.down.", None),
 )
+LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
 DROPPED = (
     # (pattern of the renamed tensor, why it is not used)
     (r"vision\.post_layernorm\.", "LLaVA takes the patch features before the tower's final norm"),

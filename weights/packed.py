@@ -21,8 +21,8 @@ from ..config import Quantization
 from ..errors import CheckpointError
 from ..kernels import int4, onednn
 from ..model import Network
+from .names import LINEARS
 
-LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
 PART = 2**21  # bytes of codes that are laid out at a time: the layouts' temporary copies stay small
 
 

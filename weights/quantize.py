@@ -81,7 +81,7 @@ def quantised(weight: Tensor, bits: int, wanted: Quantization) -> tuple[Tensor, 
     return packed.pairs(whole) if bits == 4 else whole, torch.cat([scale for _, scale in found])
 
 
-LINEAR = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(packed.LINEARS)})\.weight")
+LINEAR = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(names.LINEARS)})\.weight")
 
 
 def converted(

@@ -24,6 +24,7 @@ from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.adapter import Adapter
 from ..weights.checkpoint import Checkpoint
+from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
 from .handle import KV_DTYPES, Model
 from .prefix import description
@@ -70,6 +71,9 @@ def load(
     checkpoint = Checkpoint.open(path)
     tokenizer = read_tokenizer(path)
     settings = with_own_head(config_of(path, config, context), path)
+    if bits is None and adapter is None:  # an adapter is merged into numbers
+        settings = with_kept_codes(settings, path)
+        checkpoint = checkpoint if settings.quantization is None else checkpoint.keeping_codes()
     if tokenizer is not None:
         tokenizer.check_rows(settings.text.vocab_size)
     convert: list[Callable[[weights.Tensors], weights.Tensors]] = []

@@ -274,7 +274,7 @@ FOREIGN = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8")
 def quantization(fields: Fields) -> Quantization | None:
     """How the weights are quantised: as `python -m llava_min.weights quantize` says, or not.
 
-    What another program quantised is multiplied out while it is read (weights/foreign.py).
+    What another program quantised is seen to by weights/kept.py.
     """
     if fields.get("quantization_config", dict, None) is None:
         return None

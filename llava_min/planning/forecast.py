@@ -29,6 +29,7 @@ from ..request.visuals import Entry
 from ..segments import Plan
 from ..tokenizer import VISUAL, Tokenizer, read_tokenizer
 from ..weights import hub
+from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
 from . import memory as needs
 from . import page
@@ -202,6 +203,7 @@ def forecast(
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen = Options.of(**options)
     settings = with_own_head(config_of(path, config, context), path)
+    settings = settings if bits or adapter else with_kept_codes(settings, path)
     if question is None and not images and not videos:
         question, images = EXAMPLE_QUESTION, (EXAMPLE_PICTURE,)
     tokenizer = read_tokenizer(path)
