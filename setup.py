@@ -50,6 +50,7 @@ setup(
         "llava_min": ["py.typed"],
         "llava_min.check": ["published.json"],
         "llava_min.explain": ["page.html"],
+        "llava_min.serve": ["page.html"],
         "llava_min.weights.tiny": ["*.json", "*.safetensors"],
         "llava_min.weights.tiny.samples": ["*"],
     },

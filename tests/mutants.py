@@ -81,6 +81,8 @@ TESTS = {
     "llava_min/engine/looks.py": ("test_reuse",),
     "llava_min/engine/slots.py": ("test_slots", "test_reuse"),
     "llava_min/serve/guard.py": ("test_serve_borders",),
+    "llava_min/serve/page.py": ("test_chat_page",),
+    "llava_min/serve/explanations.py": ("test_chat_page",),
     "llava_min/serve/public.py": ("test_public",),
     "llava_min/serve/worker.py": ("test_serve_life",),
     "llava_min/engine/batch.py": ("test_slots", "test_batch", "test_admission"),

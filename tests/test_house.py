@@ -124,6 +124,7 @@ CAUGHT_WHOLE = {
     "worker.py",
     "run.py",  # of a thread, for the thread that waits for it
     "threads.py",
+    "explanations.py",
 }
 
 

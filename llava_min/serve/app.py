@@ -3,7 +3,7 @@
 in:  HTTP requests, after serve/guard.py
 out: responses in OpenAI's forms
 
-Read serve/guard.py, serve/exchange.py first. Read next: serve/run.py.
+Read serve/guard.py, serve/exchange.py, serve/page.py first. Read next: serve/run.py.
 Agrees with: OpenAI's API for chat completions and models; /ping and /invocations of SageMaker;
 /health, /tokenize and /detokenize of llama-server; /v1/chat/completions/input_tokens of OpenAI.
 """
@@ -29,8 +29,10 @@ from .. import __version__
 from ..errors import LlavaMinError
 from .errors import BUSY, LOADING, STOPPING, STUCK, Refusal, refusal_of
 from .exchange import Exchange
+from .explanations import Explanations
 from .guard import App, Body, ClientGone, Guard, Receive, Rules, Scope, Send, refuse
 from .openapi import document
+from .page import chat_page, example, explanation, wants_page
 from .service import Service
 from .threads import in_thread
 
@@ -57,10 +59,18 @@ class Site:
     waiting: int
     log_requests: bool = False
     service: Service | None = None
+    explanations: Explanations | None = None
     stopping: bool = False
     open: int = 0  # requests that have not ended
     created: int = field(default_factory=lambda: int(time.time()))
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
+
+    def explaining(self) -> Explanations:
+        """What makes explanations. Raises Refusal as `loaded` does."""
+        service = self.loaded()
+        if self.explanations is None:
+            self.explanations = Explanations(service)
+        return self.explanations
 
     def loaded(self) -> Service:
         """The service. Raises Refusal while it is being loaded, stopped or stuck."""
@@ -219,7 +229,19 @@ def paths(site: Site) -> list[Route]:
         return json_response(document())
 
     async def root(request: Request) -> Response:
+        if wants_page(request):
+            return chat_page()
         return json_response({"name": "llava_min", "version": __version__, "model": site.name})
+
+    async def picture(request: Request) -> Response:
+        return example()
+
+    async def explain(request: Request) -> Response:
+        made = await site.read(site.explaining().make, request.state.body)
+        return json_response({"id": made, "url": f"explanations/{made}"})
+
+    async def explained(request: Request) -> Response:
+        return explanation(site.explaining().get(request.path_params["name"]))
 
     async def elsewhere(request: Request) -> Response:
         raise Refusal(404, "This path is not served; ask /v1/chat/completions.", code="not_found")
@@ -227,6 +249,8 @@ def paths(site: Site) -> list[Route]:
     chat = ChatCompletions(site)
     get: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": root,
+        "/example.png": picture,
+        "/explanations/{name}": explained,
         "/health": health,
         "/ping": health,
         "/metrics": metrics,
@@ -237,6 +261,7 @@ def paths(site: Site) -> list[Route]:
     }
     post: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/v1/chat/completions/input_tokens": input_tokens,
+        "/explanations": explain,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
         **{f"/v1/{name}": elsewhere for name in ELSEWHERE},

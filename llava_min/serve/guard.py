@@ -24,7 +24,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health", "/ping", "/")  # without a key
+OPEN = ("/health", "/ping", "/", "/example.png")  # without a key
+UNGUESSED = "/explanations/"  # and what follows is a key of its own
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 EVERYWHERE = ("0.0.0.0", "::", "")
 BODY_SECONDS, BODY_SPEED = 30.0, 50_000  # for a body, and a second more for so many bytes
@@ -107,7 +108,7 @@ class Guard:
         if self.rules.names and name and name not in self.rules.names:
             raise Refusal(403, "The Host of this request is not one of this server.", code="host")
         key = self.rules.key
-        if key is None or scope["path"] in OPEN:
+        if key is None or scope["path"] in OPEN or scope["path"].startswith(UNGUESSED):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")

@@ -95,6 +95,11 @@ def document() -> dict[str, Any]:
         for name, field in FIELDS.items()
     }
     chat = {"type": "object", "properties": fields, "required": ["messages"]}
+    explained = {
+        "type": "object",
+        "properties": fields | {"answer": TEXT | {"minLength": 1}},
+        "required": ["messages", "answer"],
+    }
     tokens = {"type": "array", "items": {"type": "integer", "minimum": 0}}
     text = {"type": "object", "properties": {"content": TEXT}, "required": ["content"]}
     ids = {"type": "object", "properties": {"tokens": tokens}, "required": ["tokens"]}
@@ -107,6 +112,7 @@ def document() -> dict[str, Any]:
             "/v1/chat/completions": path("post", about, chat),
             "/invocations": path("post", f"{about}, as SageMaker calls it", chat),
             "/v1/chat/completions/input_tokens": path("post", "Count tokens.", chat),
+            "/explanations": path("post", "Explain an answer to messages.", explained),
             "/tokenize": path("post", "The ids of a text.", text),
             "/detokenize": path("post", "The text of ids.", ids),
             "/v1/models": path("get", "The model that is served."),

@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -53,6 +54,7 @@ class Worker(threading.Thread):
         self.slots = slots
         self.commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.jobs: dict[Asked, Job] = {}
+        self.idle: deque[Callable[[], None]] = deque()  # work for when no slot is busy
         self.round_began: float | None = None  # time.monotonic(), while one runs
         self.stopped = self.over = False  # told to end; nothing is done any more
         self.why: Refusal = STOPPING  # there is no answer then
@@ -69,6 +71,10 @@ class Worker(threading.Thread):
         """Forget a job that may have ended already; nothing more is heard of it."""
         job.cancelled = True
         self.commands.put(lambda: self.forget(job))
+
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Do something else with the model once no slot is busy; it must not raise."""
+        self.commands.put(lambda: self.idle.append(work))
 
     def stop(self) -> None:
         """End all jobs, and the thread."""
@@ -92,6 +98,8 @@ class Worker(threading.Thread):
                     for asked in self.slots.round():
                         self.ended(asked)
                     self.round_began = None
+                elif self.idle and not self.stopped:
+                    self.idle.popleft()()
         except Exception as error:  # a mistake of ours: /health tells that nobody works any more
             log.error("the model's thread ended", exc_info=error)
             self.why = STUCK
@@ -100,7 +108,7 @@ class Worker(threading.Thread):
 
     def take_commands(self) -> None:
         """Do all that came; where there is nothing else to do, wait for something."""
-        waiting = not (self.slots.busy or self.stopped)
+        waiting = not (self.slots.busy or self.idle or self.stopped)
         while True:
             try:
                 command = self.commands.get(block=waiting)
