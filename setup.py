@@ -77,6 +77,7 @@ setup(
             "llguidance>=1.5",
             "openai>=3.0",
             "schemathesis>=4.30",
+            "playwright>=1.50",
             "peft>=0.17",
             "bitsandbytes>=0.46; platform_system == 'Linux'",
             "compressed-tensors>=0.15",

@@ -313,7 +313,7 @@ def main() -> None:
         copies = SimpleQueue()
         for index in range(given.jobs):
             copy = Path(folder) / str(index)
-            ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
+            ignored = shutil.ignore_patterns(".venv", ".git", "node_modules", "__pycache__", "*.pt")
             shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
             copies.put(copy)
         every_test = sorted({name for file in files for name in TESTS[file]})

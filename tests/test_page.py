@@ -6,11 +6,11 @@ skipped.
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from html import unescape
 
 import numpy as np
+import peers
 import pytest
 import small
 import test_explain
@@ -197,10 +197,10 @@ def test_a_chat_without_an_answer(model):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright, of the test extra"
+    )
+    path = peers.browser_path()
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield opened

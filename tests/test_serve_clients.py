@@ -16,6 +16,7 @@ import urllib.parse
 from functools import partial
 from pathlib import Path
 
+import peers
 import pytest
 import serving
 import small
@@ -27,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = small.TINY / "samples"
 STAR, CLIP = SAMPLES / "shapes.png", SAMPLES / "clip.mp4"
 WHERE, WAY = "Where is the star?", "Which way does the circle move?"
-NPM_PACKAGE = "openai@7"
 
 
 def uri(path: Path, kind: str) -> str:
@@ -312,23 +312,11 @@ def test_cards(address, files, where, name):
         assert answer.choices[0].message.content == where
 
 
-@pytest.fixture(scope="module")
-def modules(request) -> Path:
-    """The folder with node's openai package, installed once into pytest's cache."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("needs node and npm")
-    folder = request.config.cache.mkdir("node-" + NPM_PACKAGE.replace("@", "-"))
-    if not (folder / "node_modules" / "openai").exists():
-        command = ["npm", "install", "--no-save", "--no-audit", "--no-fund", NPM_PACKAGE]
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-        if run.returncode:
-            pytest.skip(f"npm cannot install {NPM_PACKAGE}: {run.stderr.strip()[-200:]}")
-    return folder / "node_modules"
-
-
-def test_node(address, model, where, modules):
+def test_node(address, model, where):
+    if not shutil.which("node"):
+        pytest.skip("needs node: run .ci/peers")
+    environment = {**os.environ, "NODE_PATH": str(peers.node_package("openai").parent)}
     script = ROOT / "tests" / "support" / "client.cjs"
-    environment = {**os.environ, "NODE_PATH": str(modules)}
     command = ["node", str(script), address, PNG]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
