@@ -10,6 +10,7 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 from test_families import FAMILIES, Family, pixels_of
 
@@ -29,6 +30,8 @@ from llava_min.trace import watch
 
 STAR = str(small.TINY / "samples" / "shapes.png")
 BOX = (28, 11, 99, 77)  # of the star in it: left, top, right, bottom
+CLIP = str(small.TINY / "samples" / "clip.mp4")
+FLASH, NUMBER = 6, (83, 131, 143, 211)  # of 8 frames the one that shows a number, and where
 QUESTION = "Where is the star?"
 TINY = layouts.read_config(small.TINY)
 
@@ -412,16 +415,16 @@ def test_a_square_is_covered_on_the_tiles_as_on_the_picture(width, height, mode)
     segment = plans.picture((width, height), mode, config)
     box = (0.25 * width, 0.4 * height, 0.8 * width, 0.9 * height)
     tiles = image.MODES[mode](image.Image.fromarray(source), config)
-    made = pictures.covered(segment, tiles, box, np.array([9, 99, 200]), config)
+    made = pictures.covered(segment, tiles, box, "grey", config)
     left, top, right, bottom = (round(end) for end in box)
-    source[top:bottom, left:right] = [9, 99, 200]
+    source[top:bottom, left:right] = pictures.GREY
     drawn = image.MODES[mode](image.Image.fromarray(source), config)
     near = np.abs(made.astype(int) - drawn).max(-1) < 40
     assert near.mean() > 0.93 and not np.array_equal(made, tiles)
     shown = pictures.as_seen(segment, made, config, 400)
     assert abs(shown.width / shown.height / (width / height) - 1) < 0.02
     middle = shown.getpixel((shown.width * 21 // 40, shown.height * 13 // 20))
-    assert np.abs(np.array(middle) - [9, 99, 200]).max() < 8
+    assert np.abs(np.array(middle) - pictures.GREY).max() < 8
 
 
 def test_covering_the_star_costs_the_answer(model, monkeypatch):
@@ -432,10 +435,76 @@ def test_covering_the_star_costs_the_answer(model, monkeypatch):
     monkeypatch.setattr(occlusion, "squares", lambda size: iter(squares))
     found = model.explain(QUESTION, "In the top left.", images=[STAR], occlusion=True)
     one = found.occlusion[0]
-    for fill in occlusion.FILLS:
-        costs = one.drops[fill].sum(1)
+    for fill in pictures.FILLS:
+        costs = one.costs(fill=fill)
         assert costs[0] > 2 and costs[0] > 20 * abs(costs[1:]).max()
         assert inside(one.map(fill=fill), squares[0])
         assert one.map(2, fill).sum() == pytest.approx(
             (one.drops[fill][:, 2] * [70 * 70, 70 * 50, 90 * 80]).sum(), rel=1e-4
         )
+
+
+def test_hiding_the_frame_that_shows_the_answer_costs_most(model):
+    """A number flashes up in one frame of the toy's clip: that frame, and there the number."""
+    question = "What number flashed up?"
+    found = model.explain(question, videos=[CLIP], frames=8, occlusion=True)
+    frames, squares = found.occlusion
+    assert found.answer == "7." and frames.frames.tolist() == [[n, n + 1] for n in range(8)]
+    assert (squares.frames == [FLASH, FLASH + 1]).all() and len(squares.boxes) == 25
+    for fill in pictures.FILLS:
+        costs = frames.costs(fill=fill)
+        assert costs.argmax() == FLASH and costs[FLASH] > 5
+        assert np.delete(abs(costs), FLASH).max() < 0.01
+        assert inside(squares.map(fill=fill, frame=FLASH), NUMBER)
+        assert not squares.map(fill=fill, frame=FLASH - 1).any()
+    np.testing.assert_allclose(frames.map(0, frame=FLASH), frames.costs(0)[FLASH], rtol=1e-4)
+
+
+def test_frames_of_a_clip_are_covered_where_they_lie(model):
+    """Covered are the frames of the run, in the source, each in its own mean colour."""
+    clip = small.frames(5, 61, 43)
+    pixels = model.prepare("What?", videos=[clip]).visuals[0].pixels
+    own = [pixels.frames[pixels.which[n]] for n in range(5)]
+    for fill in pictures.FILLS:
+        made = occlusion.hidden(pixels, (range(1, 3), (10.0, 5.0, 40.0, 20.0)), fill)
+        assert len(made) == 5 and made.hash != pixels.hash
+        for number, frame in enumerate(own):
+            expected = frame.copy()
+            if number in (1, 2):
+                colour = pictures.GREY if fill == "grey" else frame.reshape(-1, 3).mean(0)
+                expected[5:20, 10:40] = colour
+            assert np.array_equal(made.frames[made.which[number]], expected)
+
+
+def test_a_frame_without_a_clip_is_covered_whole(families):
+    """Where a family has no video of its own, each frame is a visual, and costs as one."""
+    clip = small.frames(2, 61, 43)
+    found = families["interleave"].ours.explain("What?", [7, 300], videos=[clip], occlusion=True)
+    assert [one.visual for one in found.occlusion] == [0, 1]
+    assert all(one.boxes.tolist() == [[0, 0, 61, 43]] for one in found.occlusion)
+
+
+def test_covering_leaves_nothing_covered(model, monkeypatch):
+    """Each of two pictures is scored next to the other as it is, and a chat goes on as without."""
+    score, scores = occlusion.Occluder.score, []
+    own = [np.asarray(Image.open(STAR).convert("RGB")), small.picture(100, 120)]
+
+    def spied(self, visual, pixels, ids):
+        found = score(self, visual, pixels, ids)
+        if pixels is self.prepared.visuals[visual].pixels:
+            scores.append(found)
+        return found
+
+    monkeypatch.setattr(occlusion.Occluder, "score", spied)
+    monkeypatch.setattr(occlusion, "squares", lambda size: iter([(0.0, 0.0, 99.0, 77.0)]))
+    question, prefix = "Which picture has the star?", Prefix(model.empty_cache(0))
+    found = model.explain(question, images=own, prefix=prefix, occlusion=True, max_tokens=5)
+    assert [one.visual for one in found.occlusion] == [0, 1] and len(scores) == 2
+    for one in scores:
+        np.testing.assert_allclose(one, found.log_probabilities, atol=1e-3)
+    again = model.generate("Describe the picture.", images=own, prefix=prefix, max_tokens=8)
+    assert (
+        again.token_ids
+        == model.generate("Describe the picture.", images=own, max_tokens=8).token_ids
+    )
+    assert again.usage["cached_tokens"] < 50

@@ -314,8 +314,8 @@ DETAILS: tuple[Flag, ...] = (
     ),
     (
         "--occlusion",
-        "with --explain: also cover parts of each picture and score the answer again, which reads "
-        "the prompt 51 times for each",
+        "with --explain: also cover parts of each picture and clip and score the answer again, "
+        "which reads the prompt 51 times for a picture and up to 101 times for a clip",
         SWITCH,
     ),
     ("--jsonl", "print one JSON object a line: the events, then the answer", SWITCH),

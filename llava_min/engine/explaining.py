@@ -70,12 +70,7 @@ def explain(
     if occlusion:
         k, chunk = portions(model.config, model.storage, free_bytes(model.network.device.type))
         occluder = Occluder(model.network, prefix.cache, prepared, (k, chunk))
-        squares = [
-            occluder.occlusion(number, found.token_ids)
-            for number, visual in enumerate(prepared.visuals)
-            if isinstance(visual.pixels, np.ndarray)
-        ]
-        found = replace(found, occlusion=squares)
+        found = replace(found, occlusion=occluder.all(found.token_ids))
     return found
 
 

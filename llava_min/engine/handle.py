@@ -279,9 +279,10 @@ class Model(Asking):
 
         answer: the one to explain, as generate() gives it, or as text or ids; without one, the
         question is answered first. words: explain so many tokens of it at most. alternatives: of
-        each word. occlusion: also score the answer with parts of each picture covered, one after
-        another, which reads the prompt 51 times for each picture. prefix, options: see events. It
-        takes at most 64 MB besides what the answer takes. Raises LlavaMinError.
+        each word. occlusion: also score the answer with parts of each picture and clip covered, one
+        after another, which reads the prompt 51 times for a picture and at most 101 times for a
+        clip. prefix, options: see events. It takes at most 64 MB besides what the answer takes.
+        Raises LlavaMinError.
         """
         return explaining.explain(
             self, question, images, videos, answer, words, alternatives, occlusion, prefix, options

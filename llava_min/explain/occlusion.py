@@ -1,56 +1,69 @@
-"""What changes an answer: the same answer scored with one part of a picture covered after another.
+"""What changes an answer: it is scored with one part of a picture or clip covered after another.
 
 in:  a network, a cache that has read a prompt, the prompt, ids of an answer
-out: Occlusion: for each square, how much less likely each word becomes
+out: Occlusion: for each part, how much less likely each word becomes
 
-Attention says where a model read; this says what it needed. A square is covered on the tiles, in
-the mean colour of the picture and in grey, and everything from the picture on is read again.
+Attention says where a model read; this says what it needed. Of a picture, squares are covered on
+its tiles. Of a clip, whole frames are covered, and then squares of the frames that cost most. They
+are covered in the mean colour of the picture or frame and in grey, and everything from the picture
+or clip on is read again.
 Read explain/forced.py, explain/pictures.py first. Read next: explain/explanation.py.
 
-N squares, T words.
+N parts, T words.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..cache import Cache
 from ..config import LlavaConfig
+from ..image import FrameTiles, Pixels
 from ..model import Network
 from ..request.prepare import Prepared
-from ..segments import Picture, Plan, Text
+from ..segments import Clip, Picture, Plan, Text
 from .forced import before, log_probabilities
-from .pictures import GREY, covered
+from .pictures import FILLS, CoveredFrames, covered
 from .places import Box, spread
 
 PARTS, STEPS = 3, 2  # a square is a third of a side; squares begin at each half of that
-FILLS = ("mean", "grey")
+MOST = 25  # runs of frames of a clip
+Part = tuple[range, Box]  # frames of a clip, and what is covered of each
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """Squares of one picture, and what covering each of them costs.
+    """Parts of one picture or clip, and what covering each of them costs.
 
-    boxes: float32 [N 4], (left, top, right, bottom) in pixels of the source. drops: float32 [N T]
-    for each of FILLS, log p(word) before - after, in nats.
+    boxes: float32 [N 4], (left, top, right, bottom) in pixels of the source. frames: int32 [N 2],
+    of a clip the first covered frame and the one after the last; (0, 1) for a picture. drops:
+    float32 [N T] for each of FILLS, log p(word) before - after, in nats.
     """
 
     visual: int
     size: tuple[int, int]
     boxes: np.ndarray
+    frames: np.ndarray
     drops: dict[str, np.ndarray]
 
-    def map(self, word: int | None = None, fill: str = "mean") -> np.ndarray:
-        """How many nats the squares over a pixel cost, on average: float32 [H W].
-
-        word: its number; None is the whole answer.
-        """
+    def costs(self, word: int | None = None, fill: str = "mean") -> np.ndarray:
+        """How many nats each part costs: float32 [N]; word: its number, None is the answer."""
         drops = self.drops[fill]
-        costs = drops.sum(1) if word is None else drops[:, word]
-        areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)  # spread() divides by them
-        total = spread(costs * areas, self.boxes, self.size)
-        return total / np.maximum(spread(areas, self.boxes, self.size), 1e-9)
+        return drops.sum(1) if word is None else drops[:, word]
+
+    def map(self, word: int | None = None, fill: str = "mean", frame: int = 0) -> np.ndarray:
+        """How many nats the parts over a pixel cost, on average: float32 [H W].
+
+        word: its number; None is the whole answer. frame: of a clip.
+        """
+        inside = (self.frames[:, 0] <= frame) & (frame < self.frames[:, 1])
+        boxes, costs = self.boxes[inside], self.costs(word, fill)[inside]
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)  # spread() divides by them
+        total = spread(costs * areas, boxes, self.size)
+        return total / np.maximum(spread(areas, boxes, self.size), 1e-9)
 
 
 def squares(size: tuple[int, int]) -> Iterator[Box]:
@@ -66,10 +79,20 @@ def squares(size: tuple[int, int]) -> Iterator[Box]:
             yield left, top, left + width, top + height
 
 
-class Occluder:
-    """Reads a prompt again from one of its pictures on; its cache then ends before that picture.
+def runs(frames: int) -> list[range]:
+    """The frames of a clip one by one; where they are many, in runs of one length.
 
-    prompt: read already, into a cache of one row with room for the answer.
+    >>> len(runs(8)), runs(60)[:2], runs(60)[-1]
+    (8, [range(0, 3), range(3, 6)], range(57, 60))
+    """
+    length = math.ceil(frames / MOST)
+    return [range(start, min(start + length, frames)) for start in range(0, frames, length)]
+
+
+class Occluder:
+    """Reads a prompt again from one of its pictures or clips on, with a part of that covered.
+
+    prepared: the prompt, read already into a cache of one row with room for the answer.
     """
 
     def __init__(
@@ -79,14 +102,10 @@ class Occluder:
         self.k, self.chunk = portions
         self.config: LlavaConfig = network.config
 
-    def score(self, visual: int, pixels: np.ndarray, ids: list[int]) -> np.ndarray:
+    def score(self, visual: int, pixels: Pixels, ids: list[int]) -> np.ndarray:
         """Natural logarithms of the ids' probabilities with other tiles for one visual: [T]."""
-        segments, visuals = self.prepared.plan.segments, self.prepared.visuals
-        places = [n for n, segment in enumerate(segments) if not isinstance(segment, Text)]
-        start = places[visual]
-        before_it = sum(segment.tokens for segment in segments[:start])
-        self.cache.rewind(int(self.cache.host_lengths[0]) - before_it)
-        rest = Plan(segments[start:], self.prepared.plan.context)
+        visuals = self.prepared.visuals
+        rest = self.rewind(visual)
         encoded = [
             self.network.encode(v.segment, pixels if number == 0 else v.pixels, self.k)
             for number, v in enumerate(visuals[visual:])
@@ -94,19 +113,70 @@ class Occluder:
         logits = self.network.prefill(rest, encoded, self.cache, self.chunk)
         return log_probabilities(before(self.network, logits, self.cache, ids), ids).cpu().numpy()
 
-    def occlusion(self, visual: int, ids: list[int]) -> Occlusion:
-        """Every square of a picture in turn, in both colours."""
+    def rewind(self, visual: int) -> Plan:
+        """Forget everything from a visual on; what is to be read then."""
+        segments = self.prepared.plan.segments
+        start = [n for n, one in enumerate(segments) if not isinstance(one, Text)][visual]
+        before_it = sum(segment.tokens for segment in segments[:start])
+        self.cache.rewind(int(self.cache.host_lengths[0]) - before_it)
+        return Plan(segments[start:], self.prepared.plan.context)
+
+    def all(self, ids: list[int]) -> list[Occlusion]:
+        """The occlusions of all visuals; the cache then ends before the first one.
+
+        They come from the last visual to the first, so that what is before one is as it was read.
+        """
+        found: list[Occlusion] = []
+        for visual in reversed(range(len(self.prepared.visuals))):
+            found = [*self.occlusions(visual, ids), *found]
+            self.rewind(visual)
+        return found
+
+    def occlusions(self, visual: int, ids: list[int]) -> Iterator[Occlusion]:
+        """Of a picture its squares; of a clip its frames, then squares of those that cost most.
+
+        A frame that is a visual of its own is covered whole.
+        """
         one = self.prepared.visuals[visual]
-        picture, pixels = one.segment, one.pixels
-        assert isinstance(picture, Picture) and isinstance(pixels, np.ndarray)
+        segment, pixels, size = one.segment, one.pixels, one.segment.size
         whole = self.score(visual, pixels, ids)
-        colours = {"mean": pixels[0].mean(axis=(0, 1)), "grey": np.array(GREY)}
-        boxes = list(squares(picture.size))
+        if isinstance(pixels, FrameTiles):
+            frames = [(run, (0.0, 0.0, *map(float, size))) for run in runs(len(pixels))]
+            found = self.occlusion(visual, frames, partial(hidden, pixels), whole, ids)
+            yield found
+            if isinstance(segment, Clip):
+                worst = frames[int(found.costs().argmax())][0]
+                parts = [(worst, box) for box in squares(size)]
+                yield self.occlusion(visual, parts, partial(hidden, pixels), whole, ids)
+        else:
+            assert isinstance(segment, Picture)
+            parts = [(range(1), box) for box in squares(size)]
+            cover = lambda part, fill: covered(segment, pixels, part[1], fill, self.config)
+            yield self.occlusion(visual, parts, cover, whole, ids)
+
+    def occlusion(
+        self,
+        visual: int,
+        parts: list[Part],
+        cover: Callable[[Part, str], Pixels],
+        whole: np.ndarray,
+        ids: list[int],
+    ) -> Occlusion:
+        """Every part of a visual in turn, in both colours.
+
+        cover: makes the tiles with a part covered. whole: the score without.
+        """
         drops = {
-            fill: np.stack([
-                whole - self.score(visual, covered(picture, pixels, box, colour, self.config), ids)
-                for box in boxes
-            ])
-            for fill, colour in colours.items()
-        }  # fmt: skip
-        return Occlusion(visual, picture.size, np.array(boxes, np.float32), drops)
+            fill: np.stack([whole - self.score(visual, cover(part, fill), ids) for part in parts])
+            for fill in FILLS
+        }
+        boxes = np.array([box for _, box in parts], np.float32)
+        frames = np.array([(run.start, run.stop) for run, _ in parts], np.int32)
+        return Occlusion(visual, self.prepared.visuals[visual].segment.size, boxes, frames, drops)
+
+
+def hidden(pixels: FrameTiles, part: Part, fill: str) -> FrameTiles:
+    """The tiles of frames with a part covered."""
+    run, box = part
+    some = range(pixels.which[run.start], pixels.which[run.stop - 1] + 1)
+    return FrameTiles(CoveredFrames(pixels.frames, some, box, fill), pixels.config, pixels.which)
