@@ -212,17 +212,19 @@ def pointing(samples: int) -> list[dict]:
 def maps_of(
     case: Case, found: Explanation, head: Key, rng: np.random.Generator
 ) -> dict[str, tuple[np.ndarray, Rows, Box]]:
-    """Weights, places and a box by name: four kinds of map, controls, and mistakes.
+    """Weights, places and a box by name: five kinds of map, controls, and mistakes.
 
     Controls and mistakes have the weights of the last layer.
     """
     weights, rows = found.weights(0, len(found.shares) - 1), found.rows
     picture, shuffled = found.visuals[0].segment, moved(rows, rng.permutation(len(rows.tokens)))
     assert isinstance(picture, plans.Picture) and found.suggested is not None
+    aimed = next(key for key in found.planes if key[1] is not None)  # the best of them comes first
     return {
         "mean of all layers and heads": (found.weights(0), rows, case.box),
         "mean of the last layer": (weights, rows, case.box),
-        "suggested head": (found.weights(0, *found.suggested), rows, case.box),
+        "suggested layer": (found.weights(0, *found.suggested), rows, case.box),
+        "head that is aimed best": (found.weights(0, *aimed), rows, case.box),
         "head chosen on other scenes": (found.weights(0, *head), rows, case.box),
         "another shape's box": (weights, rows, case.other),
         "shuffled places": (weights, shuffled, case.box),

@@ -59,6 +59,7 @@ TESTS = {
     "llava_min/explain/rows.py": ("test_explain",),
     "llava_min/explain/attention.py": ("test_explain",),
     "llava_min/explain/measures.py": ("test_explain",),
+    "llava_min/explain/sinks.py": ("test_explain",),
     "llava_min/explain/pictures.py": ("test_explain",),
     "llava_min/explain/occlusion.py": ("test_explain",),
     "llava_min/explain/explanation.py": ("test_explain",),

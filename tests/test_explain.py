@@ -20,9 +20,9 @@ from llava_min import segments as plans
 from llava_min.cache import Layer
 from llava_min.engine.prefix import Prefix
 from llava_min.errors import OutputError, ParameterError
-from llava_min.explain import attention, measures, occlusion, pictures
+from llava_min.explain import attention, measures, occlusion, pictures, sinks
 from llava_min.explain.forced import before
-from llava_min.explain.places import spread
+from llava_min.explain.places import grid_fits, spread
 from llava_min.explain.rows import KINDS, Rows
 from llava_min.families import layouts
 from llava_min.kernels.attention import causal_mask
@@ -224,7 +224,8 @@ def planted(draw):
 @given(planted())
 def test_a_bright_patch_is_found_at_its_place(case):
     """In every family, geometry and mode the brightest pixel of the map of the brightness of rows
-    is within half a row's box of the patch's middle, after text and another picture.
+    is within half a row's box of the patch's middle, after text and another picture. Where tiles
+    are no whole number of patches, half of what lies unseen between two tiles comes to that.
     """
     config, mode, size, spot = case
     clip = mode == "clip"
@@ -240,9 +241,11 @@ def test_a_bright_patch_is_found_at_its_place(case):
     middle = np.array([left + right, top + bottom]) / 2
     how = config.frame_mode if clip else mode
     tiles = image.MODES[how](image.Image.fromarray(pixels), config)
+    dark = image.MODES[how](image.Image.fromarray(pixels * 0), config)  # a border may be bright
     if clip:
-        tiles = np.stack([np.zeros_like(tiles[0]), tiles[0]])
-    bright = rows_of(visual, brightness(tiles, config), config).numpy()
+        tiles, dark = (np.stack([dark[0], one[0]]) for one in (tiles, dark))
+    brighter = brightness(tiles, config) - brightness(dark, config)
+    bright = rows_of(visual, brighter, config).numpy()
     seen = np.concatenate([np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)])
     if left < seen[0] or top < seen[1] or right > seen[2] or bottom > seen[3]:
         return  # a crop has cut it off, or the tile is no whole number of patches
@@ -256,9 +259,12 @@ def test_a_bright_patch_is_found_at_its_place(case):
         found = explained.map(0, visual=1, kind=kind, frame=1 if clip else None)
         own = rows.boxes[(rows.visuals == 1) & (rows.kinds == KINDS.index(kind))]
         half = np.nanmax(own[:, 2:] - own[:, :2], axis=0) / 2
+        if kind == "grid":
+            unseen = config.tile - config.vision.side * config.vision.patch_size
+            half += [unseen / fit.scale / 2 for fit in grid_fits(visual, config)]
         bright_places = np.argwhere(found >= 0.999 * found.max())[:, ::-1] + 0.5
         distance = np.abs(np.median(bright_places, axis=0) - middle)
-        assert (distance <= half + 1).all(), (kind, distance, half)  # a pixel of rounding
+        assert (distance <= half + 1.5).all(), (kind, distance, half)  # two ends are rounded
 
 
 def explanation_of(rows, config, visuals, bright):
@@ -270,6 +276,7 @@ def explanation_of(rows, config, visuals, bright):
     return Explanation(
         model="", config=config, answer="", token_ids=[0], tokens=[""], log_probabilities=[0.0],
         top=[[]], shares=np.zeros((1, 1, 1, 6)), planes={(None, None): weights[None]}, rows=rows,
+        lengths={(None, None): np.ones(len(weights))},
         visuals=[Encodable(visual, np.empty(0)) for visual in visuals], sources=[], prompt=[],
         suggested=None,
     )  # fmt: skip
@@ -334,7 +341,8 @@ def test_with_less_room_the_rest_is_the_same(model, found, monkeypatch, room, wo
     assert len(fewer.tokens) == words and len(fewer.left_out) == 1 + (words < 6)
     kept = list(fewer.planes)
     assert kept[:2] == [(None, None), (3, None)] and len(kept) == (7 if words == 6 else 3)
-    assert kept[2] == fewer.suggested and sum(2 * p.size for p in fewer.planes.values()) <= room
+    assert kept[1] == fewer.suggested and kept[2][1] is not None
+    assert sum(2 * p.size for p in fewer.planes.values()) <= room
     for key, plane in fewer.planes.items():
         np.testing.assert_allclose(plane, found.planes[key][:words], atol=1e-3)
     with pytest.raises(ParameterError, match="layer 0, head 3 was not kept"):
@@ -401,6 +409,44 @@ def test_numbers_are_saved(found, tmp_path):
         assert np.array_equal(file.get_tensor("planes.3.None"), found.planes[3, None])
         assert np.array_equal(file.get_tensor("shares"), found.shares)
         assert np.array_equal(file.get_tensor("rows.boxes"), found.rows.boxes, equal_nan=True)
+
+
+# Sinks ---------------------------------------------------------------------------------
+
+
+def test_a_row_with_short_values_is_a_sink_where_words_look_at_it(model, found):
+    """Values of the patch that gets most are made short in one layer and one key/value head: there
+    it is a sink, in heads that read these values and look at it, and in no other map.
+    """
+    prefix = Prefix(model.empty_cache(0))
+    model.generate(QUESTION, images=[STAR], prefix=prefix)
+    token = int(found.rows.tokens[found.planes[3, 0].mean(0).argmax()])
+    prefix.cache.values[3, 0, 0, token] *= 0.01
+    made = model.explain(QUESTION, found.token_ids, images=[STAR], prefix=prefix)
+    row = int(np.flatnonzero(found.rows.tokens == token)[0])
+    for key in made.planes:
+        read = key in ((3, 0), (3, 1))  # of four heads that read two
+        assert (made.lengths[key][row] < 0.05) == read, key
+        assert made.sinks(*key)[row] <= read and not found.sinks(*key)[row]
+    assert made.sinks(3, 0)[row] and made.sinks(3, 0).sum() == found.sinks(3, 0).sum() + 1
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_lengths_are_those_of_the_values(kv_dtype, monkeypatch):
+    """In blocks of any size, and where they have 8 bits."""
+    model = llava_min.load(dtype="float32", kv_dtype=kv_dtype)
+    monkeypatch.setattr(sinks, "NUMBERS", 7 * 2 * 64)
+    prepared = model.prepare(QUESTION, images=[STAR])
+    _, cache = model.prefilled(prepared, 2)
+    rows = Rows.of(prepared.plan, model.config)
+    found = sinks.lengths(cache, TINY.text, rows, [(None, None), (1, None), (2, 3)])
+    _, values = cache.layers()[2].keys_and_values(0, torch.float32)
+    long = values[0, 1, rows.tokens].norm(dim=-1)
+    expected = long / long[rows.patches].median()
+    np.testing.assert_allclose(found[2, 3], expected, rtol=1e-3)
+    every = [sinks.lengths(cache, TINY.text, rows, [(n, None)])[n, None] for n in range(4)]
+    np.testing.assert_allclose(found[None, None], sum(every) / 4, rtol=1e-5)
+    np.testing.assert_allclose(found[1, None], every[1], rtol=1e-5)
 
 
 # Occlusion --------------------------------------------------------------------------------

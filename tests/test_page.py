@@ -20,7 +20,7 @@ import llava_min
 from llava_min import segments as plans
 from llava_min.command.main import main
 from llava_min.errors import ParameterError
-from llava_min.explain import page
+from llava_min.explain import occlusion, page
 from llava_min.explain.rows import Rows
 from llava_min.request.visuals import Encodable
 
@@ -134,6 +134,7 @@ def test_the_page_of_a_large_model_fits(kind):
         tokens=["word"] * words, log_probabilities=[-0.5] * words, top=[[("x", 0.25)] * 5] * words,
         shares=rng.random((28, 28, words, 6)).astype(np.float32), sources=["x"], prompt=[0],
         planes={(None, None): plane} | {(layer, None): plane for layer in range(28)},
+        lengths={(at, None): np.ones(len(plane[0])) for at in (None, *range(28))},
         visuals=[Encodable(visual, tiles)],
     )  # fmt: skip
     text = page.page(found)
@@ -315,20 +316,107 @@ def test_a_clip_is_a_strip_of_frames(model, open_page):
     assert int(np.argmax(shares)) == int(np.argmax(own)) and max(shares) > 2 * np.median(shares)
 
 
-def test_occlusion_is_shown_beside(described, open_page):
-    from llava_min.explain.occlusion import Occlusion, squares
-
-    boxes = np.array(list(squares((320, 240))), np.float32)
+@pytest.fixture(scope="module")
+def covered(described):
+    """With one square that costs a nat for each word."""
+    boxes = np.array(list(occlusion.squares((320, 240))), np.float32)
     costs = np.zeros((25, len(described.tokens)), np.float32)
     costs[6] = 1
-    found = Occlusion(0, (320, 240), boxes, {"mean": costs, "grey": costs})
-    shown = open_page(replace(described, occlusion=[found]))
+    drops, frames = {"mean": costs, "grey": costs}, np.tile([0, 1], (25, 1))
+    found = occlusion.Occlusion(0, (320, 240), boxes, frames, drops)
+    return replace(described, occlusion=[found])
+
+
+def test_occlusion_is_shown_beside(covered, open_page):
+    shown, boxes = open_page(covered), covered.occlusion[0].boxes
     left, top, right, bottom = boxes[6]
     x, y = brightest(shown, "#covered canvas")
     assert left <= x <= right and top <= y <= bottom
-    assert f"{len(described.tokens)}.00 nats" in shown.locator("#cost").inner_text()
+    assert f"{len(covered.tokens)}.00 nats" in shown.locator("#cost").inner_text()
     shown.locator("#whose").select_option("word")
     assert "1.00 nats" in shown.locator("#cost").inner_text()
+
+
+@pytest.fixture(scope="module")
+def clip(model):
+    return model.explain("What number flashed up?", videos=[CLIP], frames=8, occlusion=True)
+
+
+def test_covered_frames_are_a_strip(clip, open_page):
+    """Each with its cost, the one with the number brightest; then that one with its squares."""
+    shown = open_page(clip)
+    captions = shown.locator("#covered .strip figcaption").all_inner_texts()
+    costs = [float(re.search(r"frame \d: (-?[\d.]+) nats$", caption)[1]) for caption in captions]
+    np.testing.assert_allclose(costs, clip.occlusion[0].costs(), atol=0.01)
+    brightness = shown.locator("#covered canvas[role=img]").evaluate_all(
+        f"all => all.map(canvas => ({OPACITY})(canvas))"
+    )
+    assert len(brightness) == 9 and int(np.argmax(brightness[:8])) == int(np.argmax(costs)) == 6
+    squares = shown.locator("#covered > figure figcaption").inner_text()
+    assert squares.startswith("frame 7: ") and squares.endswith("worst square")
+    x, y = brightest(shown, "#covered > figure canvas")
+    assert 83 <= x <= 143 and 131 <= y <= 211  # where the number is
+
+
+OPACITY = """canvas => {
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return pixels.reduce((sum, value, i) => i % 4 === 3 ? sum + value : sum, 0);
+}"""
+
+
+def with_sink(found):
+    """(an explanation whose first map has a sink in the middle of its grid, the sink's box)."""
+    key, row = found.suggested, found.rows.inside((150, 110, 170, 130))[-1]
+    plane, short = found.planes[key].copy(), found.lengths[key].copy()
+    plane[:, row], short[row] = 0.9, 0.01
+    made = replace(
+        found, planes={**found.planes, key: plane}, lengths={**found.lengths, key: short}
+    )
+    assert np.flatnonzero(made.sinks(*key)).tolist() == [row]
+    return made, found.rows.boxes[row]
+
+
+def test_sinks_are_marked_and_can_be_left_out(described, open_page):
+    made, (left, top, right, bottom) = with_sink(described)
+    shown = open_page(made)
+    assert shown.locator("#share").inner_text().endswith("Sinks, hatched: 1.")
+    hatched = shown.locator("#pictures canvas").nth(1)
+    (x0, y0), (x1, y1) = (np.array(hatched.evaluate(BRIGHTEST)).__getattribute__(end)(axis=0)
+                          for end in ("min", "max"))  # fmt: skip
+    assert left - 1 <= x0 and x1 <= right + 1 and top - 1 <= y0 and y1 <= bottom + 1
+    x, y = brightest(shown)
+    assert left <= x <= right and top <= y <= bottom
+    shown.locator("#bare").check()
+    x, y = brightest(shown)
+    assert not (left <= x <= right and top <= y <= bottom)
+    shown.locator("#plane").select_option(index=0)
+    assert not shown.locator("#bared").is_visible()
+    assert hatched.evaluate(OPACITY) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("which", ["picture", "clip"])
+def test_nothing_that_axe_finds(covered, clip, which, scheme, open_page):
+    """axe-core's rules: contrast, names of what can be operated, landmarks, order of headings."""
+    script = peers.node_package("axe-core") / "axe.min.js"
+    found = with_sink(covered)[0] if which == "picture" else clip
+    found = replace(found, left_out=["Something."])
+    shown = open_page(found, color_scheme=scheme, bypass_csp=True)
+    shown.locator("#static summary").click()
+    shown.evaluate(script.read_text())
+    result = shown.evaluate("axe.run()")
+    wrong = [(one["id"], node["target"]) for one in result["violations"] for node in one["nodes"]]
+    assert wrong == []
+    assert {"color-contrast", "select-name"} <= {one["id"] for one in result["passes"]}
+
+
+@pytest.mark.parametrize("which", ["picture", "clip"])
+def test_a_narrow_window_needs_no_scrolling_sideways(covered, clip, which, open_page):
+    found = with_sink(covered)[0] if which == "picture" else clip
+    found = replace(found, sources=["/a/path/that/no/window/of/a/telephone/has/room/for.png"])
+    shown = open_page(found, viewport={"width": 360, "height": 740})
+    shown.locator("#static summary").click()
+    assert shown.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_pictures_are_those_of_the_tiles(described):

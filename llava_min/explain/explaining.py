@@ -6,7 +6,7 @@ out: Explanation
 The words run through the decoder as one chunk after the cached prompt, which gives the numbers of
 the run itself. The row before a word predicts it; so the prompt's last row and all words but the
 last are read.
-Read explain/measures.py, explain/explanation.py first. Read next: engine/explaining.py.
+Read explain/explanation.py first. Read next: engine/explaining.py.
 
 T words, D width.
 """
@@ -26,8 +26,9 @@ from ..trace import observing
 from .attention import weighing
 from .explanation import Explanation
 from .forced import log_probabilities
-from .measures import Planes, Shares, wanted, words_that_fit
+from .measures import Planes, Shares, suggested, wanted, words_that_fit
 from .rows import Rows
+from .sinks import lengths
 
 AT_A_TIME = 4  # words of which the logits are there together
 ENTRANCES = ("embedded", "visual_rows")  # the places at which rows enter the decoder
@@ -80,6 +81,8 @@ def explained(
     with weighing(cache, planes.take, sums):
         network.decoder(entering, cache)
     cache.advance(1)
+    maps = planes.arrays() if len(rows.tokens) else {}
+    long = lengths(cache, text, rows, maps) if maps else {}
     name, answer = namer(prepared.tokenizer), ids[:count]
     whole = (
         " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
@@ -94,13 +97,14 @@ def explained(
         log_probabilities=logs,
         top=top,
         shares=shares.shares.numpy(),
-        planes=planes.arrays() if len(rows.tokens) else {},
+        planes=maps,
+        lengths={key: found.half().numpy() for key, found in long.items()},
         rows=rows,
         visuals=prepared.visuals,
         sources=list(sources(prepared)),
         prompt=list(ribbon(prepared, name)),
-        suggested=divmod(int(marks.argmax()), text.num_heads) if len(rows.tokens) else None,
-        left_out=left_out(len(ids), count, len(planes.planes) + 1, marks.numel() + len(marks) + 1),
+        suggested=suggested(marks) if maps else None,
+        left_out=left_out(len(ids), count, len(planes.planes) + 1, marks.numel() + 1),
     )
 
 
@@ -167,7 +171,7 @@ def left_out(said: int, words: int, kept: int, all_planes: int) -> list[str]:
         found.append(f"Only the first {words} of {said} tokens of the answer are explained.")
     if kept < all_planes:
         found.append(
-            f"{kept} of {all_planes} maps were kept: the mean, the last layer, the head that is "
+            f"{kept} of {all_planes} maps were kept: the mean, the layer and the head that are "
             "aimed best, and as many others as there was room for."
         )
     return found

@@ -3,7 +3,7 @@
 in:  what explain/explaining.py measured
 out: maps [H W] on the source picture, shares, .html and .safetensors
 
-Read explain/measures.py, explain/pictures.py first. Read next: explain/explaining.py.
+Read explain/sinks.py, explain/pictures.py first. Read next: explain/explaining.py.
 
 L layers, H heads, T words, V rows of visuals.
 """
@@ -26,6 +26,7 @@ from .occlusion import Occlusion
 from .page import page
 from .places import spread
 from .rows import KINDS, Rows
+from .sinks import sinks
 
 UNWRITTEN = "cannot write the explanation"
 
@@ -48,9 +49,10 @@ class Explanation:
     float32 [L H T 6], how much of a head's attention goes to the first token, to text, base tiles,
     grids, frames and newlines (KINDS). planes: float16 [T V] by (layer, head), the weights on each
     row of the visuals; None is the mean of all. The row before a word predicts it, so its weights
-    are those of that word. rows: what the V rows are. suggested: the head (layer, head) that is
-    aimed best, or None without visuals. prompt: each token's text, or the number of a visual.
-    left_out: what there was no room for, in sentences.
+    are those of that word. lengths: float16 [V] for each plane, how long the values of a row are
+    over those of the median patch. rows: what the V rows are. suggested: the layer whose mean is
+    aimed best, (layer, None), or None without visuals. prompt: each token's text, or the number of
+    a visual. left_out: what there was no room for, in sentences.
     """
 
     model: str
@@ -62,11 +64,12 @@ class Explanation:
     top: list[list[tuple[str, float]]]
     shares: np.ndarray
     planes: dict[Key, np.ndarray]
+    lengths: dict[Key, np.ndarray]
     rows: Rows
     visuals: list[Encodable]
     sources: list[str]
     prompt: list[str | int]
-    suggested: tuple[int, int] | None
+    suggested: Key | None
     left_out: list[str] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
     occlusion: list[Occlusion] = field(default_factory=list)
@@ -126,6 +129,15 @@ class Explanation:
             pixels += spread(weights[some], self.rows.boxes[some], (width, height))
         return pixels
 
+    def sinks(self, layer: int | None = None, head: int | None = None) -> np.ndarray:
+        """Which rows get much of a map's weight and have next to nothing to give: bool [V].
+
+        They are patches; explain/sinks.py has the rule. ParameterError: see `weights`.
+        """
+        self.weights(0, layer, head)
+        key = layer, head
+        return sinks(self.planes[key], self.lengths[key], self.rows.patches)
+
     def save(self, path: str | Path) -> None:
         """Write a page to look at (.html), or all numbers (.safetensors).
 
@@ -152,12 +164,14 @@ class Explanation:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The numbers by name, as .safetensors holds them."""
         arrays = {f"planes.{layer}.{head}": x for (layer, head), x in self.planes.items()}
+        arrays |= {f"lengths.{layer}.{head}": x for (layer, head), x in self.lengths.items()}
         arrays |= {f"rows.{name}": array for name, array in vars(self.rows).items()}
         arrays |= {"shares": self.shares, "token_ids": np.array(self.token_ids)}
         arrays |= {"log_probabilities": np.array(self.log_probabilities)}
         for number, found in enumerate(self.occlusion):
             arrays |= {f"occlusion.{number}.{name}": x for name, x in found.drops.items()}
             arrays[f"occlusion.{number}.boxes"] = found.boxes
+            arrays[f"occlusion.{number}.frames"] = found.frames
         return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
 
     def json(self) -> dict[str, object]:

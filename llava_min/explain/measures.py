@@ -1,11 +1,12 @@
-"""From blocks of weights to what is kept of them: shares, the best head, planes.
+"""From blocks of weights to what is kept of them: shares, marks, planes.
 
 in:  weights [H T C] of a layer, block by block
-out: shares [L H T kinds], a mark for each head, planes [T V] of chosen heads and means
+out: shares [L H T kinds], marks for heads and layers, planes [T V] of chosen heads and means
 
-The rows run through the decoder twice. The first time only sums are taken. They say which heads are
-worth keeping, and the second time those are kept, as many as fit into a fixed number of bytes.
-Read explain/attention.py first. Read next: explain/explanation.py.
+The rows run through the decoder twice. The first time only sums are taken. They say which heads and
+layers are worth keeping, and the second time those are kept, as many as fit into a fixed number of
+bytes.
+Read explain/attention.py first. Read next: explain/sinks.py.
 
 L layers, H heads, T words, C columns of a block, V rows of visuals.
 """
@@ -18,7 +19,7 @@ from ..config import TextConfig
 from .rows import KINDS, PATCHES, Rows
 
 KEPT = 28 * 2**20  # bytes of planes
-LEAST = 4  # planes: the mean of all, which takes two while it is summed, last layer, best head
+LEAST = 4  # planes: the mean of all, which takes two while it is summed, best layer, best head
 Key = tuple[int | None, int | None]  # (layer, head); None is the mean of all
 
 
@@ -26,9 +27,10 @@ class Shares:
     """How much of each head's attention goes to which kind of token, and how well it is aimed."""
 
     def __init__(self, text: TextConfig, words: int, kinds: np.ndarray):
-        shape = (text.num_layers, text.num_heads, words)
-        self.shares = torch.zeros(*shape, len(KINDS))
-        self.spread = torch.zeros(shape)  # sum of -w log w over patches
+        layers, heads = text.num_layers, text.num_heads
+        self.shares = torch.zeros(layers, heads, words, len(KINDS))
+        # sum of -w log w over patches: of each head, and of the mean of all
+        self.spread = torch.zeros(layers, heads + 1, words)
         self.kinds = torch.from_numpy(kinds)
         self.patches = torch.from_numpy(np.isin(kinds, PATCHES))
 
@@ -37,15 +39,18 @@ class Shares:
         weights = weights.float().cpu()
         self.shares[layer].index_add_(-1, self.kinds[columns], weights)
         on_patches = weights[..., self.patches[columns]]
-        self.spread[layer] += torch.special.entr(on_patches).sum(-1)
+        every = torch.cat([on_patches, on_patches.mean(0, keepdim=True)])
+        self.spread[layer] += torch.special.entr(every).sum(-1)
 
     def marks(self) -> Tensor:
-        """How well each head is aimed at a place, 0 to 1: [L H], the mean over the words.
+        """How well each head is aimed at a place, and last the mean of a layer's heads: [L H + 1].
 
-        It is share x (1 - entropy): the share of patches, and their entropy, where 1 is that of
-        equal weights.
+        A mark is from 0 to 1, the mean over the words of share x (1 - entropy): the share of
+        patches, and their entropy, where 1 is that of equal weights. Heads that are aimed at
+        different places have a mean that is aimed at none.
         """
         share = self.shares[..., PATCHES].sum(-1)
+        share = torch.cat([share, share.mean(1, keepdim=True)], dim=1)
         inside = share.clamp(min=1e-9)
         entropy = self.spread / inside + inside.log()  # of weights / share
         largest = np.log(max(int(self.patches.sum()), 2))
@@ -84,14 +89,22 @@ def words_that_fit(words: int, rows: int) -> int:
     return max(1, min(words, KEPT // (2 * LEAST * max(rows, 1))))
 
 
+def suggested(marks: Tensor) -> tuple[int, None]:
+    """The layer whose mean is aimed best, by marks [L H + 1]."""
+    return int(marks[:, -1].argmax()), None
+
+
 def wanted(marks: Tensor, words: int, rows: int) -> list[Key]:
     """The planes to keep, the most useful first: as many as fit.
 
-    These are the mean of all, the last layer, the best head, each layer, and the other heads from
-    the best one on.
+    These are the mean of all, the layer whose mean is aimed best, the best head, the other layers
+    from the last one on, and the other heads from the best one on.
     """
-    layers, heads = marks.shape
-    best = [divmod(number, heads) for number in marks.flatten().argsort(descending=True).tolist()]
-    order: list[Key] = [(None, None), (layers - 1, None), best[0]]
-    order += [(layer, None) for layer in range(layers - 1)] + best[1:]
-    return order[: max(KEPT // (2 * words * max(rows, 1)) - 1, LEAST - 1)]
+    heads = marks[:, :-1]
+    order = heads.flatten().argsort(descending=True).tolist()
+    best: list[Key] = [divmod(number, heads.shape[1]) for number in order]
+    layers: list[Key] = [(layer, None) for layer in reversed(range(len(marks)))]
+    first = suggested(marks)
+    layers.remove(first)
+    whole = [(None, None), first, best[0], *layers, *best[1:]]
+    return whole[: max(KEPT // (2 * words * max(rows, 1)) - 1, LEAST - 1)]

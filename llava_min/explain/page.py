@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..families.folder import TOY
 from ..segments import Clip, Picture
 from .pictures import as_seen, fits_of
 from .places import tile_fits
@@ -91,6 +90,7 @@ def content(found: "Explanation") -> dict[str, object]:
         "shares": found.shares.mean(1)[:, :words].astype(float).round(4).tolist(),
         "planes": [
             {"layer": layer, "head": head, "name": name_of((layer, head), found)}
+            | {"sinks": np.flatnonzero(found.sinks(layer, head)).tolist()}
             | encoded(found.planes[layer, head][:words])
             for layer, head in planes
         ],
@@ -104,6 +104,7 @@ def content(found: "Explanation") -> dict[str, object]:
         "occlusion": [
             {
                 "visual": one.visual,
+                "frames": one.frames.tolist(),
                 "boxes": (one.boxes / np.tile(one.size, 2)).tolist(),
                 "drops": {
                     k: drops.astype(float).round(4).tolist() for k, drops in one.drops.items()
@@ -122,10 +123,8 @@ def planes_that_fit(found: "Explanation") -> "tuple[list[Key], int]":
 
 
 def start(found: "Explanation", planes: "list[Key]") -> int:
-    """The map to show first: on the toy the last layer, elsewhere the head that is aimed best."""
-    last: Key = (len(found.shares) - 1, None)
-    first = last if found.model == TOY or found.suggested is None else found.suggested
-    return planes.index(first) if first in planes else 0
+    """The map to show first: the layer that is aimed best."""
+    return planes.index(found.suggested) if found.suggested in planes else 0
 
 
 def name_of(key: "Key", found: "Explanation") -> str:
@@ -133,10 +132,8 @@ def name_of(key: "Key", found: "Explanation") -> str:
     layer, head = key
     if layer is None:
         return "mean of all layers and heads"
-    if head is None:
-        last = " (the last)" if layer == len(found.shares) - 1 else ""
-        return f"layer {layer}, mean of its heads{last}"
-    return f"layer {layer}, head {head}" + " (suggested)" * (key == found.suggested)
+    words = f"layer {layer}, " + ("mean of its heads" if head is None else f"head {head}")
+    return words + " (suggested)" * (key == found.suggested)
 
 
 def encoded(plane: np.ndarray) -> dict[str, object]:
@@ -188,7 +185,6 @@ def pictures(found: "Explanation") -> tuple[list[dict[str, object]], list[str]]:
             "source": source,
             "size": segment.size,
             "times": getattr(segment, "times", ()),
-            "frames": list(range(count)),
             "images": images,
             "first": first,
             "end": end,
