@@ -141,7 +141,8 @@ class Occluder:
         segment, pixels, size = one.segment, one.pixels, one.segment.size
         whole = self.score(visual, pixels, ids)
         if isinstance(pixels, FrameTiles):
-            frames = [(run, (0.0, 0.0, *map(float, size))) for run in runs(len(pixels))]
+            all_of_it: Box = (0.0, 0.0, float(size[0]), float(size[1]))
+            frames = [(run, all_of_it) for run in runs(len(pixels))]
             found = self.occlusion(visual, frames, partial(hidden, pixels), whole, ids)
             yield found
             if isinstance(segment, Clip):
