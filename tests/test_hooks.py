@@ -111,7 +111,7 @@ def test_the_examples_of_the_page_print_what_it_shows(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "looking-inside.md").read_text()
     examples = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
-    assert len(examples) == text.count("```python") == 5
+    assert len(examples) == text.count("```python") == 6
     for code, shown in examples:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, {})
