@@ -431,6 +431,27 @@ def test_a_row_with_short_values_is_a_sink_where_words_look_at_it(model, found):
     assert made.sinks(3, 0)[row] and made.sinks(3, 0).sum() == found.sinks(3, 0).sum() + 1
 
 
+@pytest.mark.parametrize(
+    "looks, length, kind, sink",
+    [
+        (5.1, 0.25, "patch", True),
+        (4.9, 0.25, "patch", False),
+        (5.1, 0.26, "patch", False),
+        (9.0, 0.01, "newline", False),
+        (0.0, 0.01, "patch", False),
+    ],
+)
+def test_the_rule_of_sinks(looks, length, kind, sink):
+    """Looks are the mean over words, and compared with the mean of 40 patches, which is 1 here."""
+    row, plane, lengths = 7 if kind == "patch" else 40, np.ones((2, 41)), np.ones(41)
+    if kind == "patch":
+        plane *= (40 - looks) / 39 if looks else 0
+    plane[:, row] = looks * 0.9, looks * 1.1
+    lengths[row] = length
+    found = sinks.sinks(plane, lengths, np.arange(41) < 40)
+    assert found[row] == sink and found.sum() == sink
+
+
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_lengths_are_those_of_the_values(kv_dtype, monkeypatch):
     """In blocks of any size, and where they have 8 bits."""
