@@ -1,14 +1,15 @@
 """How far the maps of an explanation can be trusted, on scenes of which we know what is where.
 
-    python -m bench explain [--samples 2000] [--only pointing occlusion cost]
+    python -m bench explain [--samples 2000] [--only pointing occlusion cost memory]
 
 pointing   "Where is the star?" of fresh scenes: does the brightest place of the map of the first
            word lie in the star's box, and how much of the map does? Right answers only. Controls:
            another shape's box, the maps of a blank picture, shuffled places; and what four mistakes
            of the geometry would make of it
 occlusion  does the square that costs the answer most have its middle in the box?
-cost       seconds of explaining 64 words beside writing them, and memory: after 7,000 tokens in the
-           shape of 0.5B, and after 100,000 in that of the toy
+cost       seconds of explaining 64 words beside writing them: after 7,000 tokens in the shape of
+           0.5B, and after 100,000 in that of the toy
+memory     what explaining them takes beyond the model and its cache, after the same prompts
 Read ledger.py first. Read next: quality.py.
 
 V rows of a picture.
@@ -44,7 +45,7 @@ from llava_min.weights.tiny import exam, scenes
 
 from . import ledger, measure, models, shapes
 
-SECTIONS = ("pointing", "occlusion", "cost")
+SECTIONS = ("pointing", "occlusion", "cost", "memory")
 TASKS = ("where", "color")
 CHOOSING, SEED = 11, 12  # seeds of the scenes on which a head is chosen, and of those that count
 CHOSEN_ON = 200  # scenes
@@ -274,6 +275,7 @@ def covering(samples: int) -> list[dict]:
 # What it costs -----------------------------------------------------------------------------
 
 WORDS = 64
+IDS = list(range(5, 5 + WORDS))
 COSTS = (("0.5B", 7_000), ("embedded", 100_000))  # shape, tokens of the prompt
 
 
@@ -286,57 +288,73 @@ def prompt_of(tokens: int, config: LlavaConfig) -> Prepared:
     return Prepared(plan, None, [Encodable(clip, np.empty(0))], [entry])
 
 
+@dataclass
+class Work:
+    """What is measured: 64 words written, or explained, after a prompt of so many tokens."""
+
+    network: Network
+    cache: Cache
+    prepared: Prepared
+
+    @classmethod
+    def of(cls, shape: str, length: int) -> "Work":
+        """Random weights of a shape, and a cache that is full of random numbers."""
+        config = models.onevision(shapes.TEXTS[shape], shapes.TOWERS["SigLIP"])
+        network = models.network_of(models.decoder_of(config.text, False, "cpu", torch.bfloat16))
+        network.config, prepared = config, prompt_of(length, config)
+        tokens = [prepared.plan.tokens]
+        return cls(network, models.full_cache(config.text, tokens, WORDS, torch.bfloat16), prepared)
+
+    def write(self) -> None:
+        """The words one by one."""
+        for token in IDS:
+            self.network.decode(torch.tensor([token]), self.cache)
+        self.cache.rewind(WORDS)
+
+    def explain(self) -> int:
+        """The same words; how many there was room for."""
+        last = self.network.decoder.embed(torch.tensor([IDS[:1]]))[0]
+        found = explained(self.network, self.cache, last, self.prepared, IDS, WORDS, 5, "")
+        return len(found.tokens)
+
+    def row(self, section: str, shape: str) -> dict:
+        """The beginning of a row."""
+        named = {"section": section, "shape": shape, "name": f"{WORDS} words"}
+        return {**named, "context": self.prepared.plan.tokens}
+
+
 @torch.inference_mode()
 def cost(shape: str, length: int, pairs: int) -> list[dict]:
-    """A row: 64 words after a prompt of so many tokens."""
-    config = models.onevision(shapes.TEXTS[shape], shapes.TOWERS["SigLIP"])
-    network = models.network_of(models.decoder_of(config.text, False, "cpu", torch.bfloat16))
-    network.config = config
-    prepared = prompt_of(length, config)
-    cache = models.full_cache(config.text, [prepared.plan.tokens], WORDS, torch.bfloat16)
-    named = {"section": "cost", "shape": shape, "name": f"{WORDS} words"}
-    return [named | in_turns(network, cache, prepared, pairs)]
-
-
-def apart(shape: str, length: int, pairs: int) -> list[dict]:
-    """`cost` in a process of its own: what another case has freed would hide what it takes."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(cost, shape, length, pairs).result()
-
-
-def in_turns(network: Network, cache: Cache, prepared: Prepared, pairs: int) -> dict:
-    """Writing words and explaining them in turns: the median ratio of seconds, and memory."""
-    ids, explanations = torch.arange(WORDS) + 5, []
-
-    def write() -> None:
-        for token in ids:
-            network.decode(token[None], cache)
-        cache.rewind(WORDS)
-
-    def explain() -> None:
-        last = network.decoder.embed(ids[None, :1])[0]
-        found = explained(network, cache, last, prepared, ids.tolist(), WORDS, 5, "")
-        explanations[:] = [len(found.tokens)]
-
-    ratios, peaks = [], {write: 0, explain: 0}
+    """A row: the median ratio of the seconds of explaining and writing, which take turns."""
+    work, ratios, words = Work.of(shape, length), [], 0
     for turn in range(pairs + 1):
-        seconds = {}
-        for work in (write, explain):
+        start = time.perf_counter()
+        work.write()
+        middle = time.perf_counter()
+        words = work.explain()
+        if turn:  # the first one makes what is made once
+            ratios.append((time.perf_counter() - middle) / (middle - start))
+    return [work.row("cost", shape) | {"words": words, "ratio": sorted(ratios)[pairs // 2]}]
+
+
+@torch.inference_mode()
+def memory(shape: str, length: int) -> list[dict]:
+    """A row: the largest of three peaks beyond what the process holds before."""
+    work, peaks, words = Work.of(shape, length), {"writing": 0, "above": 0}, 0
+    for _ in range(3):
+        for name, does in (("writing", work.write), ("above", work.explain)):
             before = measure.resident("VmRSS")
             measure.forget_peak()
-            start = time.perf_counter()
-            work()
-            seconds[work] = time.perf_counter() - start
-            peaks[work] = max(peaks[work], measure.resident("VmHWM") - before)
-        if turn:  # the first one makes what is made once
-            ratios.append(seconds[explain] / seconds[write])
-    return {
-        "context": prepared.plan.tokens,
-        "words": explanations[0],
-        "ratio": sorted(ratios)[len(ratios) // 2],
-        "above_bytes": peaks[explain],
-        "writing_bytes": peaks[write],
-    }
+            words = does() or words
+            peaks[name] = max(peaks[name], measure.resident("VmHWM") - before)
+    found = {f"{name}_bytes": peak for name, peak in peaks.items()}
+    return [work.row("memory", shape) | {"words": words} | found]
+
+
+def apart(section: Callable[..., list[dict]], *given: object) -> list[dict]:
+    """A section in a process of its own: what another case has freed would hide what it takes."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(section, *given).result()
 
 
 def run(samples: int, sections: list[str], out: Path, dry: bool) -> Path:
@@ -346,7 +364,8 @@ def run(samples: int, sections: list[str], out: Path, dry: bool) -> Path:
     work = {
         "pointing": [lambda: pointing(samples)],
         "occlusion": [lambda: covering(max(samples // 8, 1))],
-        "cost": [partial(apart, *case, 1 if dry else 3) for case in costs],
+        "cost": [partial(apart, cost, *case, 1 if dry else 3) for case in costs],
+        "memory": [partial(apart, memory, *case) for case in costs],
     }
     for rows in (measured() for section in sections for measured in work[section]):
         ledger.keep(path, rows)

@@ -370,7 +370,8 @@ def trust() -> str:
     costs = [
         f"After {row['context']:,} tokens in the shape of {row['shape']}, explaining "
         f"{row['words']} words takes {row['ratio']:.2f} of the time of writing 64, and "
-        f"{row['above_bytes'] / 2**20:.0f} MiB."
+        f"{results('explain', section='memory', shape=row['shape'])[0]['above_bytes'] / 2**20:.0f} "
+        "MiB."
         for row in results("explain", section="cost")
     ]
     return "\n\n".join(filter(None, [table(heads, rows), text, " ".join(costs)]))

@@ -39,8 +39,8 @@ class Shares:
         weights = weights.float().cpu()
         self.shares[layer].index_add_(-1, self.kinds[columns], weights)
         on_patches = weights[..., self.patches[columns]]
-        every = torch.cat([on_patches, on_patches.mean(0, keepdim=True)])
-        self.spread[layer] += torch.special.entr(every).sum(-1)
+        self.spread[layer, :-1] += torch.special.entr(on_patches).sum(-1)
+        self.spread[layer, -1] += torch.special.entr(on_patches.mean(0)).sum(-1)
 
     def marks(self) -> Tensor:
         """How well each head is aimed at a place, and last the mean of a layer's heads: [L H + 1].

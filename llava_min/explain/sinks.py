@@ -33,10 +33,11 @@ def norms(layer: Layer, tokens: int) -> Tensor:
     """How long the values of the first tokens of a row of the cache are: [K S], on the CPU."""
     _, heads, _, head_dim = layer.values.shape
     size = max(NUMBERS // (heads * head_dim), 1)
-    starts = range(0, tokens, size)
-    parts = (slice(start, min(start + size, tokens)) for start in starts)
-    found = [vectors(layer.values, layer.value_scales, part).norm(dim=-1).cpu() for part in parts]
-    return torch.cat(found, dim=-1)
+    found = torch.empty(heads, tokens)  # at once: small pieces would keep freed blocks from joining
+    for start in range(0, tokens, size):
+        part = slice(start, min(start + size, tokens))
+        found[:, part] = vectors(layer.values, layer.value_scales, part).norm(dim=-1)
+    return found
 
 
 def lengths(cache: Cache, text: TextConfig, rows: Rows, keys: Iterable[Key]) -> dict[Key, Tensor]:
