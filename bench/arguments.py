@@ -107,7 +107,7 @@ def explain(commands) -> argparse.ArgumentParser:
         "explain", help="do an explanation's maps point at what was asked for, and what they cost"
     )
     command.add_argument("--samples", type=int, default=2000, help="scenes (default 2000)")
-    sections(command, ("pointing", "occlusion", "cost"))
+    sections(command, ("pointing", "occlusion", "cost", "memory"))
     return command
 
 

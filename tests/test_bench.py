@@ -5,6 +5,7 @@ What they measure is not tested here; `make bench` walks through them at toy siz
 
 import importlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import llava_min
 from bench import __main__ as bench
 from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, shapes
+from llava_min.engine import explaining
 from llava_min.segments import Plan, Text
 
 FOLDER = Path(bench.__file__).parent
@@ -89,9 +91,21 @@ def test_the_committed_maps_are_to_be_trusted():
     ]
     found = {(row["name"], row["format"]): row for row in rows if row["section"] == "pointing"}
     last = found["mean of the last layer", "grid"]
-    assert last["n"] >= 2000 and last["low"] >= 0.95
+    for trusted in (last, found["suggested layer", "grid"]):
+        assert trusted["n"] >= 2000 and trusted["low"] >= 0.95
     for name in explain.MUTANTS:
         assert found[name, "grid"]["high"] <= last["low"] - 0.2, name
+    memory = [row for row in rows if row["section"] == "memory"]
+    assert len(memory) == len(explain.COSTS)
+    assert all(row["above_bytes"] < explaining.BYTES for row in memory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_an_explanation_takes_no_more_than_it_says():
+    """After 100,000 tokens; small tensors that outlive large ones would take 30 MB between them."""
+    (row,) = explain.apart(explain.memory, "embedded", 100_000)
+    assert row["words"] > 30 and row["above_bytes"] < explaining.BYTES
 
 
 @pytest.mark.skipif(not llamacpp.INSTALLED, reason="llama-cpp-python or gguf is not installed")
