@@ -462,6 +462,7 @@ def test_lengths_are_those_of_the_values(kv_dtype, monkeypatch):
     rows = Rows.of(prepared.plan, model.config)
     found = sinks.lengths(cache, TINY.text, rows, [(None, None), (1, None), (2, 3)])
     _, values = cache.layers()[2].keys_and_values(0, torch.float32)
+    np.testing.assert_allclose(sinks.norms(cache.layers()[2], 30), values[0, :, :30].norm(dim=-1))
     long = values[0, 1, rows.tokens].norm(dim=-1)
     expected = long / long[rows.patches].median()
     np.testing.assert_allclose(found[2, 3], expected, rtol=1e-3)
