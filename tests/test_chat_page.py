@@ -10,6 +10,7 @@ import signal
 import urllib.request
 
 import false_server
+import peers
 import pytest
 import serving
 import small
@@ -417,7 +418,6 @@ def test_nonsense_is_an_error(false, visit):
 
 # What it looks like -------------------------------------------------------------------------------
 
-AXE = small.TINY.parents[1] / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"wide": (1200, 900), "phone": (360, 740)}
 
 
@@ -439,12 +439,11 @@ def test_it_fits_and_everybody_can_use_it(toy, visit, size, scheme):
         " && Math.min(one.offsetWidth, one.offsetHeight) < 44).map(one => one.textContent)"
     )
     assert small_ones == []
-    if not AXE.exists():
-        pytest.skip("needs axe-core, which .ci/peers installs")
+    axe = (peers.node_package("axe-core") / "axe.min.js").read_text()
     for dialog in (False, True):
         if dialog:
             shown.get_by_role("button", name="Settings").click()
-        shown.add_script_tag(content=AXE.read_text())
+        shown.evaluate(axe)
         found = shown.evaluate(
             "axe.run().then(one => one.violations.map(v => [v.id, v.nodes.map(n => n.html)]))"
         )
