@@ -21,6 +21,7 @@ ROOMS = (
     "command",
     "check",
     "serve",
+    "evals",
 )
 
 setup(
@@ -84,5 +85,8 @@ setup(
         ],
         "dev": ["ruff", "mypy"],
     },
-    entry_points={"console_scripts": ["llava-min = llava_min.command.main:run"]},
+    entry_points={
+        "console_scripts": ["llava-min = llava_min.command.main:run"],
+        "lmms_eval.models": ["llava_min = llava_min.evals.manifest:manifest"],
+    },
 )

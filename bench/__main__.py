@@ -1,5 +1,5 @@
 """python -m bench kernels | generate | batch | load | quality | explain | frames | ask | video | \
-serve | niah | long | lease: how fast and how good, beside peers and limits.
+serve | niah | long | lease | lmms: how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 Read arguments.py first.
@@ -153,6 +153,13 @@ def serve(settings: Namespace) -> int:
     return 0
 
 
+def lmms(settings: Namespace) -> int:
+    from . import lmms
+
+    print(lmms.run(settings.python, settings.questions, settings.out))
+    return 0
+
+
 def niah(settings: Namespace) -> int:
     from . import niah
 
@@ -194,6 +201,7 @@ OTHERS = {
     "ask": ask,
     "video": video,
     "serve": serve,
+    "lmms": lmms,
     "niah": niah,
     "long": long,
     "lease": lease,

@@ -24,7 +24,7 @@ def parse(given: list[str], about: str) -> argparse.Namespace:
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
         )
         command.add_argument("--dry-run", action="store_true", help=DRY)
-    for add in (niah, long, lease, plot):
+    for add in (niah, long, lease, lmms, plot):
         add(commands)
     return parser.parse_args(given)
 
@@ -178,9 +178,10 @@ def niah(commands) -> None:
     command.add_argument("--frames", type=int, nargs="*", help="lengths (default 4 to 256)")
     command.add_argument("--depths", type=int, default=6, help="from start to end (default 6)")
     command.add_argument("--needles", type=int, default=20, help="different ones (default 20)")
-    command.add_argument("--haystack", help="a film of your own (with --asked)")
-    asked = "its needles: a JSON list of {image, question, answer}"
-    command.add_argument("--asked", type=Path, metavar="FILE", help=asked)
+    film = "a film of your own, of which a frame a second is taken (with --asked)"
+    command.add_argument("--haystack", help=film)
+    asked = "its needles: a JSON list of {image, question, answer}, or a folder with needles.json"
+    command.add_argument("--asked", type=Path, metavar="PATH", help=asked)
     command.add_argument("--out", type=Path, default=measure.RESULTS, help="folder")
     command.add_argument("--dry-run", action="store_true", help="two lengths, one needle")
 
@@ -211,3 +212,14 @@ def lease(commands) -> None:
 def plot(commands) -> None:
     command = commands.add_parser("plot", help="draw the plots of a file of results again")
     command.add_argument("file", type=Path)
+
+
+def lmms(commands) -> None:
+    command = commands.add_parser("lmms", help="lmms-eval on drawn scenes, by the adapter and HTTP")
+    command.add_argument(
+        "--python", required=True, help="the Python that has lmms-eval (docs/evaluation.md)"
+    )
+    command.add_argument("--questions", type=int, default=500, help="(default %(default)s)")
+    command.add_argument(
+        "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
+    )

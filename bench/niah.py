@@ -22,6 +22,7 @@ import llava_min
 from llava_min import image, projector
 from llava_min import segments as plans
 from llava_min.engine.handle import Model
+from llava_min.errors import MediaError
 from llava_min.media import sources as media
 from llava_min.media import video
 from llava_min.segments import Clip, Plan, Text
@@ -49,6 +50,24 @@ def drawn(longest: int, needles: int) -> tuple[list[np.ndarray], list[dict]]:
                 }
             )
     return [np.asarray(scenes.render(scene)) for scene in film.frames], found
+
+
+def filmed(path: str, longest: int) -> list[np.ndarray]:
+    """One frame a second of a film, from its beginning, as V-NIAH takes them."""
+    clip = video.sample_clip(path, video.Choice(fps=1.0, end=float(longest)))
+    frames = list(clip)[:longest]
+    if len(frames) < longest:
+        raise MediaError("cannot hide a needle", path, f"{longest} seconds", f"{len(frames)}")
+    return frames
+
+
+def stored(path: Path) -> list[dict]:
+    """The needles of a file, or of needles.json in a folder; pictures lie next to the file."""
+    listed = path / "needles.json" if path.is_dir() else path
+    needles = json.loads(listed.read_text())
+    return [
+        one | {"image": media.open_picture(str(listed.parent / one["image"]))} for one in needles
+    ]
 
 
 @torch.inference_mode()
@@ -117,10 +136,7 @@ def run(settings) -> list[Path]:
     model = llava_min.load(settings.model, context=10**7)
     film, needles = drawn(lengths[-1], count)
     if settings.haystack:
-        clip = video.sample_clip(settings.haystack, video.Choice(lengths[-1]))
-        film, needles = list(clip), json.loads(settings.asked.read_text())
-        for needle in needles:
-            needle["image"] = media.open_picture(needle["image"])
+        film, needles = filmed(settings.haystack, lengths[-1]), stored(settings.asked)
     name = "dry-run" if settings.dry_run else Path(settings.model or "embedded").name
     path = settings.out / f"niah-{name}.jsonl"
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -377,6 +377,17 @@ def trust() -> str:
     return "\n\n".join(filter(None, [table(heads, rows), text, " ".join(costs)]))
 
 
+def evaluation() -> str:
+    """What lmms-eval said of the toy, by each road."""
+    rows = []
+    for row in results("lmms"):
+        low, high = row["interval"]
+        own = f"{row['generate']:.1%} ({low:.1%} to {high:.1%})"
+        road = {"adapter": "by the adapter", "http": "over HTTP, 8 at a time"}[row["context"]]
+        rows.append([road, str(row["questions"]), f"{row['right']:.1%}", own])
+    return table(["road", "questions", "right", "`generate`"], rows)
+
+
 def verified() -> str:
     """Every checkpoint of which something is published, and the rows that were sent in of it."""
     sent = [
@@ -491,6 +502,7 @@ PARTS = {
     "docs/correctness.md": (families,),
     "docs/serving.md": (fields,),
     "docs/verified.md": (verified, expectations),
+    "docs/evaluation.md": (evaluation,),
 }
 
 

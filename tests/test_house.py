@@ -114,6 +114,7 @@ EXTRAS = {
     "compare.py": ("transformers",),
     "grammar.py": ("llguidance",),
     "serve": ("starlette", "uvicorn", "h11"),
+    "evals": ("lmms_eval",),
 }
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "ctypes"}
 CAUGHT_WHOLE = {

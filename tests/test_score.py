@@ -9,7 +9,9 @@ import small
 import torch
 
 import llava_min
-from bench import niah
+from bench import ask, niah
+from llava_min.errors import MediaError
+from llava_min.media import video
 
 STAR = str(small.TINY / "samples" / "shapes.png")
 
@@ -68,3 +70,25 @@ def test_an_interrupted_search_goes_on(tmp_path):
     niah.run(settings)
     again = [json.loads(line) for line in rows.read_text().splitlines()]
     assert again == [json.loads(line) for line in first]
+
+
+def test_needles_of_a_folder_and_a_frame_a_second(tmp_path):
+    """As V-NIAH is published: pictures next to their list, the film from its beginning."""
+    samples = small.TINY / "samples"
+    (tmp_path / "shapes.png").write_bytes((samples / "shapes.png").read_bytes())
+    listed = [{"image": "shapes.png", "question": "What number flashed up?", "answer": "42."}]
+    (tmp_path / "needles.json").write_text(json.dumps(listed))
+    for path in (tmp_path, tmp_path / "needles.json"):
+        (needle,) = niah.stored(path)
+        assert needle["image"].size == (320, 240) and needle["answer"] == "42."
+    film = ask.write_clip(tmp_path / "film.mp4", 130)
+    frames = niah.filmed(str(film), 4)
+    own = list(video.sample_clip(str(film), video.Choice(at=(0.0, 1.0, 2.0, 3.0))))
+    assert len(frames) == 4 and all((a == b).all() for a, b in zip(frames, own))
+    with pytest.raises(MediaError, match="60 seconds"):
+        niah.filmed(str(film), 60)
+    settings = argparse.Namespace(model=None, frames=[2, 4], depths=2, needles=1,
+                                  haystack=str(film), asked=tmp_path, out=tmp_path,
+                                  dry_run=False)  # fmt: skip
+    rows, _ = niah.run(settings)
+    assert len(rows.read_text().splitlines()) == 4

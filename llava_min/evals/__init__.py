@@ -1,0 +1,1 @@
+"""The field's own exams: lmms-eval asks this project's models."""
