@@ -73,6 +73,7 @@ TESTS = {
     "llava_min/prompt.py": ("test_prompt", "test_subtitles", "test_cards"),
     "llava_min/generate.py": ("test_generate", "test_batch"),
     "llava_min/families/layouts.py": ("test_checkpoint", "test_families", "test_real_sizes"),
+    "llava_min/families/originals.py": ("test_originals", "test_real_sizes", "test_checkpoint"),
     "llava_min/families/sections.py": ("test_checkpoint", "test_families", "test_real_sizes"),
     "llava_min/families/fields.py": ("test_checkpoint", "test_families"),
     "llava_min/families/processors.py": ("test_processors",),

@@ -43,6 +43,15 @@ def test_original_layouts_by_our_table_of_names(capsys, folder, count):
     assert ("clip: not compared" in output) == (folder == "tiny_video")
 
 
+@pytest.mark.parametrize("name", ["original_1_5", "original_1_6", "original_mistral"])
+def test_original_layouts_on_clip(capsys, tmp_path, name):
+    from test_originals import Original
+
+    Original(name, tmp_path / name)
+    code, output = run(capsys, "-m", str(tmp_path / name))
+    assert code == 0 and len(stages(output)) >= 8 and "not compared" not in output, output
+
+
 @pytest.mark.parametrize("name", ["long_llava", "interleave", "llava_1_5", "next", "next_video"])
 def test_every_other_family(capsys, tmp_path, name):
     from test_families import GRIDS, TILE, Family

@@ -1,7 +1,7 @@
 """Every other family against its transformers class: small random models, float32.
 
 long-llava (CLIP, Qwen2), llava-interleave (SigLIP, Qwen1.5, tied), LLaVA-1.5 (CLIP, LLaMA), LLaVA-
-NeXT and LLaVA-NeXT-Video (CLIP, anyres, LLaMA, linear rope scaling).
+NeXT (CLIP, anyres, LLaMA or Mistral) and LLaVA-NeXT-Video (with linear rope scaling).
 """
 
 import json
@@ -68,6 +68,7 @@ def decoder(kind: str, **changes) -> dict:
 QWEN = decoder("qwen2", rope_theta=1e9)
 TIED = decoder("qwen2", rope_theta=1e6, tie_word_embeddings=True, num_key_value_heads=4)
 LLAMA = decoder("llama", rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.5})
+MISTRAL = decoder("mistral", rope_theta=1e6, sliding_window=None)
 COMMON = {"image_token_index": 510, "projector_hidden_act": "gelu"}
 FAMILIES = {
     "long_llava": {
@@ -107,6 +108,16 @@ FAMILIES = {
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
     },
+    "next_mistral": {
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        **COMMON,
+        "vision_config": clip(),
+        "text_config": MISTRAL,
+        "image_grid_pinpoints": GRIDS,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
     "next_video": {
         "architectures": ["LlavaNextVideoForConditionalGeneration"],
         "model_type": "llava_next_video",
@@ -128,8 +139,10 @@ class Family:
     loaded from it.
     """
 
+    known = FAMILIES
+
     def __init__(self, name: str, folder):
-        self.settings = FAMILIES[name]
+        self.settings = self.known[name]
         torch.manual_seed(0)
         cls = getattr(transformers, self.settings["architectures"][0])
         self.model = cls(cls.config_class.from_dict(self.settings)).eval()
@@ -138,16 +151,35 @@ class Family:
                 scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape) + (parameter.ndim == 1) * 0.5)
         tensors = {
-            old_name(name): t.contiguous().clone() for name, t in self.model.state_dict().items()
+            self.stored_name(name): t.contiguous().clone()
+            for name, t in self.model.state_dict().items()
         }
         if self.settings["text_config"].get("tie_word_embeddings"):
             tensors.pop("language_model.lm_head.weight")
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(self.settings))
+        (folder / "config.json").write_text(json.dumps(self.config()))
         tokenizer = (small.TINY / "tokenizer.json").read_text()
         (folder / "tokenizer.json").write_text(tokenizer.replace("<|endoftext|>", "<s>"))
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         self.ours = llava_min.load(folder, dtype="float32")
+
+    def config(self) -> dict:
+        """What config.json says of the model."""
+        return self.settings
+
+    @staticmethod
+    def stored_name(name: str) -> str:
+        """A name of transformers 5 in the wording of the published files."""
+        for new, old in (
+            ("model.language_model.", "language_model.model."),
+            ("lm_head.", "language_model.lm_head."),
+            ("model.vision_tower.", "vision_tower.vision_model."),
+            ("model.multi_modal_projector.", "multi_modal_projector."),
+            ("model.image_newline", "image_newline"),
+        ):
+            if name.startswith(new):
+                return old + name[len(new) :].removeprefix("vision_model.")
+        return name
 
     @torch.no_grad()
     def logits(self, ids, **inputs) -> torch.Tensor:
@@ -159,20 +191,6 @@ class Family:
         for segment in self.ours.prepare(question, **media, **options).plan.segments:
             ids += segment.ids if isinstance(segment, plans.Text) else [token] * segment.tokens
         return ids
-
-
-def old_name(name: str) -> str:
-    """A name of transformers 5 in the wording of the published files."""
-    for new, old in (
-        ("model.language_model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-        ("model.vision_tower.", "vision_tower.vision_model."),
-        ("model.multi_modal_projector.", "multi_modal_projector."),
-        ("model.image_newline", "image_newline"),
-    ):
-        if name.startswith(new):
-            return old + name[len(new) :].removeprefix("vision_model.")
-    return name
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +238,7 @@ def test_one_tile_a_picture(families, name, sizes):
     assert ids.count(510) == SIDE**2 * len(pictures)
 
 
-@pytest.mark.parametrize("name", ["next", "next_video"])
+@pytest.mark.parametrize("name", ["next", "next_mistral", "next_video"])
 @pytest.mark.parametrize(
     "size", [(56, 56), (100, 60), (60, 100), (300, 40), (40, 300), (57, 113)], ids=str
 )
@@ -301,6 +319,7 @@ def test_towers_and_decoders_are_what_the_files_say(families):
     assert not ours["next"].text.qkv_bias and ours["long_llava"].text.qkv_bias
     templates = {"long_llava": "long_llava", "interleave": "interleave"}
     templates |= dict.fromkeys(("llava_1_5", "next", "next_video"), "vicuna")
+    templates["next_mistral"] = "mistral"
     assert {name: ours[name].template for name in templates} == templates
 
 
@@ -396,7 +415,7 @@ def test_time_instruction_word_for_word():
 
 # Missing keys, and the largest sizes ----------------------------------------------
 
-DECODERS = {"qwen2": "Qwen2Config", "llama": "LlamaConfig"}
+DECODERS = {"qwen2": "Qwen2Config", "llama": "LlamaConfig", "mistral": "MistralConfig"}
 TOWERS = {"siglip_vision_model": "SiglipVisionConfig", "clip_vision_model": "CLIPVisionConfig"}
 SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size"}
 SIZES |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
@@ -413,14 +432,18 @@ def compare(ours, theirs, names: dict[str, str]) -> None:
 def test_missing_keys_of_a_decoder_are_those_of_its_class(kind):
     """Published files rely on them: LLaVA-1.5 names hardly a size of its decoder."""
     theirs = getattr(transformers, DECODERS[kind])()
-    ours = sections.text_config(Fields({}, ""), kind, False, ())
+    whole = {"sliding_window": None} if kind == "mistral" else {}  # refused with its class's own
+    ours = sections.text_config(Fields({**whole}, ""), kind, False, ())
     compare(ours, theirs, SIZES | DECODER_SIZES)
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"] and ours.rope_factor == 1
     assert ours.head_dim == theirs.hidden_size // theirs.num_attention_heads
     assert ours.eos_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
-    more = sections.text_config(Fields({"num_attention_heads": 64}, ""), kind, False, ())
+    given = {"num_attention_heads": 64, **whole}
+    more = sections.text_config(Fields(given, ""), kind, False, ())
     theirs = getattr(transformers, DECODERS[kind])(num_attention_heads=64)
     assert more.num_kv_heads == theirs.num_key_value_heads
+    if whole:
+        assert theirs.sliding_window == sections.DECODERS[kind].sliding_window
 
 
 @pytest.mark.parametrize("kind", TOWERS)

@@ -6,7 +6,8 @@ import pytest
 
 from llava_min import segments
 from llava_min.errors import CheckpointError
-from llava_min.families import layouts
+from llava_min.families import layouts, originals
+from llava_min.families.aliases import ALIASES
 from llava_min.weights import load, names
 
 CLIP = {
@@ -101,6 +102,7 @@ VICUNA = {
     "rope_scaling": {"type": "linear", "factor": 2.5},
 }
 LLAVA, ONEVISION = "LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"
+NEXT = "LlavaNextForConditionalGeneration"
 CHECKPOINTS = {
     # name: (configuration, bytes on the hub, family, context, frames)
     "long-llava-qwen2-7b": (
@@ -134,6 +136,63 @@ CHECKPOINTS = {
         32,
     ),
 }
+
+
+VICUNA_7B = {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096}
+VICUNA_13B = {
+    **VICUNA_7B,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "vocab_size": 32064,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+}
+LLAMA3_8B = {
+    **MISTRAL_7B,
+    "model_type": "llama",
+    "vocab_size": 128320,
+    "max_position_embeddings": 8192,
+    "rope_theta": 5e5,
+}
+YI_34B = {
+    **LLAMA3_8B,
+    "vocab_size": 64064,
+    "hidden_size": 7168,
+    "intermediate_size": 20480,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 56,
+    "max_position_embeddings": 4096,
+    "rope_theta": 5e6,
+}
+SIZES = {
+    # alias: its class, its decoder
+    "llava-1.5-7b": (LLAVA, VICUNA_7B),
+    "llava-1.5-13b": (LLAVA, VICUNA_13B),
+    "llava-1.6-vicuna-7b": (NEXT, VICUNA_7B),
+    "llava-1.6-vicuna-13b": (NEXT, VICUNA_13B),
+    "llava-1.6-mistral-7b": (NEXT, MISTRAL_7B),
+    "llava-next-llama3-8b": (NEXT, LLAMA3_8B),
+    "llava-1.6-34b": (NEXT, YI_34B),
+}
+
+
+@pytest.mark.parametrize("alias", SIZES)
+def test_an_alias_says_the_size_of_its_network(alias):
+    """Counted from the shapes of its configuration, within 1%."""
+    cls, text = SIZES[alias]
+    more = {"image_grid_pinpoints": GRID5} if cls == NEXT else {}
+    model = load.on_meta(layouts.parse_config(hf(cls, CLIP, text, **more)))
+    size = 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert ALIASES[alias][1] == pytest.approx(size / 1e9, rel=0.01)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -180,9 +239,7 @@ def test_a_tower_is_known_by_the_last_part_of_its_path(tower):
 
 def test_a_tower_that_is_only_named_has_the_sizes_of_one_that_is_described():
     described = {"siglip-so400m-patch14-384": SIGLIP, "clip-vit-large-patch14-336": CLIP}
-    assert described == layouts.NAMED_TOWERS
-    with pytest.raises(CheckpointError, match="mm_vision_tower: expected SigLIP"):
-        layouts.parse_config({**ORIGINAL, "mm_vision_tower": "openai/clip-vit-large-patch14-336"})
+    assert described == originals.NAMED_TOWERS
 
 
 def test_an_original_file_may_leave_out_what_it_does_not_use():

@@ -26,6 +26,12 @@ RENDERERS = {
     "next_video_d": "vicuna",
     "next_video_d_old": "vicuna",
     "llava15": "vicuna",
+    "llava_vicuna_old": "vicuna",
+    "llava16_34b": "onevision_si",
+    "llava16_mistral": "mistral",
+    "llava16_mistral_slash": "mistral_2024",
+    "llava16_mistral_old": "mistral_2024",
+    "llama3_llava_next": "llama3",
     "qwen2_chatml": "qwen",
 }
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
@@ -66,7 +72,8 @@ def check_rendering(name: str, conversation: list[tuple[str, list[dict]]]) -> No
         [messages], chat_template=template, add_generation_prompt=True
     )
     ours = written(templates.TEMPLATES[RENDERERS[name]](turns))
-    assert re.sub(r"<(image|video) \d+>", r"<\1>", ours).removeprefix("<s>") == rendered[0]
+    ours = re.sub(r"<(image|video) \d+>", r"<\1>", ours)
+    assert re.sub(r"^<(s|\|begin_of_text\|)>", "", ours) == rendered[0]
 
 
 def knows(name: str, conversation: list[tuple[str, list[dict]]]) -> bool:
@@ -146,7 +153,10 @@ def inside(pieces: list[Piece], turn: Turn) -> None:
     assert not any(not isinstance(piece, str) or piece.strip() for piece in pieces)
 
 
-@pytest.mark.parametrize("name", set(templates.TEMPLATES) - {"vicuna"})
+CHATML = ("onevision", "onevision_si", "qwen", "interleave", "long_llava", "chatml_direct")
+
+
+@pytest.mark.parametrize("name", CHATML)
 @settings(max_examples=100, deadline=None)
 @given(conversation=mixtures())
 def test_every_part_is_inside_its_turn(name, conversation):
@@ -185,6 +195,79 @@ def test_every_part_is_inside_its_turn_of_vicuna(conversation):
         inside(pieces[: [*ends, len(pieces)][0]], turn)
         del pieces[: [*ends, len(pieces)][0]]
     assert not pieces
+
+
+@pytest.mark.parametrize("name", sorted(set(templates.TEMPLATES) - set(CHATML)))
+@settings(max_examples=100, deadline=None)
+@given(conversation=mixtures())
+def test_every_part_is_written_once_and_in_order(name, conversation):
+    messages = [{"role": role, "content": parts} for role, parts in conversation]
+    turns, _, _ = chat_messages.from_messages(messages)
+    written_pieces = iter(templates.TEMPLATES[name](turns))
+    for turn in turns:
+        for part in turn.parts:
+            for run in (part,) if isinstance(part, Visual) else part:
+                assert run in written_pieces  # an iterator: what was passed is gone
+    visuals = [piece for piece in templates.TEMPLATES[name](turns) if isinstance(piece, Visual)]
+    assert (
+        len(visuals)
+        == len(set(visuals))
+        == sum(isinstance(part, Visual) for turn in turns for part in turn.parts)
+    )
+
+
+CURIOUS = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+ROLE = "<|start_header_id|>{}<|end_header_id|>\n\n"
+ORIGINAL = {
+    # what the original code writes of a picture, a question, an answer and another question,
+    # after its system turn; then how it writes the system turn "S"
+    "vicuna_v1": (
+        f"<s>{CURIOUS} ",
+        "USER: <image 0>\nQ ASSISTANT: A</s>USER: R ASSISTANT:",
+        "<s>S ",
+    ),
+    "mistral_instruct": (
+        "<s>[INST] ",
+        "<image 0>\nQ [/INST] A </s>[INST] R [/INST]",
+        "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\n",
+    ),
+    "chatml_direct": (
+        "<|im_start|>system\nAnswer the questions.<|im_end|>",
+        "<|im_start|>user\n<image 0>\nQ<|im_end|><|im_start|>assistant\nA<|im_end|>"
+        "<|im_start|>user\nR<|im_end|><|im_start|>assistant\n",
+        "<|im_start|>system\nS<|im_end|>",
+    ),
+    "llava_llama_3": (
+        f"<|begin_of_text|>{ROLE.format('system')}{HELPFUL}<|eot_id|>",
+        f"{ROLE.format('user')}<image 0>\nQ<|eot_id|>{ROLE.format('assistant')}A<|eot_id|>"
+        f"{ROLE.format('user')}R<|eot_id|>{ROLE.format('assistant')}",
+        f"<|begin_of_text|>{ROLE.format('system')}S<|eot_id|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_the_original_conversations(name):
+    """By the rules of conversation.py: what ends a turn, and where the system text goes."""
+    system, rest, given_system = ORIGINAL[name]
+    conversation = [
+        {"role": "user", "content": [IMAGE, text("Q")]},
+        {"role": "assistant", "content": [text("A")]},
+        {"role": "user", "content": [text("R")]},
+    ]
+    turns, _, _ = chat_messages.from_messages(conversation)
+    assert written(templates.TEMPLATES[name](turns)) == system + rest
+    given_turn = {"role": "system", "content": [text("S")]}
+    turns, _, _ = chat_messages.from_messages([given_turn, *conversation])
+    assert written(templates.TEMPLATES[name](turns)) == given_system + rest
 
 
 @pytest.mark.parametrize(

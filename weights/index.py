@@ -16,6 +16,7 @@ from . import header
 
 PLAIN = re.compile(r"[^./\\:\0][^/\\:\0]*")  # a file name that stays in its folder
 WHOLE = "model.safetensors", "model-00001-of-00001.safetensors"  # one file that holds everything
+ELSEWHERE = "Folders of llava-hf hold the same weights whole, such as llava-hf/llava-1.5-7b-hf."
 
 
 def index(folder: Path) -> dict[str, Path]:
@@ -43,9 +44,12 @@ def no_weights(folder: Path) -> CheckpointError:
     found, hint = "none", "Is the folder complete?"
     if any(folder.glob("model-*-of-*.safetensors")):
         found = "shards without their model.safetensors.index.json"
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+    elif any(folder.glob("*.bin*")) or any(folder.glob("*.pt*")):
         found = "pickled files only"
         hint = "Pickles can run code when they are opened, so they stay closed. Convert them first."
+        config = folder / "config.json"
+        if regular(config) and "mm_vision_tower" in read_json(config, "configuration"):
+            hint = f"Pickles can run code when they are opened, so they stay closed. {ELSEWHERE}"
     return CheckpointError(
         "cannot load the weights", shown(str(folder)), "model.safetensors", found, hint
     )

@@ -20,6 +20,7 @@ from ..errors import CheckpointError, NumericsError, shown
 from ..model import Network
 from . import names, packed
 from .checkpoint import Checkpoint
+from .index import ELSEWHERE
 
 Tensors = Iterator[tuple[str, Tensor]]  # of a checkpoint, by name
 
@@ -98,14 +99,15 @@ def fill(
         check_finite(name, tensor)
         place(model, config, own, piece, tensor, dtype, device)
         filled[own, piece] = name
-    missing = [names.theirs(own, "hf") for own, piece in wanted if (own, piece) not in filled]
+    missing = [own for own, piece in wanted if (own, piece) not in filled]
     if missing:
-        first = ", ".join(name for name, _ in missing[0])
+        no_tower = all(own.startswith("vision.") for own in missing)
         raise CheckpointError(
             "cannot load the weights",
-            first,
+            ", ".join(name for name, _ in names.theirs(missing[0], "hf")),
             "in the checkpoint",
             f"none ({len(missing)} missing in all)",
+            f"The tower is not there. {ELSEWHERE}" if no_tower else "",
         )
 
 

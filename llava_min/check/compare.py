@@ -7,8 +7,8 @@ A picture and a clip go through both. Each stage may differ by 5e-5 * max(1, max
 is five times what the two usually differ by, and less than any slip that was tried; so people can
 prove their own checkpoint right. One of the two models is in memory at a time.
 Read model.py first.
-Agrees with: the LLaVA classes of transformers. An original checkpoint is put into
-LlavaOnevisionForConditionalGeneration by our own table of names (weights/names.py).
+Agrees with: the LLaVA classes of transformers. An original checkpoint is put into the class that
+computes the same by our own table of names (weights/names.py).
 """
 
 from __future__ import annotations  # torch and transformers are imported when they are needed
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import LlavaConfig
 from ..errors import LlavaMinError, OutputError, ParameterError, shown
 from ..families.folder import EMBEDDED
-from ..families.layouts import NAMED_TOWERS
+from ..families.originals import KINDS, NAMED_TOWERS
+from ..families.processors import ORIGINAL
 from ..segments import Picture, Plan, Text
 
 if TYPE_CHECKING:
@@ -162,11 +163,13 @@ def their_model(folder: Path, config: LlavaConfig) -> nn.Module:
     transformers.logging.disable_progress_bar()
     checkpoint = Checkpoint.open(folder)
     values: dict[str, Any] = checkpoint.json("config.json", "configuration")
-    if config.family != "llava_qwen":
+    if config.family not in ORIGINAL:
         kind = getattr(transformers, values["architectures"][0])
         return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-    kind = transformers.LlavaOnevisionForConditionalGeneration
-    model = kind(their_config(values, config)).float().eval()
+    name = class_of(config)
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    theirs = their_config(getattr(transformers, f"{name}Config"), values, config)
+    model = kind(theirs).float().eval()
     stored = {names.ours(name): name for name in checkpoint.names}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -174,15 +177,28 @@ def their_model(folder: Path, config: LlavaConfig) -> nn.Module:
     return model
 
 
-def their_config(values: dict[str, Any], config: LlavaConfig) -> transformers.PretrainedConfig:
-    """Their configuration of an original checkpoint, whose keys for the text are theirs already."""
-    import transformers
+def class_of(config: LlavaConfig) -> str:
+    """The family of transformers that computes what an original checkpoint does."""
+    if config.family == "llava_qwen":
+        return "LlavaOnevision"
+    return "LlavaNextVideo" if config.grids else "Llava"
 
-    tower = values.get("vision_config") or NAMED_TOWERS[values["mm_vision_tower"]]
+
+def their_config(
+    kind: type[transformers.PretrainedConfig], values: dict[str, Any], config: LlavaConfig
+) -> transformers.PretrainedConfig:
+    """Their configuration of an original checkpoint, whose keys for the text are theirs already."""
+    tower = values.get("vision_config") or NAMED_TOWERS[values["mm_vision_tower"].split("/")[-1]]
     layers, tile = config.vision.num_layers, config.tile
-    return transformers.LlavaOnevisionConfig(
+    return kind(
         vision_config={**tower, "num_hidden_layers": layers, "vision_use_head": False},
-        text_config={**values, "model_type": "qwen2", "vision_config": None},
+        text_config={
+            **values,
+            "model_type": KINDS[values["architectures"][0]],
+            "vision_config": None,
+        },
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default" if config.vision.class_token else "full",
         image_grid_pinpoints=[[tile * rows, tile * columns] for rows, columns in config.grids],
         vision_aspect_ratio=f"anyres_max_{config.max_tiles}",
         tie_word_embeddings=config.text.tied,
@@ -193,9 +209,12 @@ def their_config(values: dict[str, Any], config: LlavaConfig) -> transformers.Pr
 
 def their_pixels(folder: Path, config: LlavaConfig, case: str) -> dict[str, Tensor]:
     """The pixels that their processor on Pillow makes of a case."""
-    kind = "llava_next" if config.family == "llava_next_video" else "llava_onevision"
-    if config.family == "llava" or case == "clip":
-        kind = "clip" if config.vision.class_token else "siglip"
+    clip = config.vision.class_token
+    kind = "llava_next" if clip else "llava_onevision"
+    if not config.grids or case == "clip":
+        kind = "clip" if clip else "siglip"
+    if config.frame_mode == "pad":
+        kind = "llava"
     module = importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
     name = kind.replace("_", "") + "imageprocessorpil"
     (made,) = (thing for key, thing in vars(module).items() if key.lower() == name)
@@ -203,10 +222,15 @@ def their_pixels(folder: Path, config: LlavaConfig, case: str) -> dict[str, Tens
     if any((folder / name).exists() for name in files):
         made = made.from_pretrained(folder)
     else:  # an original folder
-        tile, half = config.tile, [0.5] * 3
+        tile, mean, std = config.tile, list(config.vision.mean), list(config.vision.std)
+        square = {"height": tile, "width": tile}
+        how: dict[str, Any] = {"size": square}
+        if clip:
+            how = {"size": {"shortest_edge": tile}, "crop_size": square}
+        if kind == "llava":
+            how["do_pad"] = True
         grids = [[tile * rows, tile * columns] for rows, columns in config.grids]
-        size = {"height": tile, "width": tile}
-        made = made(size=size, image_mean=half, image_std=half, image_grid_pinpoints=grids)
+        made = made(image_mean=mean, image_std=std, image_grid_pinpoints=grids, **how)
     if case == "picture":
         return dict(made(cases()[case]["images"], return_tensors="pt"))
     pixels = made(list(cases()[case]["videos"][0]), return_tensors="pt")["pixel_values"]

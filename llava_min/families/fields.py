@@ -25,6 +25,18 @@ MOST = {
     "head_dim": 2**10,
 }
 
+NOT_READ = frozenset(  # keys that change nothing in what is computed here
+    """
+    architectures dtype torch_dtype transformers_version bos_token_id eos_token_id pad_token_id
+    use_cache attention_dropout initializer_range max_window_layers sliding_window auto_map
+    layer_types image_seq_length video_seq_length ignore_index _name_or_path pretraining_tp dropout
+    initializer_factor model_type freeze_mm_mlp_adapter freeze_mm_vision_resampler max_length
+    tune_mm_mlp_adapter tune_mm_vision_resampler unfreeze_mm_vision_tower use_mm_proj
+    image_crop_resolution image_split_resolution mm_projector_lr mm_vision_tower_lr
+    mm_tunable_parts tokenizer_model_max_length tokenizer_padding_side
+    """.split()
+)
+
 
 class Fields:
     """A JSON object, `where` it comes from, and the keys that were `asked` for."""
@@ -117,3 +129,13 @@ class Fields:
         return CheckpointError(
             "not supported", f"{self.where}: {key}", expected, shown(found), hint
         )
+
+
+def ignored(*sections: Fields) -> tuple[str, ...]:
+    """The keys that were not read and are not known to change nothing."""
+    return tuple(
+        f"{section.where}: {key}"
+        for section in sections
+        for key in section.values
+        if key not in section.asked and key not in NOT_READ
+    )

@@ -7,53 +7,31 @@ There is one `from_*` function for each layout. A known key with a value that is
 refused by name. An unknown key is listed in `ignored`. The layout is recognised from the keys
 alone, never from a folder's name (and not from model_type, which says "llava" in files of three
 families).
-Read families/sections.py, families/processors.py first. Read next: families/templates.py.
-Agrees with: the configuration classes of transformers; LlavaQwenConfig of LLaVA-NeXT.
+Read families/originals.py, families/processors.py first. Read next: families/templates.py.
+Agrees with: the configuration classes of transformers.
 """
 
-import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..base.files import read_json
 from ..config import LlavaConfig, Quantization, TextConfig, VisionConfig
 from ..errors import shown
 from . import processors
-from .fields import Fields
-from .sections import DECODERS, eos_ids, grids, max_tiles, text_config, vision_config
+from .fields import NOT_READ, Fields, ignored
+from .originals import KINDS, from_original
+from .sections import DECODERS, chat_of, eos_ids, grids, max_tiles, text_config, vision_config
 
-log = logging.getLogger("llava_min")
-NAMED_TOWERS: dict[str, dict[str, object]] = {
-    # files in the original layout only name their tower, by its owner or by a path on a machine
-    "siglip-so400m-patch14-384": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-    },
-    "clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    },
+CHATS = {
+    # how a decoder was taught to chat: the renderer that writes what transformers' template writes
+    "vicuna": "vicuna",
+    "yi": "onevision_si",
+    "llama3": "llama3",
+    "mistral": "mistral",
+    "qwen": "qwen",
 }
-NOT_READ = frozenset(  # keys that change nothing in what is computed here
-    """
-    architectures dtype torch_dtype transformers_version bos_token_id eos_token_id pad_token_id
-    use_cache attention_dropout initializer_range max_window_layers sliding_window auto_map
-    layer_types image_seq_length video_seq_length ignore_index _name_or_path pretraining_tp dropout
-    initializer_factor model_type
-    """.split()
-)
 NEUTRAL: dict[str, object] = {
     # settings of generation_config.json that ask for nothing: the greedy answer, as long as it is
     "do_sample": False,
@@ -139,13 +117,14 @@ def from_hf_llava(fields: Fields) -> LlavaConfig:
     """
     text, vision, decoder = hf_parts(fields)
     tower = hf_tower(fields, vision, -2)
-    clip, qwen = tower.class_token, decoder.qkv_bias
+    clip, chat = tower.class_token, chat_of(text.get("model_type", str, "llama"), decoder)
     mode = "crop" if clip else "square"
+    of_qwen = "long_llava" if clip else "interleave"
     return LlavaConfig(
         family="llava",
         vision=tower,
         text=decoder,
-        template=("long_llava" if clip else "interleave") if qwen else "vicuna",
+        template=of_qwen if chat == "qwen" else CHATS[chat],
         image_modes=(mode,),
         several_images=mode,
         frame_mode=mode,
@@ -169,7 +148,7 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
         family="llava_next_video",
         vision=tower,
         text=decoder,
-        template="vicuna",
+        template=CHATS[chat_of(text.get("model_type", str, "llama"), decoder)],
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
         image_modes=("anyres",),
         several_images="anyres",
@@ -183,88 +162,27 @@ def from_hf_next(fields: Fields) -> LlavaConfig:
     )
 
 
-def from_original(fields: Fields) -> LlavaConfig:
-    """Original layout `llava_qwen`: one flat object, in which the tower is only named.
-
-    A vision_config may describe the tower instead. With force_sample, LLaVA-Video took 64 frames
-    of a clip and its sister Video-Only 110; nothing in the files tells the two apart, so it is 64.
-    """
-    fields.get("mm_projector_type", str, choices=("mlp2x_gelu",))
-    fields.get("mm_patch_merge_type", str, choices=("spatial_unpad",))
-    fields.get("mm_vision_select_feature", str, "patch", choices=("patch",))
-    # either way the last block of SigLIP that is stored
-    fields.integer("mm_vision_select_layer", -2, choices=(-2, -1))
-    fields.get("mm_resampler_type", str, None, choices=(None,))
-    for key in (
-        "mm_use_im_patch_token",
-        "mm_use_im_start_end",
-        "use_pos_skipping",
-        "add_faster_video",
-    ):
-        fields.get(key, bool, False, choices=(False,))
-    tower = original_tower(fields)
-    aspect = fields.get("image_aspect_ratio", str)
-    timed = fields.get("add_time_instruction", bool, False)
-    forced = fields.get("force_sample", bool, False)
-    if forced:
-        log.info("a clip gives 64 frames; a Video-Only checkpoint was made for --frames 110")
-    tied = fields.get("tie_word_embeddings", bool, False)
-    positions, pools = ("grid", "frame", "one_token", "no_token"), ("bilinear", "average", "max")
-    position = "grid" if timed else "one_token"
-    return LlavaConfig(
-        family="llava_qwen",
-        vision=tower,
-        text=text_config(fields, "qwen2", tied, eos_ids(fields.values)),
-        template="qwen",
-        grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
-        max_tiles=max_tiles(fields, "image_aspect_ratio", choices=("pad",)),
-        image_modes=("pad", "anyres") if aspect == "pad" else ("anyres", "pad"),
-        unpad_rounded=False,
-        newline=True,
-        newline_position=fields.get("mm_newline_position", str, position, choices=positions),
-        pool_mode=fields.get("mm_spatial_pool_mode", str, "bilinear", choices=pools),
-        time_instruction=timed,
-        frames=64 if timed or forced else 32,
-        ignored=ignored(fields),
-    )
-
-
-def original_tower(fields: Fields) -> VisionConfig:
-    """The tower of an original file, from its vision_config if there is one, else by name."""
-    key = "mm_vision_tower"
-    named = fields.get(key, str)
-    last = re.split(r"[/\\]", named.rstrip("/\\"))[-1]
-    if "vision_config" in fields.values:
-        vision = fields.section("vision_config")
-    elif last in NAMED_TOWERS:
-        vision = Fields(NAMED_TOWERS[last], f"the tower {last}")
-    else:
-        names = " or ".join(NAMED_TOWERS)
-        hint = f"If it is a copy of one, say so: --config {key}={next(iter(NAMED_TOWERS))}."
-        raise fields.refused(key, f"a name or path that ends in {names}", named, hint)
-    tower = vision_config(vision, -1)
-    if tower.class_token:
-        raise fields.refused("mm_vision_tower", "SigLIP in the original layout", named)
-    fields.get("mm_hidden_size", int, tower.hidden_size, choices=(tower.hidden_size,))
-    return tower
-
-
-def ignored(*sections: Fields) -> tuple[str, ...]:
-    """The keys that were not read and are not known to change nothing."""
-    return tuple(
-        f"{section.where}: {key}"
-        for section in sections
-        for key in section.values
-        if key not in section.asked and key not in NOT_READ
-    )
-
-
 LAYOUTS: dict[str, Callable[[Fields], LlavaConfig]] = {
     "LlavaOnevisionForConditionalGeneration": from_hf_onevision,
     "LlavaForConditionalGeneration": from_hf_llava,
     "LlavaNextForConditionalGeneration": from_hf_next,
     "LlavaNextVideoForConditionalGeneration": from_hf_next,
-    "LlavaQwenForCausalLM": from_original,
+    **{name: partial(from_original, kind=kind) for name, kind in KINDS.items()},
+}
+OTHERS = {
+    # a class that is refused: what differs
+    "LlavaMptForCausalLM": "Its decoder is MPT, which knows places by ALiBi and not by rotation.",
+    "LlavaGemmaForCausalLM": "Its decoder is Gemma, whose norms, embeddings and MLP differ.",
+    "LlavaPhiForCausalLM": "Its decoder is Phi, which runs attention and MLP side by side.",
+    "BunnyPhiForCausalLM": "Its decoder is Phi, which runs attention and MLP side by side.",
+    "LlavaMixtralForCausalLM": "Its decoder is Mixtral: each token goes to two of eight experts.",
+    "LlavaQwenMoeForCausalLM": "Its decoder sends each token to a few of many experts.",
+    "VipLlavaForConditionalGeneration": "Its projector takes five blocks of the tower at once.",
+    "VideoLlavaForConditionalGeneration": "It has a second tower, for clips.",
+    "LLaVAOneVision1_5_ForConditionalGeneration": (
+        "LLaVA-OneVision-1.5 has another tower, RICE, which rotates queries and keys and merges "
+        "its patches, and Qwen3 as its decoder."
+    ),
 }
 
 
@@ -297,6 +215,8 @@ def parse_config(values: dict[str, object], where: str = "config.json") -> Llava
     fields = Fields(values, where)
     classes = values.get("architectures")
     name = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
+    if isinstance(name, str) and name in OTHERS:
+        raise fields.refused("architectures", "a network as in README.md", name, OTHERS[name])
     if not isinstance(name, str) or name not in LAYOUTS:
         raise fields.refused("architectures", "one of " + ", ".join(LAYOUTS), name)
     quantised = quantization(fields)

@@ -67,7 +67,9 @@ FAMILIES = {
     "llava": ONE_TILE,
     "llava_next_video": TILES,
     "llava_onevision": ("LlavaOnevision",),
+    "llava_original": ("CLIP", "LlavaNext"),
 }
+ORIGINAL = ("llava_qwen", "llava_original")  # families of the original layout
 SUFFIX = re.compile(r"(Image|Video)?(Processor|FeatureExtractor)(Fast|Pil)?$")
 NOT_READ = frozenset(  # keys that change nothing in what is computed here
     """
@@ -138,7 +140,7 @@ def with_pictures(config: LlavaConfig, fields: Fields, given: Collection[str]) -
         check_grids(config, fields, given)
     elif mode is None:
         raise not_square(fields)
-    else:
+    elif config.family not in ORIGINAL:  # whose code pads pictures before a processor has them
         config = replace(config, image_modes=(mode,), several_images=mode)
     return config
 
@@ -168,7 +170,9 @@ def with_clips(config: LlavaConfig, pictures: Fields | None, clips: Fields | Non
     if "fps" in fields.values:
         raise refused(fields, "fps", "none, or num_frames in its place")
     frames = fields.size("num_frames", config.frames)
-    return replace(config, frame_mode=mode or config.frame_mode, frames=frames)
+    padded = config.frame_mode == "pad" and config.family in ORIGINAL
+    mode = config.frame_mode if padded else mode or config.frame_mode
+    return replace(config, frame_mode=mode, frames=frames)
 
 
 def normalised(config: LlavaConfig, mean: Triple, std: Triple) -> LlavaConfig:
@@ -249,7 +253,7 @@ def check_grids(config: LlavaConfig, fields: Fields, given: Collection[str]) -> 
     """CheckpointError where the file allows other grids of tiles than config.json."""
     key = "image_grid_pinpoints"
     if key in fields.values and key not in given:
-        found = grids(fields, key, config.tile, height_first=config.family != "llava_qwen")
+        found = grids(fields, key, config.tile, height_first=config.family not in ORIGINAL)
         if set(found) != set(config.grids):
             raise refused(fields, key, "those of config.json")
     fields.asked.add(key)

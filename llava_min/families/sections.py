@@ -3,9 +3,9 @@
 in:  Fields of a section
 out: VisionConfig, TextConfig, grids, what ends an answer
 
-Towers are SigLIP and CLIP, decoders Qwen2 and LLaMA. A missing key gets the default of its class in
-transformers, on which the published files rely.
-Read families/fields.py first. Read next: families/processors.py.
+Towers are SigLIP and CLIP, decoders Qwen2, LLaMA and Mistral. A missing key gets the default of its
+class in transformers, on which the published files rely.
+Read families/fields.py first. Read next: families/originals.py, families/processors.py.
 Agrees with: the configuration classes of transformers.
 """
 
@@ -115,7 +115,11 @@ def rope_scaling(fields: Fields) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What the class of a decoder fixes, and what its missing keys default to."""
+    """What the class of a decoder fixes, and what its missing keys default to.
+
+    num_key_value_heads: None for as many as there are heads. sliding_window: how many tokens a
+    token looks back, None for all.
+    """
 
     qkv_bias: bool
     eos_ids: tuple[int, ...]
@@ -123,8 +127,10 @@ class Decoder:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    num_key_value_heads: int | None
     max_position_embeddings: int
     vocab_size: int
+    sliding_window: int | None = None
 
 
 DECODERS = {
@@ -136,6 +142,7 @@ DECODERS = {
         intermediate_size=22016,
         num_hidden_layers=32,
         num_attention_heads=32,
+        num_key_value_heads=32,
         max_position_embeddings=32768,
         vocab_size=151936,
     ),
@@ -146,8 +153,21 @@ DECODERS = {
         intermediate_size=11008,
         num_hidden_layers=32,
         num_attention_heads=32,
+        num_key_value_heads=None,
         max_position_embeddings=2048,
         vocab_size=32000,
+    ),
+    "mistral": Decoder(
+        qkv_bias=False,
+        eos_ids=(2,),
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        vocab_size=32000,
+        sliding_window=4096,
     ),
 }
 
@@ -162,7 +182,7 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
     heads = fields.size("num_attention_heads", missing.num_attention_heads)
     kv_heads = heads  # null means as many as heads
     if fields.values.get("num_key_value_heads", ...) is not None:
-        kv_heads = fields.size("num_key_value_heads", 32 if kind == "qwen2" else heads)
+        kv_heads = fields.size("num_key_value_heads", missing.num_key_value_heads or heads)
     fields.asked.add("num_key_value_heads")
     if width % heads:
         raise fields.refused("num_attention_heads", f"a divisor of hidden_size {width}", heads)
@@ -173,6 +193,8 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
         raise fields.refused("head_dim", "an even number", head)
     theta, factor = rope_scaling(fields)
     context = fields.size("max_position_embeddings", missing.max_position_embeddings)
+    if missing.sliding_window is not None:
+        check_window(fields, missing.sliding_window, context)
     return TextConfig(
         vocab_size=fields.size("vocab_size", missing.vocab_size),
         hidden_size=width,
@@ -189,6 +211,33 @@ def text_config(fields: Fields, kind: str, tied: bool, eos: tuple[int, ...]) -> 
         qkv_bias=missing.qkv_bias,
         eos_ids=eos or missing.eos_ids,
     )
+
+
+def chat_of(kind: str, text: TextConfig) -> str:
+    """How a decoder of `kind` was taught to chat.
+
+    Files do not say it. Vicuna, Yi and LLaMA-3 are all LLaMA to them, told apart by their
+    vocabularies: 32,000, 64,000 and 128,256 words, and a few more for padding.
+    """
+    if kind == "llama":
+        return (
+            "llama3"
+            if text.vocab_size >= 128_000
+            else "yi"
+            if text.vocab_size >= 64_000
+            else "vicuna"
+        )
+    return {"qwen2": "qwen", "mistral": "mistral"}[kind]
+
+
+def check_window(fields: Fields, missing: int, context: int) -> None:
+    """CheckpointError where a token would not look back at the whole context."""
+    key = "sliding_window"
+    fields.asked.add(key)
+    if fields.values.get(key, missing) is not None and fields.size(key, missing) < context:
+        expected = f"null, or at least the context of {context}"
+        hint = f"A missing key means {missing}."
+        raise fields.refused(key, expected, fields.values.get(key, missing), hint)
 
 
 def eos_ids(values: dict[str, object]) -> tuple[int, ...]:

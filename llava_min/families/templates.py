@@ -7,8 +7,8 @@ There is no template language. What a renderer writes as `Special` becomes a spe
 nothing else ever does. The parts of a turn keep the order in which they were given; published
 templates put the visuals of a turn first, so a turn that begins with them is written as published.
 Read prompt.py first. Read next: families/folder.py.
-Agrees with: the chat templates that are published with the checkpoints; conversation.py of
-LLaVA-NeXT.
+Agrees with: the chat templates that are published with the checkpoints; conversation.py of LLaVA
+and LLaVA-NeXT.
 """
 
 import hashlib
@@ -16,6 +16,33 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..prompt import Beginning, Piece, Special, Text, Turn, Visual
+
+CURIOUS = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+
+
+def with_system(turns: list[Turn], text: str) -> list[Turn]:
+    """The turns with a system turn always: `text`, unless there is one."""
+    if turns and turns[0].role == "system":
+        return turns
+    return [Turn("system", ((text,),)), *turns]
+
+
+def visuals_on_lines(turn: Turn) -> Iterator[Piece]:
+    """The parts of a turn, with a line break after each visual."""
+    for part in turn.parts:
+        if isinstance(part, Visual):
+            yield part
+            yield "\n"
+        else:
+            yield from part
 
 
 def onevision(turns: list[Turn]) -> Iterator[Piece]:
@@ -56,12 +83,7 @@ def onevision_si(turns: list[Turn]) -> Iterator[Piece]:
     for turn in turns:
         yield Special("<|im_start|>")
         yield f"{turn.role}\n"
-        for part in turn.parts:
-            if isinstance(part, Visual):
-                yield part
-                yield "\n"
-            else:
-                yield from part
+        yield from visuals_on_lines(turn)
         yield Special("<|im_end|>")
         yield "\n"
     yield Special("<|im_start|>")
@@ -70,9 +92,7 @@ def onevision_si(turns: list[Turn]) -> Iterator[Piece]:
 
 def qwen(turns: list[Turn]) -> Iterator[Piece]:
     """The original code's qwen_1_5: the same with a system turn always."""
-    if not turns or turns[0].role != "system":
-        turns = [Turn("system", (("You are a helpful assistant.",),)), *turns]
-    yield from onevision_si(turns)
+    yield from onevision_si(with_system(turns, "You are a helpful assistant."))
 
 
 def long_llava(turns: list[Turn]) -> Iterator[Piece]:
@@ -120,6 +140,99 @@ def vicuna(turns: list[Turn]) -> Iterator[Piece]:
     yield "ASSISTANT:"
 
 
+def vicuna_v1(turns: list[Turn]) -> Iterator[Piece]:
+    """The original code's llava_v1: a system turn always, and </s> after each answer."""
+    yield Beginning("<s>")
+    for turn in with_system(turns, CURIOUS):
+        if turn.role != "system":
+            yield f"{turn.role.upper()}: "
+        yield from visuals_on_lines(turn)
+        yield Special("</s>") if turn.role == "assistant" else " "
+    yield "ASSISTANT:"
+
+
+def mistral(turns: list[Turn], end: tuple[Piece, ...] = (Special("</s>"), " ")) -> Iterator[Piece]:
+    """The template of llava-v1.6-mistral: questions in [INST] and [/INST].
+
+    As published, a system turn comes before the first [INST]. `end` follows an answer.
+    """
+    yield Beginning("<s>")
+    for turn in turns:
+        before, after = {
+            "system": ("<<SYS>>\n", ("\n<</SYS>>\n\n",)),
+            "user": ("[INST] ", (" [/INST]",)),
+            "assistant": (" ", end),
+        }[turn.role]
+        yield before
+        yield from visuals_on_lines(turn)
+        yield from after
+
+
+def mistral_2024(turns: list[Turn]) -> Iterator[Piece]:
+    """The first template of llava-v1.6-mistral, in which letters that end nothing end an answer."""
+    yield from mistral(turns, ("<\\s> ",))
+
+
+def mistral_instruct(turns: list[Turn]) -> Iterator[Piece]:
+    """The original code's mistral_instruct: a system turn is inside the first [INST]."""
+    yield Beginning("<s>")
+    system = turns[:1] if turns and turns[0].role == "system" else []
+    for turn in turns[len(system) :]:
+        user = turn.role == "user"
+        yield "[INST] " if user else " "
+        for first in system:
+            yield "<<SYS>>\n"
+            yield from visuals_on_lines(first)
+            yield "\n<</SYS>>\n\n"
+        yield from visuals_on_lines(turn)
+        yield from (" [/INST]",) if user else (" ", Special("</s>"))
+        system = []
+
+
+def chatml_direct(turns: list[Turn]) -> Iterator[Piece]:
+    """The original code's chatml_direct, of Yi: no line break between turns."""
+    for turn in with_system(turns, "Answer the questions."):
+        yield Special("<|im_start|>")
+        yield f"{turn.role}\n"
+        yield from visuals_on_lines(turn)
+        yield Special("<|im_end|>")
+    yield Special("<|im_start|>")
+    yield "assistant\n"
+
+
+def llama3(turns: list[Turn]) -> Iterator[Piece]:
+    """The template of the HF checkpoints on LLaMA-3: each text on a line of its own, and an end."""
+    yield Beginning("<|begin_of_text|>")
+    for turn in turns:
+        yield from llama3_header(turn.role)
+        for part in turn.parts:
+            if isinstance(part, Visual):
+                yield part
+            else:
+                yield "\n"
+                yield from part
+                yield Special("<|eot_id|>")
+    yield from llama3_header("assistant")
+
+
+def llava_llama_3(turns: list[Turn]) -> Iterator[Piece]:
+    """The original code's llava_llama_3: a system turn always, visuals on lines of their own."""
+    yield Beginning("<|begin_of_text|>")
+    for turn in with_system(turns, HELPFUL):
+        yield from llama3_header(turn.role)
+        yield from visuals_on_lines(turn)
+        yield Special("<|eot_id|>")
+    yield from llama3_header("assistant")
+
+
+def llama3_header(role: str) -> Iterator[Piece]:
+    """Who speaks, in LLaMA-3's special tokens."""
+    yield Special("<|start_header_id|>")
+    yield role
+    yield Special("<|end_header_id|>")
+    yield "\n\n"
+
+
 TEMPLATES: dict[str, Callable[[list[Turn]], Iterator[Piece]]] = {
     "onevision": onevision,
     "onevision_si": onevision_si,
@@ -127,6 +240,13 @@ TEMPLATES: dict[str, Callable[[list[Turn]], Iterator[Piece]]] = {
     "interleave": interleave,
     "long_llava": long_llava,
     "vicuna": vicuna,
+    "vicuna_v1": vicuna_v1,
+    "mistral": mistral,
+    "mistral_2024": mistral_2024,
+    "mistral_instruct": mistral_instruct,
+    "chatml_direct": chatml_direct,
+    "llama3": llama3,
+    "llava_llama_3": llava_llama_3,
 }
 PUBLISHED = {
     # sha256 of a published chat template (canonical) -> the renderer that writes the same
@@ -138,6 +258,12 @@ PUBLISHED = {
     "6db9d11c34612125": "vicuna",
     "5778b148bfba48a6": "vicuna",
     "f878e61991818cac": "qwen",
+    "ea79f29d49339709": "vicuna",
+    "13ce1bd289fa4a8e": "onevision_si",
+    "4d67b3c2a9cca1fb": "llama3",
+    "a9e88b7cc4c36c30": "mistral",
+    "b623d210faebdee7": "mistral_2024",
+    "a332464004df5d01": "mistral_2024",
 }
 
 
