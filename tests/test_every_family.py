@@ -11,7 +11,6 @@ import test_real_sizes
 from agreement import PUBLISHED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_families import Family
 
 from llava_min import segments as plans
 from llava_min.families import layouts
@@ -28,7 +27,7 @@ sizes = st.one_of(
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
-    return {name: Family(name, folder / name) for name in PUBLISHED}
+    return {name: agreement.opened(name, folder / name) for name in PUBLISHED}
 
 
 def check(found: dict) -> None:
@@ -44,7 +43,9 @@ def test_pictures(families, name, sizes):
     check(agreement.difference(name, families[name], sizes, 0))
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "next"])
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLISHED if name not in agreement.PICTURES_ONLY]
+)
 @pytest.mark.parametrize("frames", [1, 4, 9])
 def test_clips(families, name, frames):
     check(agreement.difference(name, families[name], [], frames))

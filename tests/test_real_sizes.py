@@ -185,12 +185,76 @@ SIZES = {
 }
 
 
+FLAT = {
+    "model_type": "llava",
+    "image_aspect_ratio": "pad",
+    "mm_hidden_size": 1024,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    "freeze_mm_mlp_adapter": False,
+    "tune_mm_mlp_adapter": False,
+    "use_mm_proj": True,
+}
+UNPAD = {
+    **FLAT,
+    "image_aspect_ratio": "anyres",
+    "image_crop_resolution": 224,
+    "image_grid_pinpoints": GRID5,
+    "image_split_resolution": 224,
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_lr": None,
+    "mm_vision_tower_lr": 2e-6,
+    "tokenizer_model_max_length": 4096,
+    "tokenizer_padding_side": "right",
+    "unfreeze_mm_vision_tower": True,
+}
+ORIGINALS = {
+    # name: its class, its decoder, the rest
+    "llava-v1.5-7b": ("LlavaLlamaForCausalLM", VICUNA_7B, FLAT),
+    "llava-v1.6-vicuna-7b": ("LlavaLlamaForCausalLM", VICUNA_7B, UNPAD),
+    "llava-v1.6-mistral-7b": ("LlavaMistralForCausalLM", MISTRAL_7B, UNPAD),
+}
+
+
+def configuration(name: str) -> dict:
+    """The config.json of a checkpoint, an alias, or an original folder."""
+    if name in ORIGINALS:
+        cls, text, more = ORIGINALS[name]
+        return {**text, "vocab_size": 32000, **more, "architectures": [cls]}
+    if name in SIZES:
+        cls, text = SIZES[name]
+        return hf(cls, CLIP, text, **({"image_grid_pinpoints": GRID5} if cls == NEXT else {}))
+    return CHECKPOINTS[name][0]
+
+
+@pytest.mark.parametrize(
+    "name, rows, context",
+    [
+        ("llava-v1.5-7b", 576, 4096),
+        ("llava-v1.6-vicuna-7b", 2340, 4096),
+        ("llava-v1.6-mistral-7b", 2340, 32768),
+    ],
+)
+def test_an_original_folder_is_read_from_its_names_alone(name, rows, context):
+    """The tower, 23 of its 24 blocks, and every key that the file has."""
+    config = layouts.parse_config(configuration(name))
+    assert config.ignored == () and config.text.context == context
+    assert (config.vision.num_layers, config.vision.num_positions) == (23, 577)
+    mode = config.image_modes[0]
+    assert segments.picture((640, 480), mode, config).tokens == rows
+    stored = {
+        n for own in load.on_meta(config).state_dict() for n, _ in names.theirs(own, "original")
+    }
+    assert ("model.image_newline" in stored) == (rows > 576)
+    assert "model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight" in stored
+
+
 @pytest.mark.parametrize("alias", SIZES)
 def test_an_alias_says_the_size_of_its_network(alias):
     """Counted from the shapes of its configuration, within 1%."""
-    cls, text = SIZES[alias]
-    more = {"image_grid_pinpoints": GRID5} if cls == NEXT else {}
-    model = load.on_meta(layouts.parse_config(hf(cls, CLIP, text, **more)))
+    model = load.on_meta(layouts.parse_config(configuration(alias)))
     size = 2 * sum(parameter.numel() for parameter in model.parameters())
     assert ALIASES[alias][1] == pytest.approx(size / 1e9, rel=0.01)
 

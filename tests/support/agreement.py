@@ -18,8 +18,10 @@ import small
 import test_agrees_golden as stored
 import test_real_sizes
 import torch
+from PIL import Image
 from test_families import FAMILIES, GRIDS, TILE, Family, pixels_of
 from test_mistakes import golden
+from test_originals import WITH, Original, padded, tiled
 
 from llava_min import image, vision
 from llava_min import segments as plans
@@ -31,8 +33,17 @@ FAMILIES["onevision"] = ONEVISION
 EXTREMES = [(1, 1), (1, 2400), (2400, 1), (56, 56), (57, 56), (2400, 48), (112, 56), (30, 1700)]
 
 
+def opened(name: str, folder: Path) -> Family:
+    """The small model of a family, in the layout that its name stands for."""
+    return (Original if name in WITH else Family)(name, folder)
+
+
 def their_pixels(name: str, pictures: list, frames) -> dict[str, torch.Tensor]:
     """The inputs that transformers' processors on Pillow make of pictures or of a clip."""
+    if name == "original_1_5":
+        return {"pixel_values": padded(pictures or [Image.fromarray(each) for each in frames])}
+    if name in WITH and frames is None:
+        return tiled(pictures)
     if name in ("long_llava", "interleave", "llava_1_5"):
         return {"pixel_values": pixels_of(name, pictures or list(frames))}
     if frames is not None:
@@ -138,17 +149,18 @@ PUBLISHED = {
     "next": ("llava-next-video-7b-hf", "LLaVA-NeXT, pictures", "HF"),
     "long_llava": ("long-llava-qwen2-7b", "long-llava", "HF"),
     "interleave": ("llava-interleave-qwen-0.5b", "llava-interleave", "HF"),
-    "llava_1_5": (None, "LLaVA-1.5", "HF"),
+    "llava_1_5": ("llava-1.5-7b", "LLaVA-1.5", "HF"),
+    "next_mistral": ("llava-1.6-mistral-7b", "LLaVA-NeXT on Mistral, pictures", "HF"),
+    "original_1_5": ("llava-v1.5-7b", "LLaVA-1.5", "original"),
+    "original_1_6": ("llava-v1.6-vicuna-7b", "LLaVA-1.6 on Vicuna", "original"),
+    "original_mistral": ("llava-v1.6-mistral-7b", "LLaVA-1.6 on Mistral", "original"),
 }
+PICTURES_ONLY = ("next", "next_mistral")  # their class knows no clips
 
 
-def published(name: str | None) -> dict:
+def published(name: str) -> dict:
     """Rows of a picture of 640 x 480 and of a frame, and the context, at the published size."""
-    values = test_real_sizes.CHECKPOINTS[name or "long-llava-qwen2-7b"][0]
-    if name is None:  # LLaVA-1.5 is CLIP and Vicuna without scaling
-        text = {k: v for k, v in test_real_sizes.VICUNA.items() if k != "rope_scaling"}
-        values = {**values, "text_config": text}
-    settings = layouts.parse_config(values)
+    settings = layouts.parse_config(test_real_sizes.configuration(name))
     ten = plans.clip([0.0] * 10, (9, 9), settings).tokens // 10
     return {
         "picture": plans.picture((640, 480), settings.image_modes[0], settings).tokens,
@@ -186,14 +198,14 @@ def drawn(name: str) -> list[tuple[list[tuple[int, int]], int]]:
         ([(choose.randint(1, 400), choose.randint(1, 400)) for _ in range(count)], 0)
         for count in (1, 1, 1, 1, 2, 2, 3)
     ]
-    return cases + [([], frames) for frames in (1, 2, 5, 9) if name != "next"]
+    return cases + [([], frames) for frames in (1, 2, 5, 9) if name not in PICTURES_ONLY]
 
 
 def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (real, title, layouts) in PUBLISHED.items():
-            family = Family(name, Path(folder) / name)
+            family = opened(name, Path(folder) / name)
             found = [difference(name, family, *case) for case in drawn(name)]
             assert all(each["tiles"] and each["counts"] for each in found), name
             assert all(each["logits"] <= bound(each["largest"]) for each in found), name
