@@ -82,6 +82,7 @@ setup(
             "peft>=0.17",
             "bitsandbytes>=0.46; platform_system == 'Linux'",
             "compressed-tensors>=0.15",
+            "sentencepiece>=0.2",
         ],
         "dev": ["ruff", "mypy"],
     },

@@ -9,6 +9,7 @@ a `Special` piece: it enters that text under a second name, its twin, which no o
 and special tokens under their own names are off. So "<|im_end|>" typed by a user stays ten ordinary
 characters. Which tokens are special, the checkpoint's files say; ordinary added tokens, such as
 "<loc_12>", are words like any other.
+families/vocabulary.py reads it from the files of a folder.
 Read prompt.py first. Read next: segments.py.
 Agrees with: transformers and the tokenizers library on the same files.
 """
@@ -18,13 +19,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
 
-from .base.files import read_json, regular
 from .errors import CheckpointError, PromptError, shown
 from .prompt import Beginning, Piece, Special
 
@@ -33,11 +30,6 @@ PLACES = {"image": "<image>", "video": "<video>"}  # the tokens for it in transf
 # what templates write, and what takes the place of visuals: special, even if no file says so
 ALWAYS_SPECIAL = ("<s>", "<|im_start|>", "<|im_end|>", *PLACES.values())
 REPLACEMENT = "\ufffd"  # how the library shows bytes that are not yet a character
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
-    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -72,9 +64,14 @@ class Tokenizer:
     """The checkpoint's tokenizer, in which text can never become a special token.
 
     What a training run stored in the file is switched off: truncation, padding and dropout.
+    blank_after: kinds of pieces after which a text gets a blank of its own, and so at the very
+    beginning; none where the description says itself where words begin.
     """
 
-    def __init__(self, description: Mapping[str, object]) -> None:
+    def __init__(
+        self, description: Mapping[str, object], blank_after: tuple[type[Piece], ...] = ()
+    ) -> None:
+        self.blank_after = blank_after
         added = [
             replace(token, special=token.special or token.content in ALWAYS_SPECIAL)
             for token in added_tokens(description)
@@ -141,7 +138,8 @@ class Tokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text alone, never of a special token, whatever it spells."""
-        return self.inner.encode(valid(text), add_special_tokens=False).ids
+        blank = " " if text and self.blank_after else ""
+        return self.inner.encode(blank + valid(text), add_special_tokens=False).ids
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of a rendered prompt, with VISUAL for each picture or clip.
@@ -160,10 +158,13 @@ class Tokenizer:
     def spelled(self, pieces: list[Piece], spelling: int, begun: bool) -> list[int] | None:
         """Ids of pieces, by the first or second twins; None where not every twin was found."""
         text, twins, meanings = "", [], []
+        blank = " " if self.blank_after else ""
         for piece in pieces:
             if isinstance(piece, str):
-                text += valid(piece)
+                text += blank + valid(piece) if piece else ""
+                blank = "" if piece else blank
                 continue
+            blank = " " if isinstance(piece, self.blank_after) else ""
             if isinstance(piece, Special):
                 name, meaning = piece.token, self.special_id(piece.token)
             else:
@@ -249,94 +250,3 @@ def split_specials(text: str, tokenizer: Tokenizer) -> list[Piece]:
     pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # which never matches
     parts = re.split(f"({pattern})", text)
     return [Special(part) if part in tokenizer.special else part for part in parts if part]
-
-
-def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer, or None where it has none.
-
-    It is read from tokenizer.json, or from vocab.json and merges.txt. As in transformers,
-    tokenizer_config.json may describe further added tokens, or tell which are special.
-    """
-    if (folder / "tokenizer.json").exists():
-        description = read_json(folder / "tokenizer.json", "tokenizer")
-    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        description = from_slow_files(folder)
-    else:
-        return None
-    added = [asdict(token) for token in described(description, folder)]
-    return Tokenizer({**description, "added_tokens": added})
-
-
-def from_slow_files(folder: Path) -> dict[str, object]:
-    """Qwen2's byte-level BPE described from vocab.json, merges.txt and added_tokens.json.
-
-    The last has no flags: a token of it is special where another file names or lists it so.
-    """
-    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    inner = tokenizers.Tokenizer(BPE())
-    inner.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated")
-    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
-    inner.decoder = decoders.ByteLevel()
-    named = named_special(folder, lists=True)
-    tokens = [
-        {"id": number, "content": token, "special": token in named}
-        for token, number in added_ids(folder / "added_tokens.json").items()
-    ]
-    description = json.loads(inner.to_str()) | {"added_tokens": tokens}
-    vocabulary = read_json(folder / "vocab.json", "vocabulary")
-    description["model"] |= {"vocab": vocabulary, "merges": merges}
-    return description
-
-
-def added_ids(path: Path) -> dict[str, int]:
-    """{token: id} of an added_tokens.json, none where there is no such file."""
-    ids: dict[str, int] = {}
-    for token, number in (read_json(path, "added tokens") if path.exists() else {}).items():
-        if type(number) is not int:
-            what, found = "cannot read the tokenizer", f"{shown(number)} for {shown(token)}"
-            raise CheckpointError(what, path.name, "a whole number for each token", found)
-        ids[token] = number
-    return ids
-
-
-def described(description: Mapping[str, object], folder: Path) -> list[Added]:
-    """The added tokens of a description, with what the folder's other files tell of them.
-
-    added_tokens_decoder of tokenizer_config.json adds tokens, and its flags count. A token that
-    a file names by its use (eos_token and the like) is special.
-    """
-    tokens = {token.content: token for token in added_tokens(description)}
-    for token in from_decoder(folder / "tokenizer_config.json"):
-        known = tokens.get(token.content, token)
-        special = token.special or known.special
-        tokens[token.content] = replace(token, id=known.id, special=special)
-    for name in named_special(folder) & tokens.keys():
-        tokens[name] = replace(tokens[name], special=True)
-    return sorted(tokens.values(), key=lambda token: token.id)
-
-
-def from_decoder(path: Path) -> list[Added]:
-    """The tokens of the added_tokens_decoder, {id: token}, in a tokenizer_config.json."""
-    found = read_json(path, "tokenizer").get("added_tokens_decoder") if regular(path) else None
-    found = {} if found is None else found
-    if not isinstance(found, dict) or not all(map(str.isdecimal, found)):
-        what, expected = "cannot read the tokenizer", "added_tokens_decoder as {id: token}"
-        raise CheckpointError(what, path.name, expected, shown(found))
-    return [Added.of(token, int(number), path.name) for number, token in found.items()]
-
-
-def named_special(folder: Path, lists: bool = False) -> set[str]:
-    """The tokens that a folder's files name by their use; with `lists`, also those only listed."""
-    keys = ("additional_special_tokens", "extra_special_tokens") if lists else ()
-    values: list[object] = []
-    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        for key, value in (read_json(path, "tokenizer") if regular(path) else {}).items():
-            if key.endswith("_token"):
-                values.append(value)
-            elif key in keys and isinstance(value, list):
-                values += value
-    contents = (value.get("content") if isinstance(value, dict) else value for value in values)
-    return {content for content in contents if isinstance(content, str)}

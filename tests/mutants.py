@@ -78,6 +78,8 @@ TESTS = {
     "llava_min/families/fields.py": ("test_checkpoint", "test_families"),
     "llava_min/families/processors.py": ("test_processors",),
     "llava_min/families/templates.py": ("test_templates", "test_cards"),
+    "llava_min/families/vocabulary.py": ("test_sentencepiece", "test_tokenizer_agrees"),
+    "llava_min/families/sentencepiece.py": ("test_sentencepiece",),
     "llava_min/request/messages.py": ("test_prompt", "test_templates", "test_cards"),
     "llava_min/engine/pace.py": ("test_reuse",),
     "llava_min/engine/rows.py": ("test_reuse",),

@@ -81,6 +81,17 @@ def content(change):
     return make
 
 
+def sentence_pieces(data: bytes):
+    """The checkpoint with these bytes as tokenizer.model in place of its tokenizer.json."""
+
+    def make(folder):
+        arguments = text_file("tokenizer.model", data)(folder)
+        (folder / "model" / "tokenizer.json").unlink()
+        return arguments
+
+    return make
+
+
 def text_file(name: str, data):
     """A file of the folder with these contents."""
 
@@ -554,6 +565,10 @@ CONFIGS = [
             ),
             "no architectures": (config(architectures=None), "architectures"),
             "another family": (config(architectures=["BertModel"]), "BertModel"),
+            "LLaVA with another decoder": (
+                config(architectures=["LlavaMptForCausalLM"]),
+                "Its decoder is MPT",
+            ),
             "an unknown tower": (config(vision_config__model_type="dinov2"), "model_type"),
             **{
                 f"huge {key}": (config(**{f"{section}__{key}": HUGE}), key)
@@ -678,6 +693,8 @@ CONFIGS = [
                 added(lambda tokens: tokens[0].pop("id")),
                 "tokenizer",
             ),
+            "a tokenizer.model that is none": (sentence_pieces(b"\n\x05"), "SentencePiece"),
+            "a tokenizer.model of no pieces": (sentence_pieces(b""), r"tokenizer\.model"),
             "a special token is missing": (
                 added(
                     lambda tokens: next(t for t in tokens if t["content"] == "<|im_end|>").update(

@@ -12,10 +12,10 @@ from languages import SENTENCES
 
 from llava_min import prompt, tokenizer
 from llava_min.errors import CheckpointError, PromptError
-from llava_min.families import templates
+from llava_min.families import templates, vocabulary
 from llava_min.prompt import Special, Visual
 
-TOKENIZER = tokenizer.read_tokenizer(small.TINY)
+TOKENIZER = vocabulary.read_tokenizer(small.TINY)
 SPECIAL = list(TOKENIZER.special)
 text = st.text(st.characters(codec="utf-8"), max_size=40)
 spiked = st.lists(st.one_of(text, st.sampled_from(SPECIAL)), max_size=6).map("".join)
@@ -97,11 +97,11 @@ def test_built_from_vocab_and_merges(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
     added = {token["content"]: token["id"] for token in whole["added_tokens"]}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
-    built = tokenizer.read_tokenizer(tmp_path)
+    built = vocabulary.read_tokenizer(tmp_path)
     for words in ("What color is the star?", "naïve ☕ 42\n\n x", "it's <|im_end|>"):
         pieces = [Special("<|im_start|>"), words, Special("<|im_end|>")]
         assert built.encode(pieces) == TOKENIZER.encode(pieces)
-    assert tokenizer.read_tokenizer(tmp_path / "nothing") is None
+    assert vocabulary.read_tokenizer(tmp_path / "nothing") is None
 
 
 def test_a_broken_tokenizer_is_refused(tmp_path):
@@ -113,7 +113,7 @@ def test_a_broken_tokenizer_is_refused(tmp_path):
     ):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(CheckpointError, match="tokenizer.json"):
-            tokenizer.read_tokenizer(tmp_path)
+            vocabulary.read_tokenizer(tmp_path)
     lacking = tokenizer.Tokenizer(json.loads((small.TINY / "tokenizer.json").read_text()))
     del lacking.special["<|im_end|>"]
     with pytest.raises(CheckpointError, match=r"<\|im_end\|>"):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Inner
 
 from llava_min import tokenizer
 from llava_min.errors import CheckpointError
-from llava_min.families import templates
+from llava_min.families import templates, vocabulary
 from llava_min.generate import StopTexts
 from llava_min.prompt import Beginning, Special, Turn, Visual
 from llava_min.request.prepare import raw_pieces
@@ -24,7 +24,7 @@ WORDS = ("USER", "What", "ASSISTANT", "seg")
 
 
 def in_bytes(prefix: bool = False) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(tokenizer.QWEN2_SPLIT), "isolated")
+    split = pre_tokenizers.Split(Regex(vocabulary.QWEN2_SPLIT), "isolated")
     mapped = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
     return pre_tokenizers.Sequence([split, mapped])
 
@@ -275,7 +275,7 @@ def test_added_tokens_of_tokenizer_config(tmp_path, listed):
         (tmp_path / "added_tokens.json").write_text(
             json.dumps({name: ids[name] for name in listed})
         )
-    ours = tokenizer.read_tokenizer(tmp_path)
+    ours = vocabulary.read_tokenizer(tmp_path)
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
     pieces = [Special("<|im_start|>"), "Where [SEG]  is <loc_12>?", Special("<|im_end|>")]
     assert ours.encode(pieces) == reference.encode(written(pieces))
@@ -295,12 +295,12 @@ def test_added_tokens_decoder_next_to_tokenizer_json(tmp_path):
     config.write_text(json.dumps({"added_tokens_decoder": found}))
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     text = "a [SEG]  is [NEW]  <loc_12> <image_>"
-    ids = tokenizer.read_tokenizer(tmp_path).encode_text(text)
+    ids = vocabulary.read_tokenizer(tmp_path).encode_text(text)
     assert ids == reference.encode(text) and size in ids
     found[str(size + 1)] = found.pop(str(size))
     config.write_text(json.dumps({"added_tokens_decoder": found}))
     with pytest.raises(CheckpointError, match=rf"the id {size} for the token '\[NEW\]'"):
-        tokenizer.read_tokenizer(tmp_path)
+        vocabulary.read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -311,7 +311,7 @@ def test_tokens_that_a_file_names_are_special(tmp_path, name, key):
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     named = "[SEG]" if key.endswith("_token") else ["[SEG]"]
     (tmp_path / name).write_text(json.dumps({key: named, "add_bos_token": False}))
-    ours = tokenizer.read_tokenizer(tmp_path)
+    ours = vocabulary.read_tokenizer(tmp_path)
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ids = [0, reference.convert_tokens_to_ids("[SEG]"), 1]
     assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=True)
@@ -328,7 +328,7 @@ def test_added_tokens_json_alone(tmp_path, listed):
     named = {"eos_token": "</s>", "unk_token": {"content": "<unk>"}}
     named["additional_special_tokens"] = list(listed)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
-    assert tokenizer.read_tokenizer(tmp_path).special.keys() == {*SPECIALS, *listed}
+    assert vocabulary.read_tokenizer(tmp_path).special.keys() == {*SPECIALS, *listed}
 
 
 @pytest.mark.parametrize(
@@ -338,4 +338,4 @@ def test_added_tokens_that_cannot_be_read(tmp_path, value):
     slow_files(tmp_path, described("byte level", {}, begins=False))
     (tmp_path / "tokenizer_config.json").write_text(f'{{"added_tokens_decoder": {value}}}')
     with pytest.raises(CheckpointError, match="tokenizer_config.json"):
-        tokenizer.read_tokenizer(tmp_path)
+        vocabulary.read_tokenizer(tmp_path)

@@ -44,7 +44,7 @@ from llava_min.check.published import Sample, published, repository
 from llava_min.command import main as command
 from llava_min.errors import MediaError
 from llava_min.families.folder import EMBEDDED, config_of
-from llava_min.tokenizer import read_tokenizer
+from llava_min.families.vocabulary import read_tokenizer
 
 SAMPLES, EXPECTATIONS = published()
 TOKENIZERS = Path(__file__).parent / "tokenizers"

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llava_min")
 NAME = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
-DESCRIPTION = ("*.json", "*.txt", "*.jinja", "README.md", "LICENSE*")  # all but the weights
+DESCRIPTION = (  # all but the weights
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    "tokenizer.model",
+    "README.md",
+    "LICENSE*",
+)
 EVERYTHING = (*DESCRIPTION, "*.safetensors")
 RESTRICTIVE = (
     # what a model card's license, or its name, holds -> what that means

@@ -33,11 +33,12 @@ from .. import __version__
 from ..config import LlavaConfig
 from ..errors import LlavaMinError, MediaError, MemoryBudgetError, OutputError, ParameterError
 from ..families.folder import config_of
+from ..families.vocabulary import read_tokenizer
 from ..media import limits, web
 from ..options import Options
 from ..request.prepare import Prepared, prepare
 from ..segments import Text
-from ..tokenizer import Tokenizer, read_tokenizer
+from ..tokenizer import Tokenizer
 from ..weights import hub
 from ..weights.checkpoint import Checkpoint
 from . import compare

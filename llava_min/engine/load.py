@@ -18,8 +18,8 @@ import torch
 from ..base.memory import memory_guard
 from ..errors import ParameterError, wrong_value
 from ..families.folder import EMBEDDED, TOY, config_of
+from ..families.vocabulary import read_tokenizer
 from ..planning.forecast import default_dtype, free_bytes, is_large
-from ..tokenizer import read_tokenizer
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.adapter import Adapter

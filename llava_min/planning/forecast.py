@@ -22,12 +22,13 @@ from ..base import cpu
 from ..config import LlavaConfig
 from ..errors import MemoryBudgetError, wrong_value
 from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, config_of
+from ..families.vocabulary import read_tokenizer
 from ..options import Options
 from ..prompt import Piece, Visual
 from ..request.prepare import Pictures, Question, Videos, prepare
 from ..request.visuals import Entry
 from ..segments import Plan
-from ..tokenizer import VISUAL, Tokenizer, read_tokenizer
+from ..tokenizer import VISUAL, Tokenizer
 from ..weights import hub
 from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head

@@ -255,7 +255,7 @@ def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
         raise CheckpointError(
             "cannot read text",
             "tokenizer.json",
-            "it, or vocab.json and merges.txt, in the checkpoint",
+            "it, vocab.json with merges.txt, or tokenizer.model, in the checkpoint",
             "neither",
             "Pass token ids instead.",
         )

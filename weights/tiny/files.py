@@ -23,7 +23,7 @@ from tokenizers import (
     trainers,
 )
 
-from ...tokenizer import QWEN2_SPLIT
+from ...families.vocabulary import QWEN2_SPLIT
 from . import scenes
 
 FOLDER = Path(__file__).parent
