@@ -5,6 +5,7 @@ config.json of the original code, whose grids are pairs of (width, height).
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import small
@@ -23,6 +24,7 @@ from test_families import (
 )
 
 import llava_min
+from llava_min import segments as plans
 from llava_min.errors import CheckpointError
 from llava_min.families import layouts
 from llava_min.weights import hub
@@ -178,6 +180,30 @@ def test_what_the_files_say(originals):
         "original_mistral": "mistral_instruct",
         "original_qwen": "qwen",
     }
+
+
+def test_the_rest_is_as_in_transformers_layouts(originals):
+    """Frames, pools, newlines and grids; another rounding, and words of the original code."""
+    ours = {name: family.ours.config for name, family in originals.items()}
+    for name in TILED:
+        theirs = layouts.parse_config(WITH[name][1])
+        own = {"family": "llava_original", "template": ours[name].template}
+        modes = {"image_modes": ("anyres", "pad"), "unpad_rounded": False}
+        assert replace(theirs, **own, **modes) == ours[name]
+    theirs = layouts.parse_config(FAMILIES["llava_1_5"])
+    modes = {"image_modes": ("pad",), "several_images": "pad", "frame_mode": "pad"}
+    own = {"family": "llava_original", "template": "vicuna_v1"}
+    assert replace(theirs, **own, **modes) == ours["original_1_5"]
+
+
+@pytest.mark.parametrize("values", [FAMILIES["llava_1_5"], flat("original_1_5")], ids=str)
+def test_the_frames_of_a_clip_fit_into_1_5(values):
+    """With 512 tokens for the answer and 100 for words, at the real size of its tiles."""
+    tower = {**values["vision_config"], "image_size": 336}
+    config = layouts.parse_config({**values, "vision_config": tower})
+    clip = plans.clip([0.0] * config.frames, (640, 480), config)
+    assert clip.tokens == config.frames * 576
+    assert clip.tokens + 512 + 100 <= config.text.context < clip.tokens + 2 * 576
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ..config import LlavaConfig, Quantization, TextConfig, VisionConfig
 from ..errors import shown
 from . import processors
 from .fields import NOT_READ, Fields, ignored
-from .originals import KINDS, from_original
+from .originals import KINDS, SHORT, from_original
 from .sections import DECODERS, chat_of, eos_ids, grids, max_tiles, text_config, vision_config
 
 CHATS = {
@@ -128,7 +128,7 @@ def from_hf_llava(fields: Fields) -> LlavaConfig:
         image_modes=(mode,),
         several_images=mode,
         frame_mode=mode,
-        frames=32 if clip else 16,
+        frames=(32 if clip else 16) if chat == "qwen" else SHORT,
         ignored=ignored(fields, text, vision),
     )
 

@@ -43,6 +43,7 @@ FIRST = (
     "So had the first LLaVA, before 1.5, whose published files are often a delta: differences to "
     "the weights of LLaMA, and no model by themselves."
 )
+SHORT = 6  # frames of 576 rows that fit, with a question, into the 4,096 tokens of LLaVA-1.5
 KINDS = {
     # class of an original file: its decoder, a key of DECODERS
     "LlavaQwenForCausalLM": "qwen2",
@@ -120,10 +121,7 @@ def with_siglip(
 
 
 def one_tile(fields: Fields, tower: VisionConfig, text: TextConfig, template: str) -> LlavaConfig:
-    """LLaVA-1.5: a picture is padded to a square, or its middle is cut out. A clip is its frames.
-
-    Six frames and a short question fit into the 4,096 tokens of its context.
-    """
+    """LLaVA-1.5: a picture is padded to a square, or its middle is cut out; a clip is frames."""
     aspect = fields.get("image_aspect_ratio", str, None, choices=(None, "square", "pad"))
     fields.asked.add("image_grid_pinpoints")  # which "anyres" alone needs
     mode = "pad" if aspect == "pad" else "crop"
@@ -135,7 +133,7 @@ def one_tile(fields: Fields, tower: VisionConfig, text: TextConfig, template: st
         image_modes=(mode,),
         several_images=mode,
         frame_mode=mode,
-        frames=6,
+        frames=SHORT,
         ignored=ignored(fields),
     )
 
