@@ -19,6 +19,7 @@ from llava_min.families import sentencepiece, templates, vocabulary
 from llava_min.options import Options
 from llava_min.prompt import Special, Turn, Visual
 from llava_min.tokenizer import VISUAL
+from llava_min.weights import hub
 
 spm = pytest.importorskip("sentencepiece")
 SPOKEN = [
@@ -105,6 +106,15 @@ def test_a_text_has_the_ids_of_the_package(tmp_path_factory, data, legacy, text)
 def test_29_languages(read, legacy):
     for sentence in SENTENCES.values():
         assert read[legacy].encode_text(sentence) == theirs(MODEL).encode(sentence)
+
+
+def test_no_text_becomes_a_piece_of_use_to_the_model(tmp_path):
+    """Whatever it spells: "he" is a control symbol here, of two letters that are pieces."""
+    data = trained(control_symbols=["he"])
+    ours = folder_with(tmp_path, data)
+    assert theirs(data).piece_to_id("he") in ours.special.values()
+    for text in ("he", "the picture of the cafe", "<s>he</s>"):
+        assert ours.encode_text(text) == theirs(data).encode(text)
 
 
 # The original code's prompts -----------------------------------------------------
@@ -218,8 +228,13 @@ def test_what_is_special_and_what_begins(tmp_path):
     assert ours.encode(["a", Special("<|im_end|>")])[-1] == 420
     assert folder_with(tmp_path, SYMBOLS, add_bos_token=False).first is None
     assert folder_with(tmp_path, SYMBOLS, bos_token="none such").first is None
-    with pytest.raises(CheckpointError, match="add_eos_token"):
-        folder_with(tmp_path, add_eos_token=True)
+    for wrong in ({"add_eos_token": True}, {"legacy": "yes"}, {"add_bos_token": 1}):
+        with pytest.raises(CheckpointError, match=next(iter(wrong))):
+            folder_with(tmp_path, **wrong)
+
+
+def test_it_is_downloaded():
+    assert "tokenizer.model" in hub.DESCRIPTION and "tokenizer.model" in hub.EVERYTHING
 
 
 def test_tokenizer_json_comes_first(tmp_path):
@@ -260,13 +275,35 @@ def test_a_damaged_model_is_one_error_or_a_model(tmp_path_factory, place, byte, 
         assert re.match("cannot read the tokenizer: tokenizer.(model|json)", str(error))
 
 
-def test_a_piece_twice_or_none_at_all(tmp_path):
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes([18, 2, 104]),  # two bytes are promised, and one is there
+        bytes([9, 0, 0, 0, 0, 0, 0, 0]),  # seven of eight
+        bytes([13, 0, 0, 0]),  # three of four
+        bytes([11]),  # the beginning of a group, which no such file has
+        bytes([8, *[255] * 10, 1]),  # a number of more than 64 bits
+    ],
+    ids=str,
+)
+def test_a_message_that_ends_too_early(data):
+    with pytest.raises(ValueError, match="at byte"):
+        list(sentencepiece.fields(data))
+
+
+def test_what_a_model_must_say(tmp_path):
     piece = bytes([10, 3, 10, 1, 97])
     rest = bytes([18, 5, 24, 2, 152, 2, 1, 26, 2, 32, 0])
     path = tmp_path / "tokenizer.model"
     path.write_bytes(piece + rest)
     assert sentencepiece.read(path).pieces == (("a", 0.0, 1),)
-    for data in (piece + piece + rest, rest):
+    for data, named in (
+        (piece + piece + rest, "each of them once"),
+        (rest, "each of them once"),
+        (piece, "byte-pair encoding"),  # what a missing field means, from here on
+        (piece + bytes([18, 2, 24, 2]), "a piece for each byte"),
+        (piece + bytes([18, 5, 24, 2, 152, 2, 1]), "text that stays as it is"),
+    ):
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match="each of them once"):
+        with pytest.raises(CheckpointError, match=named):
             sentencepiece.read(path)

@@ -216,7 +216,8 @@ def parse_config(values: dict[str, object], where: str = "config.json") -> Llava
     classes = values.get("architectures")
     name = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
     if isinstance(name, str) and name in OTHERS:
-        raise fields.refused("architectures", "a network as in README.md", name, OTHERS[name])
+        expected = "a LLaVA on Qwen2, LLaMA or Mistral, with SigLIP or CLIP"
+        raise fields.refused("architectures", expected, name, OTHERS[name])
     if not isinstance(name, str) or name not in LAYOUTS:
         raise fields.refused("architectures", "one of " + ", ".join(LAYOUTS), name)
     quantised = quantization(fields)

@@ -24,6 +24,7 @@ from ..errors import CheckpointError, shown
 from ..prompt import Beginning, Piece, Special, Visual
 from ..tokenizer import Added, Tokenizer, added_tokens
 from . import sentencepiece
+from .fields import Fields
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
@@ -73,19 +74,17 @@ def from_sentencepiece(folder: Path) -> tuple[dict[str, object], tuple[type[Piec
     model = sentencepiece.read(folder / "tokenizer.model")
     path = folder / "tokenizer_config.json"
     settings = read_json(path, "tokenizer") if regular(path) else {}
-    flags = {"legacy": True, "add_bos_token": True, "add_eos_token": False}
-    for key, missing in flags.items():
-        flags[key] = missing if settings.get(key) is None else settings[key] is True
-    if flags["add_eos_token"]:
-        what = "cannot read the tokenizer"
-        raise CheckpointError(what, f"{path.name}: add_eos_token", "False", "True")
+    given = Fields(settings, path.name)
+    legacy = given.get("legacy", bool, None) is not False
+    begun = given.get("add_bos_token", bool, None) is not False
+    given.get("add_eos_token", bool, None, choices=(None, False))
     inner = tokenizers.Tokenizer(BPE(unk_token=model.unknown, fuse_unk=True, byte_fallback=True))
     inner.normalizer = normalizers.Replace(" ", "▁")
     strip = [decoders.Strip(" ", 1, 0)] if model.prefix else []
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     inner.decoder = decoders.Sequence(parts)
     first = begins_with(folder)
-    if flags["add_bos_token"] and first in model.ids:
+    if begun and first in model.ids:
         begin = [(first, model.ids[first])]
         inner.post_processor = processors.TemplateProcessing(f"{first} $A", None, begin)
     description = json.loads(inner.to_str())
@@ -97,7 +96,7 @@ def from_sentencepiece(folder: Path) -> tuple[dict[str, object], tuple[type[Piec
     description["added_tokens"] = [*own, *listed_tokens(folder)]
     if not model.prefix:
         return description, ()
-    return description, (Special if flags["legacy"] else Beginning, Visual)
+    return description, (Special if legacy else Beginning, Visual)
 
 
 def begins_with(folder: Path) -> str:
