@@ -161,8 +161,8 @@ class Tokenizer:
         blank = " " if self.blank_after else ""
         for piece in pieces:
             if isinstance(piece, str):
-                text += blank + valid(piece) if piece else ""
-                blank = "" if piece else blank
+                if piece:
+                    text, blank = text + blank + valid(piece), ""
                 continue
             blank = " " if isinstance(piece, self.blank_after) else ""
             if isinstance(piece, Special):

@@ -20,7 +20,7 @@ from test_families import FAMILIES, GRIDS, TILE, Family, clip_processor
 import llava_min
 from llava_min import anyres, image, model, projector, vision
 from llava_min import segments as plans
-from llava_min.families import layouts, sections
+from llava_min.families import layouts, originals, sections
 from llava_min.kernels import rope
 from llava_min.weights import names
 
@@ -176,7 +176,7 @@ MISTAKES = {
     "the class token kept, a patch dropped": (vision, "patches[:, 1:]", "patches[:, :-1]", LONG),
     "CLIP's last block": (sections, "num_layers=stored + 1 + layer", "num_layers=stored", LONG),
     "SigLIP's last but one block": (
-        layouts, "vision_config(vision, -1)", "vision_config(vision, -2)", PICTURE),
+        originals, "layer if clip else -1", "layer if clip else -2", PICTURE),
     "CLIP's first norm forgotten": (vision, "self.pre_norm(patches)\n", "patches\n", LONG),
     "a norm behind the last block": (
         vision, 'return see("features", patches,',
@@ -193,7 +193,8 @@ MISTAKES = {
         names, '"decoder.blocks.{n}.gate_up.", "gate"',
         '"decoder.blocks.{n}.gate_up.", "up"', PICTURE),
     "transformers' rounding in the original": (
-        layouts, "unpad_rounded=False", "unpad_rounded=True", original_count),
+        originals, "unpad_rounded=False,\n        newline=True,\n        newline_position",
+        "unpad_rounded=True,\n        newline=True,\n        newline_position", original_count),
     "grids by width first": (
         layouts, 'tower.image_size, height_first=True),\n        image_modes=("anyres",)',
         'tower.image_size, height_first=False),\n        image_modes=("anyres",)', NEXT),

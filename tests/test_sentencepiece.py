@@ -183,6 +183,14 @@ def test_the_known_ids_of_a_picture_in_a_prompt(read):
         assert found[found.index(VISUAL) + 2] == ids.piece_to_id("<0x0A>")
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_an_empty_text_is_none(read, legacy):
+    place, ours = Visual("image", 0), read[legacy]
+    assert ours.encode(["", "a"]) == ours.encode(["a"])
+    assert ours.encode([place, "", "a", ""]) == ours.encode([place, "a"])
+    assert ours.encode([""]) == [1] and ours.encode([place, ""]) == [1, VISUAL]
+
+
 def test_a_checkpoint_with_tokenizer_model_answers(tmp_path):
     family = Original("original_1_6", tmp_path / "original")
     (tmp_path / "original" / "tokenizer.json").unlink()
