@@ -91,9 +91,11 @@ def configuration(checkpoint: str) -> dict:
     vicuna = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5}
     if "llava-1.5" in name:
         return hf(LLAVA, CLIP, vicuna)
-    if "v1.6-vicuna" in name:
+    if "v1.6" in name:
         kind = "LlavaNextForConditionalGeneration"
-        return hf(kind, CLIP, vicuna, image_grid_pinpoints=GRID5)
+        mistral = vicuna | {"model_type": "mistral", "sliding_window": None}
+        text = mistral if "mistral" in name else vicuna
+        return hf(kind, CLIP, text, image_grid_pinpoints=GRID5)
     if "video" in name:
         return CHECKPOINTS["llava-next-video-7b-hf" if "next" in name else "llava-video-7b-qwen2"][
             0
@@ -106,7 +108,7 @@ def configuration(checkpoint: str) -> dict:
 
 def paper(checkpoint: str) -> tuple:
     """(the configuration, the reduced tokenizer) of a folder without weights."""
-    llama = any(part in checkpoint for part in ("NeXT-Video", "1.5-7b", "vicuna"))
+    llama = any(part in checkpoint for part in ("NeXT-Video", "1.5-7b", "v1.6"))
     described = json.loads((TOKENIZERS / f"{'llama2' if llama else 'qwen2'}.json").read_text())
     if "1.5-7b" in checkpoint:
         described |= LEGACY
