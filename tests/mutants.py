@@ -2,27 +2,44 @@
 
     python tests/mutants.py [--count 200] [--jobs 2] [--file anyres.py]...
 
-Each mutant lives in a copy of the project, one for each job; its tests pass without a mutant, the
-examples in the file's own docstrings among them. One that no test notices is a survivor and is
-printed with its line: a test that is missing, or a change that means nothing. What is known to mean
-nothing is not drawn.
+Each mutant lives in a copy of the project, one for each job. One that no test notices is a survivor
+and is printed with its line: a test that is missing, or a change that means nothing. What is known
+to mean nothing is not drawn.
+
+The tests of all the files run once without a mutant, the examples in the files' own docstrings
+among them, over files that are written the way a mutant is written. A test that fails then is named
+and judges nothing. That run also notes which functions each test enters. With a mutant, the tests
+that enter its function come first and the first failure ends the run; a survivor has passed them
+all. The mutants come in random order, so that a run which is stopped has tried a sample, too.
+
+Each run is a forked child of one process, which has imported what the tests need from elsewhere and
+nothing of the project. A mutant that takes four times as long as its tests, and a minute more, is
+noticed, too; the last line says how many did. Mutants have no CUDA. Tests of named mutants look for
+lines of the source, so they are left out.
+
 `make mutants` starts it, over the walk and the loading code; the kernels, each mutant a minute of
 the interpreter, are asked for by name: `--file attention.py`.
 """
 
 import argparse
 import ast
+import importlib.util
+import json
 import os
 import random
+import runpy
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 TESTS = {
@@ -93,7 +110,7 @@ TESTS = {
     "llava_min/engine/batch.py": ("test_slots", "test_batch", "test_admission"),
     "llava_min/serve/fields.py": ("test_serve_fields",),
     "llava_min/serve/service.py": ("test_serve_fields", "test_serve_openapi"),
-    "llava_min/serve/errors.py": ("test_serve_fields", "test_serve_openapi"),
+    "llava_min/serve/errors.py": ("test_serve_fields", "test_serve_openapi", "test_serve_life"),
     "llava_min/serve/parts.py": ("test_serve_fields", "test_serve_borders"),
     "llava_min/serve/protocol.py": ("test_serve_fields", "test_serve_openapi"),
     "llava_min/serve/exchange.py": ("test_serve_fields", "test_serve_openapi", "test_serve_life"),
@@ -127,6 +144,9 @@ TESTS = {
 }
 MEANINGLESS = {
     # file: {part of a line: why nobody could notice another number or operator in it}
+    "llava_min/anyres.py": {
+        "length, 7": "of sides that fit in memory no product is so near to another whole number",
+    },
     "llava_min/media/video.py": {
         "1 << 20": "bytes that are read at a time",
     },
@@ -142,6 +162,8 @@ MEANINGLESS = {
     "llava_min/media/colors.py": {
         "assert isinstance(picture, ImageFile) and picture.fp": "for the type checker",
         "ROWS = 64": "rows that are converted at a time",
+        'picture.mode in ("LA", "La", "PA", "RGBA", "RGBa", "P") '
+        "and picture.has_transparency_data": "an opaque picture on white stays as it is",
     },
     "llava_min/media/timeline.py": {
         "packets[order[-1]].duration or 0": "a demuxer of MP4 sets it",
@@ -165,6 +187,13 @@ MEANINGLESS = {
     },
     "llava_min/engine/rows.py": {
         "tensor[:, :, :, :1].clone()": "of what is kept only the first token is read",
+        "np.empty(0, np.int64)": "one token that happens to be the same is not worth copying",
+    },
+    "llava_min/serve/service.py": {
+        "name[:60]": "letters of a name in the log: one more is as good",
+    },
+    "weights/tied.py": {
+        "2**24": "bytes that are compared at a time",
     },
     "weights/packed.py": {
         "PART = 2**21": "bytes that are laid out at a time",
@@ -187,6 +216,9 @@ SWAPS = {
 }
 
 
+LATE = "took too long"
+
+
 class Mutator(ast.NodeTransformer):
     """Changes the `wanted`-th place that can be changed, and counts them all.
 
@@ -196,6 +228,7 @@ class Mutator(ast.NodeTransformer):
     def __init__(self, wanted: int, spans: Iterable[tuple[int, int, int]] = ()):
         self.wanted, self.spans = wanted, list(spans)
         self.count, self.left_out, self.line = 0, 0, 0
+        self.scope, self.function = [], ""
 
     def hit(self, node: ast.AST) -> bool:
         for line, first, last in self.spans:
@@ -205,9 +238,26 @@ class Mutator(ast.NodeTransformer):
                 return False
         self.count += 1
         if self.count - 1 == self.wanted:
-            self.line = node.lineno
+            self.line, self.function = node.lineno, ".".join(self.scope)
             return True
         return False
+
+    def visit_ClassDef(self, node):
+        return self.visit_inside(node, node.name)
+
+    def visit_FunctionDef(self, node):
+        """Its default values and decorators count as its own."""
+        return self.visit_inside(node, node.name, "<locals>")
+
+    def visit_AsyncFunctionDef(self, node):
+        return self.visit_inside(node, node.name, "<locals>")
+
+    def visit_inside(self, node, *names: str):
+        """What lies in it has a qualified name as Python has it: `Class.method.<locals>.inner`."""
+        self.scope.extend(names)
+        self.generic_visit(node)
+        del self.scope[-len(names) :]
+        return node
 
     def visit_keyword(self, node):
         """`frozen=True` only guards against our own slips."""
@@ -265,35 +315,186 @@ def places(file: str) -> tuple[int, int]:
     return mutator.count, mutator.left_out
 
 
-def failure(copy: Path, files: Iterable[str], names: Iterable[str], seconds: int) -> str | None:
-    """What fails in the copy of the examples in these files and of these tests, or None.
+def imported(file: str) -> str:
+    """The path of a file under the package, by which the tests import it."""
+    return f"llava_min/{file.removeprefix('llava_min/')}"
 
-    A mutant that hangs fails, too.
+
+class Notes:
+    """A plugin of pytest that notes how long each test takes and which functions it enters.
+
+    `tests`: {its id: (seconds, [[file, qualified name]...])}, of the files of the project alone and
+    of this process alone. `failed`: the ids of those that fail.
     """
-    examples = [str(Path("llava_min", file.removeprefix("llava_min/"))) for file in files]
-    tests = [*examples, *(f"tests/{name}.py" for name in names)]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+
+    def __init__(self, copy: Path):
+        self.prefix, self.tests, self.entered = f"{copy}/", {}, set()
+        self.failed = set()
+
+    def note(self, frame, event, argument) -> None:
+        code = frame.f_code  # of a call, as no trace of lines is returned
+        if code.co_filename.startswith(self.prefix):
+            self.entered.add((code.co_filename.removeprefix(self.prefix), code.co_qualname))
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.entered, start = set(), time.perf_counter()
+        threading.settrace(self.note)
+        sys.settrace(self.note)
+        yield
+        sys.settrace(None)
+        threading.settrace(None)
+        self.tests[item.nodeid] = time.perf_counter() - start, sorted(self.entered)
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def pytest_sessionfinish(self):
+        outside = [
+            name
+            for name, module in sys.modules.items()
+            if getattr(module, "__file__", None) and not module.__file__.startswith(self.prefix)
+        ]
+        for test in self.failed:
+            del self.tests[test]
+        notes = {"tests": self.tests, "failed": sorted(self.failed), "modules": outside}
+        Path(self.prefix, "notes.json").write_text(json.dumps(notes))
+
+
+class LikelyFirst:
+    """A plugin of pytest that runs first what enters a function, then what enters its file.
+
+    Of two test files the quicker comes first; inside one the tests keep their order. What failed
+    without a mutant does not run.
+    """
+
+    def __init__(self, tests: dict, file: str, function: str):
+        self.tests, self.file, self.function = tests, imported(file), function
+
+    def rank(self, item) -> int:
+        entered = self.tests[item.nodeid][1]
+        if [self.file, self.function] in entered:
+            return 0
+        return 1 if self.file in (file for file, _ in entered) else 2
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.nodeid in self.tests]
+        ranks, seconds = {item: self.rank(item) for item in items}, defaultdict(float)
+        for item in items:
+            seconds[ranks[item], item.path] += self.tests[item.nodeid][0]
+        items.sort(key=lambda item: (ranks[item], seconds[ranks[item], item.path], item.path))
+
+
+def start(copy: Path, files: Iterable[str], plugin, *options: str) -> int:
+    """Runs the tests of these files in a forked child. Returns its id.
+
+    The child leads a process group, and its output goes to `output` in the copy.
+    """
+    if child := os.fork():
+        return child
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(copy / "output", os.O_RDWR | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[:0] = [str(copy), str(copy / "tests")]
+    names = sorted({name for file in files for name in TESTS[file]})
+    tests = [*map(imported, files), *(f"tests/{name}.py" for name in names)]
+    general = ["-q", "-p", "no:cacheprovider", "-k", "not mutants_are_caught"]
+    os._exit(pytest.main([*general, *options, *tests], plugins=[plugin]))
+
+
+def end(child: int) -> None:
+    """Ends a child and whatever it started, if it has not ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+
+
+class Run:
+    """The tests of one mutant, as they run in a copy of the project."""
+
+    def __init__(self, copy: Path, file: str, wanted: int, tests: dict):
+        source = (ROOT / file).read_text()
+        mutator = Mutator(wanted, meaningless(file))
+        self.copy, self.file = copy, file
+        self.write(ast.unparse(mutator.visit(ast.parse(source))))
+        self.place = f"{file}:{mutator.line}: {source.splitlines()[mutator.line - 1].strip()}"
+        (copy / "output").unlink(missing_ok=True)
+        self.child = start(copy, [file], LikelyFirst(tests, file, mutator.function), "-x")
+        own = (imported(file), *(f"tests/{name}.py" for name in TESTS[file]))
+        seconds = sum(took for test, (took, _) in tests.items() if test.startswith(own))
+        self.until = time.monotonic() + 60 + 4 * seconds
+
+    def write(self, source: str) -> None:
+        """Changes the file. What is compiled of it could be of the same second and size."""
+        (self.copy / self.file).write_text(source)
+        Path(importlib.util.cache_from_source(self.copy / self.file)).unlink(missing_ok=True)
+
+    def ending(self) -> str | None:
+        """None while it runs, then "" where nothing failed, or else what noticed the mutant."""
+        done, status = os.waitpid(self.child, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(status)
+        late = not done and time.monotonic() > self.until
+        if not done and not late:
+            return None
+        end(self.child)
+        self.write(ast.unparse(ast.parse((ROOT / self.file).read_text())))
+        if late:
+            os.waitpid(self.child, 0)
+            return LATE
+        if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return ""
+        lines = (self.copy / "output").read_text(errors="replace").splitlines()
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        return (failed or [f"exit status {status}"])[0]
+
+
+def runs(mutants: list, copies: list[Path], tests: dict) -> Iterator[tuple[Run, str]]:
+    """Tries the mutants, one at a time in each copy. Gives each with its ending, as they end."""
+    waiting, running = mutants[::-1], []
     try:
-        run = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return f"more than {seconds} seconds"
-    ending = f"exit status {run.returncode}\n{run.stdout[-2000:]}"
-    return ending if run.returncode else None
+        while waiting or running:
+            while waiting and copies:
+                running.append(Run(copies.pop(), *waiting.pop(), tests))
+            time.sleep(0.02)
+            for run in list(running):
+                ending = run.ending()
+                if ending is not None:
+                    running.remove(run)
+                    copies.append(run.copy)
+                    yield run, ending
+    finally:
+        for run in running:
+            end(run.child)
 
 
-def survivor(copy: Path, file: str, wanted: int) -> str | None:
-    """The place and line of a mutant that no test notices, or None where one does."""
-    source = (ROOT / file).read_text()
-    mutator = Mutator(wanted, meaningless(file))
-    mutated = ast.unparse(ast.fix_missing_locations(mutator.visit(ast.parse(source))))
-    (copy / file).write_text(mutated)
-    alive = failure(copy, [file], TESTS[file], seconds=600) is None
-    (copy / file).write_text(source)
-    line = mutator.line
-    return f"{file}:{line}: {source.splitlines()[line - 1].strip()}" if alive else None
+def copied(folder: Path, files: Iterable[str]) -> Path:
+    """A copy of the project in which these files are written the way a mutant is."""
+    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
+    for file in files:
+        (folder / file).write_text(ast.unparse(ast.parse((ROOT / file).read_text())))
+    return folder
+
+
+def noted(copy: Path, files: Iterable[str]) -> dict:
+    """What each test that passes without a mutant enters. Imports what the tests import."""
+    child = start(copy, files, Notes(copy))
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        end(child)
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.exit(f"the tests do not run: {(copy / 'output').read_text()[-2000:]}")
+    notes = json.loads((copy / "notes.json").read_text())
+    if notes["failed"]:
+        print("failed without a mutant, left out:", *notes["failed"], sep="\n")
+    for name in notes["modules"]:
+        with suppress(Exception):  # what a test wrote and removed again
+            importlib.import_module(name)
+    return notes["tests"]
 
 
 def main() -> None:
@@ -302,6 +503,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="so many at a time (%(default)s)")
     parser.add_argument("--file", action="append", help="only files that end so; repeatable")
+    parser.add_argument("--verbose", action="store_true", help="say what noticed each, too")
     given = parser.parse_args()
     files = [
         file
@@ -313,33 +515,23 @@ def main() -> None:
     every = [(file, place) for file in files for place in range(places(file)[0])]
     left_out = sum(places(file)[1] for file in files)
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
-    start, survivors = time.time(), []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-        copies = SimpleQueue()
-        for index in range(given.jobs):
-            copy = Path(folder) / str(index)
-            ignored = shutil.ignore_patterns(".venv", ".git", "node_modules", "__pycache__", "*.pt")
-            shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-            copies.put(copy)
-        every_test = sorted({name for file in files for name in TESTS[file]})
-        if found := failure(copy, files, every_test, seconds=3600):
-            sys.exit(f"the tests fail without a mutant: {found}")
-
-        def tried(mutant: tuple[str, int]) -> str | None:
-            copy = copies.get()
-            try:
-                return survivor(copy, *mutant)
-            finally:
-                copies.put(copy)
-
-        for done, found in enumerate(pool.map(tried, sorted(chosen)), start=1):
-            if found is not None:
-                survivors.append(found)
-                print(f"\nsurvivor: {found}")
-            left = (time.time() - start) / done * (len(chosen) - done)
-            print(f"\r{done}/{len(chosen)}, {left / 60:.0f} min left ", end="", flush=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    runpy.run_path(str(ROOT / "tests/conftest.py"))  # it sets what must be set before any import
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [copied(Path(folder).resolve() / str(job), files) for job in range(given.jobs)]
+        tests = noted(copies[0], files)
+        endings = []
+        begin = time.time()
+        for run, ending in runs(chosen, copies, tests):
+            endings.append(ending)
+            if given.verbose or not ending:
+                print(f"\n{ending or 'survivor'}: {run.place}")
+            left = (time.time() - begin) / len(endings) * (len(chosen) - len(endings))
+            done = f"{len(endings)}/{len(chosen)}"
+            print(f"\r{done}, {left / 60:.0f} min left ", end="", flush=True)
     print(
-        f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed (of {len(every)}, "
+        f"\n{len(chosen) - endings.count('')} of {len(chosen)} mutants noticed, "
+        f"{endings.count(LATE)} of them by taking too long (of {len(every)}, "
         f"without {left_out} that mean nothing)"
     )
 

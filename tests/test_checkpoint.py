@@ -391,6 +391,15 @@ def test_shards_must_lie_in_the_folder(tmp_path, shard):
         llava_min.load(folder)
 
 
+@pytest.mark.parametrize("weight_map", [{}, [], ["a"], "x", 5, None])
+def test_an_index_lists_tensors(tmp_path, weight_map):
+    folder = small.small(tmp_path / "model", shards=2)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="expected a weight_map, found none"):
+        llava_min.load(folder)
+
+
 def test_names_are_exact_inverses():
     """Every parameter of the model, written in a layout and read back, fills itself, whole."""
     model = small.random_model(small.hf_config(tied=False))

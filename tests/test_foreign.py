@@ -408,6 +408,20 @@ def test_what_does_not_fit_is_named(tmp_path, base, what):
     assert isinstance(caught.value, CheckpointError) and message in str(caught.value), caught.value
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.booleans(), st.booleans())
+def test_an_fp8_matrix_has_one_scale_or_one_for_each_output(rows, columns, whole, flat):
+    """Square ones too, in which a scale for each input would fit as well."""
+    codes = torch.randint(-8, 8, (rows, columns), generator=torch.Generator().manual_seed(rows))
+    scale = torch.ones(1, 1) / 4 if whole else torch.arange(1.0, rows + 1)[:, None] / 4
+    parts = {
+        "weight": codes.to(torch.float8_e4m3fn),
+        "weight_scale": scale.flatten() if flat else scale,
+    }
+    found = foreign.fp8(foreign.Foreign("fp8", 8, (-1, -1)), parts)
+    assert torch.equal(found, codes * scale)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 5))
 def test_a_scale_goes_to_each_weight_of_its_block(rows, columns, high, wide):

@@ -474,6 +474,18 @@ def test_a_key_of_config_that_nothing_reads_is_refused():
         names.refuse_unread({"text_config.hidden_size": 5}, ignored)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.none() | st.integers(1) | st.floats(0, exclude_min=True, allow_infinity=False))
+def test_any_number_of_gigabytes_may_be_planned_for(gigabytes):
+    assert names.memory(gigabytes) == gigabytes
+
+
+@pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), True, False, "8", [8]])
+def test_what_is_no_number_of_gigabytes_is_refused(given):
+    with pytest.raises(ParameterError, match="memory must be"):
+        names.memory(given)
+
+
 def test_numbers_of_numpy_are_options():
     """The settings stay plain, so that --json and the batch can write them."""
     found = Options.of(temperature=np.float32(0.5), max_tokens=np.int64(5), at=np.array([1, 2.5]))

@@ -4,6 +4,8 @@ The browser is Debian's or any other Chromium, driven by playwright; without eit
 skipped.
 """
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -140,6 +142,39 @@ def test_the_page_of_a_large_model_fits(kind):
     text = page.page(found)
     assert len(text.encode()) <= CAP and len(data_of(text)["planes"]) >= 3
     assert any("maps" in sentence for sentence in data_of(text)["left_out"])
+
+
+def test_maps_are_told_apart_by_their_names(described):
+    """One is suggested, or none; one is of all layers, and one of the last layer."""
+    keys = [(None, None), *((layer, head) for layer in (0, 1) for head in (None, 0, 1))]
+    layers = replace(described, shares=described.shares[:2])
+    for suggested in (None, (0, 1), (1, 0)):
+        names = [page.name_of(key, replace(layers, suggested=suggested)) for key in keys]
+        assert len(set(names)) == len(names)
+        for mark, meant in (("suggested", suggested), ("of all layers", (None, None))):
+            assert [mark in name for name in names] == [key == meant for key in keys], mark
+        assert ["last" in name for name in names] == [key == (1, None) for key in keys]
+
+
+def test_frames_of_a_strip_are_smaller_than_a_picture():
+    """A clip of one frame is shown as large as a picture."""
+    config, size = test_explain.config_of("onevision", 378, None), (1280, 720)
+    sides = []
+    for visual in (
+        plans.picture(size, "pad", config),
+        *(plans.clip([0.5] * n, size, config) for n in (1, 2)),
+    ):
+        rows = Rows.of(plans.Plan((plans.Text((1,)), visual), 10**6), config)
+        found = test_explain.explanation_of(rows, config, [visual], np.ones(len(rows.tokens)))
+        pixels = [np.zeros((378, 378, 3), np.uint8)] * visual.tiles
+        found = replace(found, sources=["x"], visuals=[Encodable(visual, pixels)])
+        ((shown, _),) = [page.pictures(found)]
+        uris = shown[0]["images"]
+        sides.append(
+            [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size for uri in uris]
+        )
+    picture, one, two = sides
+    assert picture == one and len(two) == 2 and two[0] == two[1] < one[0]
 
 
 def test_the_command_writes_it(tmp_path, capsys):
@@ -421,9 +456,6 @@ def test_a_narrow_window_needs_no_scrolling_sideways(covered, clip, which, open_
 
 def test_pictures_are_those_of_the_tiles(described):
     """The picture on the page has the source's ratio and colours, also where it was padded."""
-    import base64
-    import io
-
     uri = data_of(page.page(described))["visuals"][0]["images"][0]
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     source = Image.open(STAR).convert("RGB").resize(shown.size)

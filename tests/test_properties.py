@@ -164,15 +164,16 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
 def test_chunks_cut_without_loss(lengths, size):
-    pieces = [torch.arange(n, dtype=torch.float32)[:, None] for n in lengths]
+    pieces = [torch.arange(2.0 * n).reshape(n, 2) for n in lengths]
     passed = list(model.chunks(iter(pieces), lambda: size))
     assert len(passed) - bool(sum(lengths) % size) >= len(lengths)  # each piece is heard of
     cut = [piece for piece in passed if len(piece)]
     assert all(len(chunk) == size for chunk in cut[:-1]) and all(
         0 < len(chunk) <= size for chunk in cut[-1:]
     )
-    joined = torch.cat(pieces) if pieces else torch.empty(0, 1)
-    assert torch.equal(torch.cat(cut) if cut else torch.empty(0, 1), joined)
+    joined = torch.cat(pieces) if pieces else torch.empty(0, 2)
+    assert torch.equal(torch.cat(cut) if cut else torch.empty(0, 2), joined)
+    assert all(piece.shape[1:] == (2,) for piece in passed)
 
 
 def test_named_mutants_break_a_property(llava, monkeypatch):

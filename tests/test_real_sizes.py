@@ -362,3 +362,38 @@ def test_llava_onevision_7b_has_765_tensors():
 def test_23_of_24_blocks_of_clip_run():
     settings = layouts.parse_config(CHECKPOINTS["long-llava-qwen2-7b"][0])
     assert settings.vision.num_layers == 23 and settings.vision.num_positions == 577
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_original_code_cuts_what_transformers_rounds(name):
+    """A column of tiles shows a picture that is a whole number of patches wide. The product of
+    floats may be a bit less, and where it is cut a column on either side is lost.
+    """
+    settings = layouts.parse_config(CHECKPOINTS[name][0])
+    if settings.image_modes[0] != "anyres":
+        assert settings.family == "llava"
+        return
+    patches, differ = settings.vision.side, 0
+    for width in range(100, 1100):
+        height = width * patches // 3
+        grid = segments.picture((width, height), "anyres", settings).grid
+        rows, columns = grid.tiles[0] * patches, grid.tiles[1] * patches
+        whole, cut = rows * width // height, int(width * (rows / height))
+        kept = cut if settings.family == "llava_qwen" else whole
+        assert grid.columns == slice((columns - kept) // 2, columns - (columns - kept) // 2)
+        differ += (columns - cut) // 2 != (columns - whole) // 2
+    assert differ
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_grid_may_have_256_tiles_in_a_row_or_in_a_column(order):
+    values, tile = CHECKPOINTS["llava-onevision-0.5b-ov-hf"][0], SIGLIP["image_size"]
+    for tiles, allowed in ((256, True), (257, False)):
+        sides = [tile, tile * tiles][::order]
+        changed = {**values, "image_grid_pinpoints": [[tile, tile], sides]}
+        if allowed:
+            found = layouts.parse_config(changed).grids[1]
+            assert max(found) == tiles and min(found) == 1
+        else:
+            with pytest.raises(CheckpointError, match="image_grid_pinpoints"):
+                layouts.parse_config(changed)

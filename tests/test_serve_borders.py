@@ -405,6 +405,9 @@ def test_slow_bodies(model, monkeypatch, sent):
                 drops += 1
             assert 1 < drops < 500  # the answer came while the body did
             check_refusal(*answered(sock), 408)
+        with dial(running.port) as sock:
+            sock.sendall(head(1000))
+            assert b"\r\nconnection: close\r\n" in hostile.rest(sock).lower()
         assert hostile.until(lambda: guard_of(running)() == 0)
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import asgi
 import numpy as np
@@ -17,7 +18,9 @@ from llava_min.engine.rules import BANNED
 from llava_min.options import Options
 from llava_min.serve.errors import Refusal
 from llava_min.serve.fields import FIELDS, Wanted, wanted_of
+from llava_min.serve.parts import media_first
 from llava_min.serve.protocol import TokenTexts
+from llava_min.serve.service import Pictures
 from llava_min.tokenizer import CharacterStream
 
 SAMPLES = small.TINY / "samples"
@@ -114,6 +117,37 @@ def test_roles(served, model, role, meant):
     messages = [{"role": role, "content": "Be brief."}, *TEXT]
     plan = ready(served, messages=messages).prepared.plan
     assert plan == model.prepare([{"role": meant, "content": "Be brief."}, *TEXT]).plan
+
+
+@about("messages")
+@pytest.mark.parametrize("role", [None, 5, [], {}, "", "User", "nobody", ["user"]])
+def test_a_role_that_nobody_has_is_named(served, role):
+    got = served.chat(messages=[*TEXT, {"role": role, "content": "Be brief."}])
+    assert (got.status, got.json["error"]["param"]) == (400, "messages[1].role")
+
+
+@given(st.text("ti", max_size=8))
+def test_media_go_first_where_a_text_precedes_them(kinds):
+    """In a message that is texts with media after them; in any other they stay where they are."""
+    parts = [{"type": {"t": "text", "i": "image"}[kind], "at": at} for at, kind in enumerate(kinds)]
+    found = media_first(parts)
+    if kinds == "t" * kinds.count("t") + "i" * kinds.count("i"):
+        assert found == [*parts[kinds.count("t") :], *parts[: kinds.count("t")]]
+    else:
+        assert found == parts
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 12))
+def test_pictures_that_were_used_last_are_kept_within_the_limit(visits, limit):
+    """Against a model of it. Each picture has as many bytes as its name says."""
+    kept, order = Pictures(limit), []
+    for name in visits:
+        place = SimpleNamespace(pixels=np.zeros(name, np.uint8))
+        kept.add((bytes([name]),), SimpleNamespace(places=[place]))
+        order = [other for other in order if other != name] + [name]
+        while sum(order) > limit:
+            order.pop(0)
+        assert [key[0][0] for key in kept.media] == order and kept.bytes == sum(order)
 
 
 @about("max_tokens", "max_completion_tokens")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import asgi
 import pytest
@@ -277,12 +278,19 @@ def test_the_bytes_of_pieces_are_those_of_the_text(pieces, text):
 def test_what_was_held_is_not_counted_as_read(served):
     asked = {"messages": [{"role": "user", "content": "What? " * 12}], "max_tokens": 2}
     for _ in range(2):
+        begin = time.monotonic()
         got = served.post(asgi.CHAT, asked).json
         usage, timings = got["usage"], got["timings"]
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         assert timings["cache_n"] == cached
         assert timings["prompt_n"] == usage["prompt_tokens"] - cached
         assert timings["predicted_n"] == usage["completion_tokens"]
+        speed = timings["prompt_n"] / timings["prompt_ms"] * 1000
+        assert timings["prompt_per_second"] == pytest.approx(
+            speed, rel=0.1 / timings["prompt_ms"], abs=0.01
+        )
+        taken = timings["prompt_ms"] + timings["predicted_ms"]
+        assert 0 < timings["predicted_ms"] < taken < (time.monotonic() - begin) * 1000 + 0.1
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert cached > 0
 
