@@ -190,6 +190,7 @@ MEANINGLESS = {
         "np.empty(0, np.int64)": "one token that happens to be the same is not worth copying",
     },
     "llava_min/serve/service.py": {
+        ", 1024": "room that a row should have: another size is as good",
         "name[:60]": "letters of a name in the log: one more is as good",
     },
     "weights/tied.py": {
@@ -472,7 +473,7 @@ def runs(mutants: list, copies: list[Path], tests: dict) -> Iterator[tuple[Run, 
 
 def copied(folder: Path, files: Iterable[str]) -> Path:
     """A copy of the project in which these files are written the way a mutant is."""
-    ignored = shutil.ignore_patterns(".venv", ".git", "__pycache__", "*.pt")
+    ignored = shutil.ignore_patterns(".venv", ".git", "node_modules", "__pycache__", "*.pt")
     shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
     for file in files:
         (folder / file).write_text(ast.unparse(ast.parse((ROOT / file).read_text())))

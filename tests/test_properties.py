@@ -158,7 +158,9 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
     assert plans.picture((width, height), "pad", config).tiles == 1 and clip.tiles == frames
     for visual, k in ((segment, 8), (clip, 2)):
         tiles = np.zeros((visual.tiles, 56, 56, 3), np.uint8)
-        assert sum(map(len, llava.encode(visual, tiles, k))) == visual.tokens
+        pieces = list(llava.encode(visual, tiles, k))
+        assert sum(map(len, pieces)) == visual.tokens
+        assert {piece.shape[1:] for piece in pieces} == {(config.text.hidden_size,)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import asgi
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from test_grammar import sentence_piece
 
 import llava_min
+from llava_min.serve import service
 from llava_min.serve.app import paths
 from llava_min.serve.fields import FIELDS
 from llava_min.serve.openapi import document
@@ -20,6 +22,7 @@ from llava_min.tokenizer import Tokenizer
 
 schemathesis = pytest.importorskip("schemathesis")
 TEXT = [{"role": "user", "content": "What?"}]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +296,10 @@ def test_what_was_held_is_not_counted_as_read(served):
         assert 0 < timings["predicted_ms"] < taken < (time.monotonic() - begin) * 1000 + 0.1
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert cached > 0
+
+
+def test_the_help_says_how_many_are_answered_at_a_time():
+    assert f"({service.SLOTS}, or what memory allows)" in (ROOT / "docs/cli.md").read_text()
 
 
 LINE = re.compile(

@@ -268,10 +268,10 @@ def test_bytes_and_paths_are_the_same_clip(clips):
 
 def test_pictures_are_made_when_asked_for(clips, monkeypatch):
     """Reading ahead would hold hours of video in memory. In order each is made once."""
-    made = []
+    made, path = [], clips("clip.mp4")[0]
     upright = film.upright
     monkeypatch.setattr(film, "upright", lambda *given: made.append(1) or upright(*given))
-    clip = video.sample_clip(clips("clip.mp4")[0], Choice(20))
+    clip = video.sample_clip(path, Choice(20))
     assert len(clip.times) == 20 and not made
     assert clip.size == (64, 48) and len(made) == 1
     config = small.random_model(small.hf_config()).config
@@ -280,6 +280,22 @@ def test_pictures_are_made_when_asked_for(clips, monkeypatch):
     assert len(made) == 5
     list(tiles)
     assert len(made) == 25 and np.array_equal(tiles[2], first[2])
+
+
+@given(st.lists(st.integers(0, 5), max_size=12))
+def test_any_frame_may_be_asked_for(order):
+    """Decoding begins again only where the frame is neither the newest nor the one after it."""
+    begun = []
+
+    def pictures(first):
+        begun.append(first)
+        return (np.full((1, 1, 3), number, np.uint8) for number in range(first, 6))
+
+    clip = video.SampledClip(range(6), 6.0, pictures, [])
+    for number in order:
+        assert (clip[number] == number).all()
+    steps = zip([-1, *order], order, strict=False)
+    assert begun == [0, *(number for last, number in steps if number not in (last, last + 1))]
 
 
 def test_a_folder_of_pictures_is_a_clip(tmp_path):

@@ -232,7 +232,7 @@ def fp8(how: Foreign, parts: Parts) -> Tensor:
     shape = weight.shape[0], weight.shape[1]
     scale = parts["weight_scale_inv"] if "weight_scale_inv" in parts else parts["weight_scale"]
     block = how.block
-    if scale.numel() == shape[0] and scale.numel() > 1 and block == (-1, -1):
+    if scale.numel() == shape[0] and block == (-1, -1):
         block = 1, -1
     return weight * spread(scale, shape, block)
 
