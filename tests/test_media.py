@@ -7,6 +7,7 @@ import http.server
 import io
 import struct
 import threading
+import urllib.parse
 import zlib
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_min.errors import MediaError, PromptError
-from llava_min.media import limits
+from llava_min.media import data_uri, limits
 from llava_min.media import sources as media
 
 
@@ -235,6 +236,14 @@ def test_a_data_uri_may_be_written_in_many_ways(data, draw):
     assert media.read_bytes(uri, 100) == data
     plain = "".join(f"%{byte:02X}" for byte in data)
     assert media.read_bytes(f"{scheme}{kind},{plain}{fragment}", 100) == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("%0Aa\u00e9", max_size=30), st.integers(3, 9))
+def test_escapes_are_undone_across_the_ends_of_pieces(text, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_uri, "PIECE", piece)
+        assert data_uri.unquoted(text) == urllib.parse.unquote_to_bytes(text)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,13 @@ def test_rewinding_forgets(llava):
     for token in (7, 8, 9):
         llava.decode(torch.tensor([token]), cache)
     cache.rewind(3)
+    cache.rewind(0)
     assert (llava.decode(torch.tensor([4]), cache) - fresh).abs().max() == 0
+    for count in (int(cache.host_lengths[0]) + 1, -1):
+        with pytest.raises(AssertionError):
+            cache.rewind(count)
+    cache.rewind(int(cache.host_lengths[0]))
+    assert cache.lengths.tolist() == cache.host_lengths.tolist() == [0]
 
 
 def test_growing_keeps_what_was_seen(llava):

@@ -203,6 +203,19 @@ def test_a_chunk_takes_no_longer_than_its_budget():
     assert pace.tiles(8) == 1 and Pace.of("cuda").tiles(8) == 8 and Pace().tiles(8) == 8
 
 
+def test_the_pace_is_told_of_each_token_that_is_read(model, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr(Pace, "measured", lambda self, tokens, seconds: told.append(tokens))
+    slots = Slots(model, 1, 700)
+    for words in ([0] * 40, [0] * 60):
+        prepared, options = ready_for(model, "r", asked(words, 0, True))
+        one = slots.submit(prepared, options, 0.0)
+        finish(slots)
+        assert sum(told) == prepared.plan.tokens - one.cached
+        told.clear()
+    assert one.cached > 0
+
+
 def test_a_chunk_is_small_only_while_somebody_waits(model, monkeypatch):
     """A slow reader next to a running answer is read in pieces, alone in one."""
     sizes, decoder = [], model.network.decoder

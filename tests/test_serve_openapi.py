@@ -4,6 +4,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import asgi
 import pytest
@@ -17,7 +18,7 @@ from llava_min.serve import service
 from llava_min.serve.app import paths
 from llava_min.serve.fields import FIELDS
 from llava_min.serve.openapi import document
-from llava_min.serve.protocol import TokenTexts
+from llava_min.serve.protocol import TokenTexts, timings_of
 from llava_min.tokenizer import Tokenizer
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -288,14 +289,28 @@ def test_what_was_held_is_not_counted_as_read(served):
         assert timings["cache_n"] == cached
         assert timings["prompt_n"] == usage["prompt_tokens"] - cached
         assert timings["predicted_n"] == usage["completion_tokens"]
-        speed = timings["prompt_n"] / timings["prompt_ms"] * 1000
-        assert timings["prompt_per_second"] == pytest.approx(
-            speed, rel=0.1 / timings["prompt_ms"], abs=0.01
-        )
         taken = timings["prompt_ms"] + timings["predicted_ms"]
         assert 0 < timings["predicted_ms"] < taken < (time.monotonic() - begin) * 1000 + 0.1
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert cached > 0
+
+
+SECONDS = st.floats(1e-4, 3600)
+
+
+@given(SECONDS, SECONDS, SECONDS, st.integers(1, 10**6), st.integers(0, 9))
+def test_timings_are_in_milliseconds_and_tokens_a_second(vision, prefill, decode, new, held):
+    usage = {"prompt_tokens": new + held, "completion_tokens": 5, "cached_tokens": held}
+    seconds = {"vision_s": vision, "prefill_s": prefill, "decode_s": decode, "tokens_per_s": 7.123}
+    found = timings_of([SimpleNamespace(usage=usage, timings=seconds)])
+    assert found["prompt_ms"] / 1000 == pytest.approx(vision + prefill, abs=1e-4)
+    assert found["predicted_ms"] / 1000 == pytest.approx(decode, abs=1e-4)
+    speed = new / (vision + prefill)
+    assert found["prompt_per_second"] == pytest.approx(speed, abs=0.01)
+    assert found["predicted_per_second"] == pytest.approx(7.123, abs=0.01)
+    assert all(
+        len(repr(number).partition(".")[2].partition("e")[0]) <= 2 for number in found.values()
+    )
 
 
 def test_the_help_says_how_many_are_answered_at_a_time():
