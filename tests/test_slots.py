@@ -61,6 +61,23 @@ def submit(slots, model, number: int, listen=lambda event: None):
     return slots.submit(*ready_for(model, "request", request(number)), time.perf_counter(), listen)
 
 
+def test_a_step_covers_no_row_before_or_after_those_that_write(model):
+    slots, covered = Slots(model, 4, 500), []
+    eager = slots.eager
+
+    def noted(start, stop):
+        assert slots.rows[start].writing and slots.rows[stop - 1].writing
+        covered.append((start, stop))
+        return eager(start, stop)
+
+    slots.eager = noted
+    for number in range(12):
+        submit(slots, model, number)
+    while slots.busy:
+        slots.round()
+    assert {stop - start for start, stop in covered} == {1, 2, 3, 4}
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), min_size=1, max_size=9),
