@@ -370,6 +370,7 @@ class Scripted:
         ([0, 400, None, None], [0, 400, 440, 480], {}),
         ([7, 47, 127], [7, 47, 127], {"is_avi": True}),
         ([7, 47, 7, 47], [7, 47, 87, 127], {"is_avi": True}),
+        ([7, 47, 40, 87], [7, 47, 48, 87], {"is_avi": True}),
     ],
 )
 @pytest.mark.parametrize("duration", [0, 40])
