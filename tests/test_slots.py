@@ -61,12 +61,15 @@ def submit(slots, model, number: int, listen=lambda event: None):
     return slots.submit(*ready_for(model, "request", request(number)), time.perf_counter(), listen)
 
 
-def test_a_step_covers_no_row_before_or_after_those_that_write(model):
+def test_a_step_covers_the_rows_that_write_when_all_that_fit_were_read(model):
+    """From the first to the last of them. Nobody watches, so reading comes first."""
     slots, covered = Slots(model, 4, 500), []
     eager = slots.eager
 
     def noted(start, stop):
         assert slots.rows[start].writing and slots.rows[stop - 1].writing
+        assert all(one is None or one.reading is None for one in slots.rows)
+        assert not slots.waiting or None not in slots.rows
         covered.append((start, stop))
         return eager(start, stop)
 
