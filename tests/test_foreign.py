@@ -393,6 +393,30 @@ WRONG = {
     ),
     "no scale": ("compressed-tensors W4A16", without("weight_scale"), {}, "weight_scale"),
     "another block": ("fp8 in blocks", dict, {"weight_block_size": [16, 16]}, "scales or zeros"),
+    "a block of one side": (
+        "fp8 in blocks",
+        dict,
+        {"weight_block_size": [32]},
+        "weight_block_size",
+    ),
+    "a block of three": (
+        "fp8 in blocks",
+        dict,
+        {"weight_block_size": [32, 48, 1]},
+        "weight_block_size",
+    ),
+    "a block in words": (
+        "fp8 in blocks",
+        dict,
+        {"weight_block_size": ["32", 48]},
+        "weight_block_size",
+    ),
+    "a block that is no list": (
+        "fp8 in blocks",
+        dict,
+        {"weight_block_size": 32},
+        "weight_block_size",
+    ),
     "a method of nobody": ("fp8 in blocks", dict, {"quant_method": "aqlm"}, "quant_method"),
     "words of 64 bits": ("GPTQ", changed("qweight", lambda t: t.long()), {}, "words of 32 bits"),
 }

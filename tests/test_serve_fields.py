@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import llava_min
 from llava_min.engine.rules import BANNED
+from llava_min.errors import MemoryBudgetError
 from llava_min.options import Options
+from llava_min.serve import service
 from llava_min.serve.errors import Refusal
 from llava_min.serve.fields import FIELDS, Wanted, wanted_of
 from llava_min.serve.parts import media_first
@@ -148,6 +150,41 @@ def test_pictures_that_were_used_last_are_kept_within_the_limit(visits, limit):
         while sum(order) > limit:
             order.pop(0)
         assert [key[0][0] for key in kept.media] == order and kept.bytes == sum(order)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 40_000),
+    st.integers(1, 200_000),
+    st.none() | st.integers(1, 9),
+    st.none() | st.integers(1, 50_000),
+)
+def test_slots_have_the_room_that_memory_allows(context, room, rows, tokens):
+    """Fewer rows only where each would be too small, and no room left for a third more tokens."""
+
+    def admit_together(plans):
+        if sum(plan.tokens for plan, _ in plans) > room:
+            raise MemoryBudgetError("no room", "memory", f"{room} tokens", "more")
+
+    model = SimpleNamespace(
+        config=SimpleNamespace(text=SimpleNamespace(context=context)),
+        admission=SimpleNamespace(admit_together=admit_together),
+    )
+    least = min(context, service.LEAST_TOKENS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "Slots", lambda model, count, each, looks: (count, each))
+        try:
+            count, each = service.slots_for(model, rows, tokens)
+        except MemoryBudgetError:
+            wanted = (rows or service.SLOTS) if tokens else rows or 1
+            assert wanted * (min(tokens, context) if tokens else least) > room
+            return
+    assert count * each <= room and 1 <= count <= (rows or service.SLOTS) and 1 <= each <= context
+    assert count == (rows or service.SLOTS) or tokens is None and (count + 1) * least > room
+    if tokens is None:
+        assert each == context or each >= least and count * (each * 4 // 3 + 2) > room
+    else:
+        assert each == min(tokens, context)
 
 
 @about("max_tokens", "max_completion_tokens")
