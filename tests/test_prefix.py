@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def test_the_common_part_ends_at_the_first_difference(held, wanted):
     assert count < len(wanted) and held[:count] == wanted[:count]
     longer = slice(0, count + 1)
     assert count == len(wanted) - 1 or held[longer] != wanted[longer]
+
+
+def test_the_log_says_how_much_was_kept_and_where(model, tmp_path, caplog):
+    path = tmp_path / "cache"
+    with caplog.at_level("INFO"):
+        answer = model.generate("What? " * 400, max_tokens=1, prompt_cache=path)
+    (said,) = re.findall(r"([\d,]+) prompt tokens kept in (.*) \(([\d.]+) MiB\)", caplog.text)
+    assert said[:2] == (f"{answer.usage['prompt_tokens']:,}", str(path))
+    assert float(said[2]) * 1024**2 == pytest.approx(path.stat().st_size, abs=0.06 * 1024**2)
+    assert float(said[2]) > 0.3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
