@@ -27,6 +27,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -454,7 +455,7 @@ class Run:
         if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return ""
         lines = (self.copy / "output").read_text(errors="replace").splitlines()
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        failed = [line for line in lines if re.match(r"(FAILED|ERROR) \S", line)]
         return (failed or [f"exit status {status}"])[0]
 
 
