@@ -101,6 +101,19 @@ def test_every_visual_appears_once_in_order(text, images, videos):
         assert text in written(pieces)
 
 
+@given(st.lists(st.sampled_from(["x", " x ", " ", "", Visual("image", 0), Visual("video", 0)])))
+def test_visuals_before_the_text_are_parts_of_their_own(runs):
+    """The text begins with the first run that is not blank, or with the last one."""
+    texts = [at for at, run in enumerate(runs) if isinstance(run, str)]
+    begin = next((at for at in texts if runs[at].strip()), len(runs))
+    if begin == len(runs) and texts[-1:] == [len(runs) - 1]:
+        begin = len(runs) - 1
+    front, text = [run for run in runs[:begin] if isinstance(run, Visual)], runs[begin:]
+    if front and text:
+        text[0] = text[0].lstrip()
+    assert prompt.separated(list(runs)) == (*front, *([tuple(text)] if text else []))
+
+
 def test_messages_keep_the_order_of_their_parts():
     turns, images, videos = chat_messages.from_messages(
         [
