@@ -27,6 +27,7 @@ from llava_min.command.main import TOOLS, main
 from llava_min.engine.handle import Model
 from llava_min.errors import CheckpointError, LlavaMinError, ParameterError
 from llava_min.options import Options
+from llava_min.serve.fields import Wanted
 
 SAMPLES = small.TINY / "samples"
 STAR, CLIP = str(SAMPLES / "shapes.png"), str(SAMPLES / "clip.mp4")
@@ -454,6 +455,15 @@ def test_too_many_arguments_and_one_twice():
 @pytest.mark.parametrize("name", ["num_beams", "max_length"])
 def test_what_exists_elsewhere_only_may_ask_for_nothing(name):
     assert names.renamed({name: names.MISSING[name][1]}) == {}
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_a_penalty_that_the_server_counts_as_none_asks_for_nothing(name):
+    """The server has penalties, and python has them not."""
+    none = getattr(Wanted([]), name)
+    assert names.renamed({name: none}) == {}
+    with pytest.raises(ParameterError, match="repetition_penalty"):
+        names.renamed({name: none + 1})
 
 
 def test_open_files_are_the_files():
