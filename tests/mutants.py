@@ -191,10 +191,23 @@ MEANINGLESS = {
         "uses += 1": "later is more: how much is not asked",
         "np.empty(0, np.int64)": "one token that happens to be the same is not worth copying",
     },
+    "llava_min/engine/batch.py": {
+        'f"{key[0]} {key[1]}", request, held': "what this names was refused before, by its headers",
+    },
+    "llava_min/cache.py": {
+        "self.key_scales is None or self.value_scales is None": "there are both or neither",
+    },
+    "llava_min/explain/page.py": {
+        "5 * 2**18": "bytes of maps: another size is as good while the page fits",
+        "drops.astype(float).round(4)": "digits of nats: one more is as good",
+    },
     "llava_min/serve/metrics.py": {
         "0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0": (
             "bounds of a histogram: others are as good"
         ),
+    },
+    "llava_min/serve/public.py": {
+        "1 << 16": "bytes that are read at a time",
     },
     "llava_min/serve/service.py": {
         ", 1024": "room that a row should have: another size is as good",

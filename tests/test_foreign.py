@@ -184,6 +184,7 @@ def fp8(block: list[int] | None, scale_name: str = "weight_scale_inv"):
 W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 CHANNEL8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
 FLOAT8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
+WHOLE8 = {"num_bits": 8, "type": "int", "strategy": "tensor"}
 FORMS = {
     "GPTQ": gptq(4, 32, False, True, 1),
     "GPTQ asymmetric": gptq(4, 16, False, False, 1),
@@ -200,6 +201,7 @@ FORMS = {
     "compressed-tensors W8A16": compressed("pack-quantized", **CHANNEL8),
     "compressed-tensors int8": compressed("int-quantized", **CHANNEL8),
     "compressed-tensors float8": compressed("float-quantized", **FLOAT8),
+    "compressed-tensors int8 of one scale": compressed("int-quantized", **WHOLE8),
     "fp8 per tensor": fp8(None, "weight_scale"),
     "fp8 in blocks": fp8([32, 48]),
 }

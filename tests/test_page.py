@@ -144,6 +144,25 @@ def test_the_page_of_a_large_model_fits(kind):
     assert any("maps" in sentence for sentence in data_of(text)["left_out"])
 
 
+@pytest.mark.parametrize("sizes", [(), ((100, 60),), ((100, 60), (50, 80), (300, 299))])
+def test_boxes_are_parts_of_their_own_picture(sizes):
+    config = test_explain.config_of("onevision", 378, None)
+    visuals = [plans.picture(size, "anyres", config) for size in sizes]
+    rows = Rows.of(plans.Plan((plans.Text((1,)), *visuals), 10**6), config)
+    found = test_explain.explanation_of(rows, config, visuals, np.ones(len(rows.tokens)))
+    stored = page.rows(replace(found, visuals=[Encodable(one, []) for one in visuals]))
+    boxes, owners = (
+        np.frombuffer(base64.b64decode(stored[name]), np.uint16) for name in ("boxes", "visuals")
+    )
+    shown = ~np.isnan(rows.boxes[:, 0])
+    for number, size in enumerate(sizes):
+        own = shown & (owners == number)
+        parts = boxes.reshape(-1, 4)[own] / (page.NOWHERE - 1)
+        np.testing.assert_allclose(parts * np.tile(size, 2), rows.boxes[own], atol=0.01)
+        assert parts.min() == 0 and parts.max() == 1
+    assert (boxes.reshape(-1, 4)[~shown] == page.NOWHERE).all()
+
+
 def test_maps_are_told_apart_by_their_names(described):
     """One is suggested, or none; one is of all layers, and one of the last layer."""
     keys = [(None, None), *((layer, head) for layer in (0, 1) for head in (None, 0, 1))]

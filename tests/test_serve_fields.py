@@ -326,6 +326,7 @@ def test_answers_of_one_prompt_have_seeds_of_their_own(served, model):
         choice["message"]["content"]
         for choice in served.choices(seed=high, temperature=2, n=2, max_tokens=9)
     ]
+    assert len(served.choices(messages=TEXT, n=4, max_tokens=1)) == 4
     error = served.chat(n=5).error
     assert error["param"] == "n" and "4" in error["message"]
 
