@@ -188,6 +188,7 @@ MEANINGLESS = {
     },
     "llava_min/engine/rows.py": {
         "tensor[:, :, :, :1].clone()": "of what is kept only the first token is read",
+        "token_bytes(16)": "bytes of a key: one more is as good",
         "uses += 1": "later is more: how much is not asked",
         "np.empty(0, np.int64)": "one token that happens to be the same is not worth copying",
     },

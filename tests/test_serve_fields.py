@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -577,12 +578,15 @@ def test_streams(served):
 @about("return_progress")
 def test_progress_is_told_in_the_stream(served):
     long = user({"type": "text", "text": "Word " * 90})
-    total = served.model.prepare(long).plan.tokens
+    total, begin = served.model.prepare(long).plan.tokens, time.perf_counter()
     events = served.chat(messages=long, return_progress=True, stream=True, max_tokens=1).events
     told = [event["prompt_progress"] for event in events if "prompt_progress" in event]
     assert told and told[-1]["processed"] == told[-1]["total"] == total
     counts = [one["processed"] for one in told]
     assert counts == sorted(counts) and all(one["cache"] <= one["processed"] for one in told)
+    times = [one["time_ms"] for one in told]
+    elapsed = (time.perf_counter() - begin) * 1000
+    assert times == sorted(times) and 0 < times[-1] <= elapsed + 1
     again = served.chat(messages=long, stream=True, max_tokens=1).events
     assert not any("prompt_progress" in event for event in again)
 

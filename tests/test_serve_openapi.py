@@ -324,7 +324,7 @@ LINE = re.compile(
 
 def test_metrics_are_what_prometheus_reads(served):
     """Each metric described before its lines; buckets that grow; counts of what was done."""
-    before = samples(served.ask("GET", "/metrics"))
+    before, begin = samples(served.ask("GET", "/metrics")), time.perf_counter()
     done = served.chat(messages=TEXT, max_tokens=5, ignore_eos=True).json["usage"]
     served.chat(messages=TEXT, max_tokens=5, ignore_eos=True, stream=True)
     served.chat(messages=[])
@@ -336,6 +336,9 @@ def test_metrics_are_what_prometheus_reads(served):
     assert grown["time_to_first_token_seconds_count", ""] == 2
     assert grown["time_between_tokens_seconds_count", ""] == 8
     assert grown["request_seconds_count", ""] == 2
+    elapsed = time.perf_counter() - begin
+    for name in ("time_to_first_token", "time_between_tokens", "request"):
+        assert 0 < grown[f"{name}_seconds_sum", ""] <= elapsed
     assert after["slots", ""] == 4 and after["requests_processing", ""] == 0
     assert after["requests_deferred", ""] == 0
 
