@@ -148,6 +148,9 @@ MEANINGLESS = {
     "llava_min/anyres.py": {
         "length, 7": "of sides that fit in memory no product is so near to another whole number",
     },
+    "llava_min/media/sources.py": {
+        "limit) + 1), limit": "that there is more shows in one byte as in two",
+    },
     "llava_min/media/video.py": {
         "1 << 20": "bytes that are read at a time",
     },
@@ -163,6 +166,7 @@ MEANINGLESS = {
     "llava_min/media/colors.py": {
         "assert isinstance(picture, ImageFile) and picture.fp": "for the type checker",
         "ROWS = 64": "rows that are converted at a time",
+        "WHITE = (255, 255, 255)": "Pillow takes what is more than white for white",
         'picture.mode in ("LA", "La", "PA", "RGBA", "RGBa", "P") '
         "and picture.has_transparency_data": "an opaque picture on white stays as it is",
     },
@@ -200,6 +204,7 @@ MEANINGLESS = {
     },
     "llava_min/explain/page.py": {
         "5 * 2**18": "bytes of maps: another size is as good while the page fits",
+        "PICTURES = 2**21": "bytes of pictures: another size is as good while the page fits",
         "drops.astype(float).round(4)": "digits of nats: one more is as good",
     },
     "llava_min/serve/metrics.py": {

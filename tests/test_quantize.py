@@ -343,6 +343,21 @@ def test_killing_leaves_out_absent_or_whole(tmp_path, part):
     quantize.quantize(source, tmp_path / "again", Quantization())  # what is left is in nobody's way
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_a_matrix_is_quantised_some_rows_at_a_time(monkeypatch, rows):
+    """The temporary copies are of these rows alone, and the numbers are those of the whole."""
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    wanted, sizes, codes = Quantization(bits=8, group=32), [], quantize.codes
+    whole = quantize.quantised(weight, 8, wanted)
+    monkeypatch.setattr(quantize, "ROWS", rows * 64 + 63)
+    monkeypatch.setattr(
+        quantize, "codes", lambda part, *given: sizes.append(len(part)) or codes(part, *given)
+    )
+    parts = quantize.quantised(weight, 8, wanted)
+    assert all(torch.equal(one, other) for one, other in zip(parts, whole, strict=True))
+    assert max(sizes) == min(rows, 50) and sum(sizes) == 50
+
+
 def test_memory_is_one_shard_and_a_layer(tmp_path):
     """Twelve shards of 12 MB: quantising them costs less than three."""
     folder = tmp_path / "in"
