@@ -444,7 +444,7 @@ def test_an_fp8_matrix_has_one_scale_or_one_for_each_output(rows, columns, whole
         "weight": codes.to(torch.float8_e4m3fn),
         "weight_scale": scale.flatten() if flat else scale,
     }
-    found = foreign.fp8(foreign.Foreign("fp8", 8, (-1, -1)), parts)
+    found = formulas.fp8(Foreign("fp8", 8, (-1, -1)), parts)
     assert torch.equal(found, codes * scale)
 
 
