@@ -7,7 +7,7 @@ Three GELUs are not a mistake: CLIP was trained with the quick one, SigLIP with 
 projector with the exact one. Exchanging them moves logits by 2e-3 to 0.15.
 A kernel reads each number once and writes once: 6 bytes per output of a bfloat16 SwiGLU, 4 of a
 GELU.
-Read kernels/norm.py first. Read next: kernels/rope.py.
+Read kernels/half.py first. Read next: kernels/rope.py.
 Agrees with: ACT2FN of transformers.
 
 D width, I width of the gate and of the result.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .choose import triton_for
+from .half import too_narrow
 from .language import blocks, launch, tl, triton
 
 GELUS = ("quick_gelu", "gelu_pytorch_tanh", "gelu")
@@ -25,8 +26,13 @@ TILE = 1024  # numbers per program
 
 
 def swiglu_torch(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, where gate is the first half of the last axis and up the second."""
+    """silu(gate) * up, where gate is the first half of the last axis and up the second.
+
+    It is float32 where a product of two numbers of float16 may pass float16's end.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
+    if too_narrow(gate_up.dtype, gate_up):
+        return F.silu(gate.float()) * up
     return F.silu(gate) * up
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choose import gpu_of, triton_multiplies
+from .choose import gpu_of, path_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
@@ -45,6 +45,7 @@ BLOCKS = {
     ("99 KB", 128, True): (128, 32, 8, 2),
 }
 INTERPRETED_BLOCK = (16, 16, 4, 1)
+ROWS = 256  # of queries, that plain torch multiplies at a time on any device
 
 SIZES = ["new", "query_row", "query_token", "key_row", "key_head", "key_token"]
 LOG2_E = 1.4426950408889634
@@ -340,28 +341,47 @@ def prefill(query: Tensor, layer) -> Tensor:
     if triton_multiplies(query):
         return attention_triton(query, key, value, layer.lengths)
     assert min(layer.host_lengths) == seen, "rows of different lengths are prefilled one by one"
-    return (attention_merged if query.device.type == "cpu" else attention_masked)(query, key, value)
+    return causal(query, key, value)
 
 
-def attention_masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of query [B T H E] over key and value [B K S E] by torch, on any device.
+def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of query [B T H E] over key and value [B K S E] by torch, S >= T."""
+    return (attention_merged if path_of(query) == "cpu" else attention_torch)(query, key, value)
 
-    S >= T.
+
+def attention_torch(query: Tensor, key: Tensor, value: Tensor, size: int = ROWS) -> Tensor:
+    """The same on any device, some tokens at a time: about `size` rows of queries.
+
+    The G heads of a group are rows of one product over their shared keys. torch's own sharing
+    (enable_gqa) has no fused kernel on a GPU before sm_80: there it repeats the keys, in float32.
+    A block's tokens see all keys but the last few, so that one mask [size S] serves all blocks from
+    its right end. A mask [T S] would be the largest tensor of a long prompt.
     """
-    new, groups = query.shape[1], query.shape[2] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    mask = causal_mask(new, key.shape[2] - new, query.device)
-    query = query.transpose(1, 2)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    batch, new, heads, head_dim = query.shape
+    kv_heads, stop = key.shape[1:3]
+    groups = heads // kv_heads
+    folded = query.unflatten(2, (kv_heads, groups)).transpose(1, 2)  # B K T G E
+    most = min(new, max(1, size // groups))
+    mask = query.new_zeros(most, groups, stop)
+    hidden = causal_mask(most, 0, query.device).logical_not()
+    mask[:, :, stop - most :].masked_fill_(hidden[:, None], -torch.inf)
+    mixed = torch.empty_like(folded, memory_format=torch.contiguous_format)
+    for first in range(0, new, most):
+        some = slice(first, min(first + most, new))
+        count, seen = some.stop - first, stop - new + some.stop
+        rows = folded[:, :, some].flatten(2, 3)
+        bias = mask[most - count :, :, stop - seen :].flatten(0, 1) if count > 1 else None
+        found = F.scaled_dot_product_attention(rows, key[:, :, :seen], value[:, :, :seen], bias)
+        mixed[:, :, some] = found.unflatten(2, (count, groups))
+    return mixed.transpose(1, 2).flatten(2, 3)
 
 
 def attention_merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same without a mask, in two calls of torch's flash attention.
+    """The same without any mask, in two calls of torch's flash attention, which tells its sum.
 
-    A CPU uses it, and on a GPU our kernel is measured against it. A mask [T S] would be the largest
-    tensor of a long prompt. So the S - T keys before are seen whole, their heads' queries folded
-    into rows, and the T new ones causally. The two results add up as the two tiles of OnlineSoftmax
-    do, each with its share of the sum of exponentials.
+    An x86 CPU uses it, and on a GPU our kernel is measured against it. The S - T keys before are
+    seen whole, their heads' queries folded into rows, and the T new ones causally. The two results
+    add up as the two tiles of OnlineSoftmax do, each with its share of the sum of exponentials.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention
     if query.device.type == "cpu":

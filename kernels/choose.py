@@ -1,13 +1,12 @@
-"""The one rule that chooses a Triton kernel or plain torch, and the switch that overrides it.
+"""The rule of paths.py asked about a tensor, and the switch that overrides it.
 
 in:  a tensor
-out: whether its operation runs as a Triton kernel, and with which block sizes
+out: the path of its operation, whether it runs as a Triton kernel, and with which block sizes
 
-Tensors on a CUDA device of compute capability 8.0 or newer go to Triton. Everything else takes the
-torch path of the same file: float64, whatever needs a gradient (no kernel here has a backward
-pass), machines without a Triton wheel, and matrix products of float32. Nothing is ever chosen by
-catching an exception.
-Read kernels/language.py first. Read next: kernels/norm.py.
+On the Triton path some take plain torch all the same: float64, whatever needs a gradient (no kernel
+here has a backward pass), and matrix products of float32. Nothing is ever chosen by catching an
+exception.
+Read kernels/paths.py, kernels/language.py first. Read next: kernels/norm.py.
 """
 
 import functools
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from . import language
+from . import language, paths
+from .paths import CHOICES
 
-CHOICES = ("auto", "reference", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _choice = "auto"
 _pretended = None
@@ -95,16 +94,31 @@ def pretending(gpu: Gpu):
         _pretended = before
 
 
+def rule(device: str, gpu: Gpu | None) -> tuple[str, str]:
+    """(path, reason) of operations on a type of device, by paths.py; `gpu` where it is a GPU."""
+    vectors = torch.backends.cpu.get_cpu_capability() if device == "cpu" else None
+    capability = None if gpu is None else gpu.capability
+    return paths.path(_choice, device, vectors, capability, language.AVAILABLE)
+
+
+def explained(device: torch.device) -> tuple[str, str]:
+    """(path, reason) of operations on a device."""
+    return rule(device.type, gpu_at(device.index or 0) if device.type == "cuda" else None)
+
+
+def path_of(tensor: torch.Tensor) -> str:
+    """The path of an operation on `tensor`: "triton", "cpu" or "reference"."""
+    if _pretended is not None:
+        return "reference" if _choice == "reference" else "triton"
+    gpu = gpu_of(tensor)
+    return rule(tensor.device.type if gpu is None else "cuda", gpu)[0]
+
+
 def triton_for(tensor: torch.Tensor) -> bool:
     """Whether an operation on `tensor` runs as a Triton kernel. float64 never does."""
-    gpu = gpu_of(tensor)
-    if _choice == "reference" or tensor.dtype not in DTYPES:
+    if tensor.dtype not in DTYPES or path_of(tensor) != "triton":
         return False
-    if _choice == "triton" or _pretended is not None:
-        return True
-    if gpu is None:
-        return False
-    return language.AVAILABLE and not tensor.requires_grad and gpu.capability >= (8, 0)
+    return _choice == "triton" or _pretended is not None or not tensor.requires_grad
 
 
 def triton_multiplies(tensor: torch.Tensor) -> bool:

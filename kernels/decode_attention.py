@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import LOG2_E, OnlineSoftmax
+from .attention import LOG2_E, OnlineSoftmax, causal
 from .choose import Gpu, gpu_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
-from .rope import SCALES, scales_of
+from .rope import SCALES, parts, scales_of
 
 # (shared memory, bits of the cache): keys of a block, warps, stages, programs that run at once on a
 # multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16. More
@@ -257,27 +257,59 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     return mix
 
 
-def decode_torch(query: Tensor, key: Tensor, value: Tensor, starts) -> Tensor:
-    """One newest query of each row, [B 1 H E], over its first starts[b] + 1 keys of [B K S E].
+def decode_torch(query: Tensor, layer) -> Tensor:
+    """Newest queries [B T H E] over what each row of a counted layer has seen, and themselves.
 
-    It needs no mask and no wider copy of the keys; the formula takes six times as long in bfloat16.
+    It needs no mask of all keys and no wider copy of them; the formula takes six times as long in
+    bfloat16.
     """
-    folded = query.squeeze(1).unflatten(1, (key.shape[1], -1))  # B K G E
-    if all(start + 1 == key.shape[2] for start in starts):
-        return F.scaled_dot_product_attention(folded, key, value).reshape(query.shape)
+    starts, new, kv_heads = layer.host_lengths, query.shape[1], layer.keys.shape[1]
+    if new == 1 and layer.key_scales is not None:
+        return decode_8bit(query, layer)
+    key, value = layer.keys_and_values(new, query.dtype)
+    if all(start + new == key.shape[2] for start in starts):
+        rows = [slice(None)]
+    else:
+        rows = [slice(row, row + 1) for row in range(len(starts))]
     mixed = []
-    for row, start in enumerate(starts):
-        one, seen = slice(row, row + 1), slice(start + 1)
-        parts = folded[one], key[one, :, seen], value[one, :, seen]
-        mixed.append(F.scaled_dot_product_attention(*parts))
-    return torch.cat(mixed).reshape(query.shape)
+    for row in rows:
+        stop = starts[row][0] + new
+        one = query[row], key[row, :, :stop], value[row, :, :stop]
+        if new > 1:
+            mixed.append(causal(*one))
+        else:
+            folded = one[0].squeeze(1).unflatten(1, (kv_heads, -1))  # B K G E
+            mixed.append(F.scaled_dot_product_attention(folded, *one[1:]).reshape(one[0].shape))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def decode_8bit(query: Tensor, layer) -> Tensor:
+    """The newest query of each row, [B 1 H E], over an 8-bit cache, a block of it at a time.
+
+    Blocks are float32, and as small as rope.parts makes them; scores [H S] and sums are too. A
+    scale belongs to a whole key or value, and so multiplies its score or its weight.
+    """
+    kv_heads, head_dim = layer.keys.shape[1], query.shape[3]
+    folded = wide(query).squeeze(1).unflatten(1, (kv_heads, -1)) / head_dim**0.5  # B K G E
+    mixed = torch.zeros_like(folded)
+    for row, start in enumerate(layer.host_lengths):
+        keys, values = (x[row : row + 1, :, : start + 1] for x in (layer.keys, layer.values))
+        some = parts(keys)
+        scores = [folded[row] @ keys[0, :, part].to(folded.dtype).mT for part in some]
+        key_scales, value_scales = (
+            x[row, :, None, : start + 1] for x in (layer.key_scales, layer.value_scales)
+        )
+        weights = torch.softmax(torch.cat(scores, -1) * key_scales, -1) * value_scales
+        for part in some:
+            mixed[row] += weights[:, :, part] @ values[0, :, part].to(folded.dtype)
+    return mixed.to(query.dtype).reshape(query.shape)
 
 
 def decode_attention(query: Tensor, layer) -> Tensor:
     """Attention of [B T H E] newest queries, T small, over a cache layer that holds their keys."""
     if triton_multiplies(query):
         return decode_triton(query, layer)
+    if layer.counted:
+        return decode_torch(query, layer)
     key, value = layer.keys_and_values(query.shape[1], query.dtype)
-    if query.shape[1] == 1 and query.device.type == "cpu" and layer.counted:
-        return decode_torch(query, key, value, layer.host_lengths)
     return decode_formula(query, key, value, layer.lengths)

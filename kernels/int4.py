@@ -3,15 +3,16 @@
 in:  rows [... K], words int16 [K/128 N 32] (four weights in each), scales [K/g N]
 out: [... N]
 
-The layouts of CPU and GPU part in `repack`: a CPU with the instructions for it gets the uint8 words
-of int4_cpu.py, everything else the int16 words above. `linear` tells the two apart by their dtype.
+The layouts part in `repack`, by the path of the device: Triton gets the int16 words above, a CPU
+with the instructions for it the uint8 words of int4_cpu.py, any other device the int8 words of
+int4_bytes.py. `linear` tells them apart by their dtype.
 Reading 4.25 bits in place of 16 is what makes one token fast. The small-M kernel reads each weight
 once, multiplies the integers as they are, and applies the scale to the float32 sums of a group.
 That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
 rows arithmetic is the limit, and it is best to write the weights out once and call the library's
 product.
 `linear_kernel` has more than 60 lines, 17 of them its arguments.
-Read kernels/int4_packing.py, kernels/int4_cpu.py first. This is the end of the folder.
+Read kernels/int4_packing.py, kernels/int4_bytes.py first. This is the end of the folder.
 Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
 
 M rows, N outputs, K inputs, g group size.
@@ -21,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import int4_cpu
-from .choose import gpu_of, part, triton_multiplies
+from . import half, int4_bytes, int4_cpu
+from .choose import gpu_of, part, path_of, triton_multiplies
 from .int4_packing import BLOCK, dequantise, dequantise_formula, pack
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
@@ -273,25 +274,35 @@ def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     A CPU with the instructions for it gets words uint8 [N K/2], N rounded up to whole blocks, and
     (scale, 0) pairs [K/g N 2].
     """
-    if gpu_of(q) is None and int4_cpu.block_size() and scales.dtype != torch.float64:
+    path = path_of(q)
+    if path == "triton":
+        return pack(q), scales.T.contiguous()
+    if path == "cpu" and scales.dtype != torch.float64:
         return int4_cpu.pack(q, scales)
-    return pack(q), scales.T.contiguous()
+    return int4_bytes.pack(q, scales)
+
+
+def repack_eight(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The same of codes of eight bits, uint8 [N K], where they are multiplied as they are.
+
+    None where they must come as two planes of four.
+    """
+    return int4_bytes.pack_eight(codes, scales) if path_of(codes) == "reference" else None
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """One weight of several that `repack` made; all but the last have whole blocks of outputs."""
     words, scales = zip(*parts)
-    return torch.cat(words, 0 if words[0].dtype == torch.uint8 else 1), torch.cat(scales, 1)
+    return torch.cat(words, 1 if words[0].dtype == torch.int16 else 0), torch.cat(scales, 1)
 
 
 def counter(words: Tensor) -> Tensor | None:
     """Zeros with which the programs of a layer are counted (`linear_small`).
 
-    None where torch's own operator multiplies.
+    None where torch multiplies.
     """
-    return (
-        None if words.dtype == torch.uint8 else words.new_zeros(words.shape[1], dtype=torch.int32)
-    )
+    counted = words.dtype == torch.int16
+    return words.new_zeros(words.shape[1], dtype=torch.int32) if counted else None
 
 
 def outputs_in(chunk: int, inputs: int) -> int:
@@ -309,12 +320,18 @@ def linear(
 ) -> Tensor:
     """rows [... K] times packed weights (+ bias) -> [... N].
 
-    words: what `repack` gives, or on any device int16. `arrived`: see linear_small.
+    words: what `repack` gives, or on any device int16. `arrived`: see linear_small. Rows that are
+    wider than scales of float16 give float32 (half.py).
     """
+    if rows.dtype != scales.dtype and half.too_narrow(scales.dtype, rows):
+        found = half.scaled(lambda fitted: linear(fitted, words, scales, offsets), rows)
+        return found if bias is None else found.add_(bias)
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:
         step = outputs_in(CPU_CHUNK, flat.shape[1])
         product = int4_cpu.linear_torch(flat, words, scales, step)
+    elif words.dtype == torch.int8:
+        product = int4_bytes.linear_torch(flat, words, scales)
     elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:
         product, bias = linear_small(flat, words, scales, offsets, None, bias, arrived), None
     else:

@@ -6,7 +6,7 @@ out: [M N]
 Words and pairs are what torch's operator takes, N in whole blocks; it has no offsets. The operator
 is best for few rows. With many rows it is best to write the weights out once and multiply with
 them.
-Read kernels/int4_packing.py first. Read next: kernels/int4.py.
+Read kernels/int4_packing.py first. Read next: kernels/int4_bytes.py.
 Agrees with: torch._weight_int4pack_mm_for_cpu.
 
 M rows, N outputs, K inputs, g group size.
@@ -20,7 +20,7 @@ from torch import Tensor
 # a row, writing the weights out 11 ms, and the product with them 0.09 ms a row.
 CROSS_OVER = 96
 # Outputs that torch's operator packs together: the low nibbles of a block's bytes are its first
-# half. Without these instructions it packs otherwise, and is not used.
+# half. Without these instructions it packs otherwise, and is not used (paths.py).
 BLOCKS = {"AVX512": 64, "AVX2": 32}
 
 

@@ -5,8 +5,8 @@ out: words int16 [K/128 N 32] (four weights in each), scales [K/g N]
 
     weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
 
-weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. A CPU with
-the instructions for it packs otherwise: int4_cpu.py.
+weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. Without
+Triton they are packed otherwise: int4_cpu.py, int4_bytes.py.
 Read kernels/decode_attention.py first. Read next: kernels/int4_cpu.py.
 
 N outputs, K inputs, g group size.

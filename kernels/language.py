@@ -10,7 +10,7 @@ capitals annotated `tl.constexpr` are constants of the compiled code. Nothing el
 is needed to read this folder. Importing Triton takes a good part of a second. So a machine without
 a CUDA device imports it only where TRITON_INTERPRET=1 asks for its interpreter (the tests do), or
 where something else has imported it before.
-This is the first file of the folder. Read next: kernels/choose.py.
+Read kernels/paths.py first. Read next: kernels/choose.py.
 """
 
 import importlib.util

@@ -1,13 +1,13 @@
 """RMSNorm and LayerNorm: rows -> rows of unit scale.
 
 in:  rows [... D], weight [D] (and bias [D])
-out: [... D], the dtype of `rows`
+out: [... D], the dtype of the weight; rows are wider where float16 would not hold them (half.py)
 
 Statistics are taken in float32 at least: x = 300 squared overflows float16.
 A kernel reads every number once and writes it once (the torch formula goes over the rows four to
 six times). So its limit is the memory: 4 bytes per number of a bfloat16 row, 8 with the residual
 sum.
-Read kernels/choose.py first. Read next: kernels/activation.py.
+Read kernels/choose.py first. Read next: kernels/half.py.
 Agrees with: Qwen2RMSNorm of transformers (cast, then weight) and F.layer_norm.
 
 D width.
@@ -32,12 +32,15 @@ def rms_norm_torch(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rows / sqrt(mean(rows^2) + eps) * weight; the weight is applied after the cast back."""
     values = wide(rows)
     values = values * torch.rsqrt((values * values).mean(-1, keepdim=True) + eps)
-    return weight * values.to(rows.dtype)
+    return weight * values.to(weight.dtype)
 
 
 def layer_norm_torch(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(rows - mean) / sqrt(variance + eps) * weight + bias."""
-    return F.layer_norm(rows, rows.shape[-1:], weight, bias, eps)
+    if rows.dtype == weight.dtype:
+        return F.layer_norm(rows, rows.shape[-1:], weight, bias, eps)
+    normed = F.layer_norm(wide(rows), rows.shape[-1:], wide(weight), wide(bias), eps)
+    return normed.to(weight.dtype)
 
 
 @triton.jit

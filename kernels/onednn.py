@@ -6,7 +6,7 @@ out: [... N]
 One row costs what reading the weight costs, and a weight in this order is read fastest: 43 to 67
 GB/s on two Zen 5 cores. F.linear, which reorders it in every call, reaches 23 to 29. With four rows
 the order gains as much, with 1,500 it gains 3%.
-Read next: kernels/int4.py.
+Read kernels/choose.py first. Read next: kernels/int4.py.
 Agrees with: F.linear; torch._inductor's packed linear.
 
 N outputs, K inputs.
@@ -15,11 +15,13 @@ N outputs, K inputs.
 import torch
 from torch import Tensor
 
+from .choose import path_of
+
 
 def pays(weight: Tensor) -> bool:
     """Whether `reorder` takes such a weight, and makes its products faster."""
     return (
-        weight.device.type == "cpu"
+        path_of(weight) == "cpu"
         and weight.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()

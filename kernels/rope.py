@@ -23,6 +23,7 @@ from .language import blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
 TOKENS = 16  # tokens per program
+WIDE = 2**17  # numbers of an 8-bit cache that are float32 at a time: 512 KB
 TINY = 1e-30  # a vector of zeros has scale zero
 SCALES = ["key_scales", "value_scales"]  # a row of a batch begins anywhere in them
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds of a cache
@@ -81,8 +82,25 @@ def quantise(vectors: Tensor, kind: torch.dtype = torch.int8) -> tuple[Tensor, T
 
 
 def dequantise(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """8 bits [... E] and scales [...] -> [... E] of `dtype`, multiplied in float32."""
-    return steps.float().mul_(scales[..., None]).to(dtype)
+    """8 bits [... E] and scales [...] -> [... E] of `dtype`, multiplied in float32 at least."""
+    return steps.to(torch.promote_types(dtype, torch.float32)).mul_(scales[..., None]).to(dtype)
+
+
+def dequantise_cache(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits [B K S E] and scales [B K S] -> [B K S E] of `dtype`.
+
+    Only some tokens at a time are wide, so that these stay in a processor's cache.
+    """
+    found = steps.new_empty(steps.shape, dtype=dtype)
+    for some in parts(steps):
+        found[:, :, some] = dequantise(steps[:, :, some], scales[:, :, some], dtype)
+    return found
+
+
+def parts(steps: Tensor) -> list[slice]:
+    """The tokens of [B K S E] in runs of about WIDE numbers."""
+    count, tokens = steps.shape[2], max(1, WIDE * steps.shape[2] // max(1, steps.numel()))
+    return [slice(start, min(start + tokens, count)) for start in range(0, count, tokens)]
 
 
 def write_torch(qkv: Tensor, angles: Tensor, layer) -> Tensor:

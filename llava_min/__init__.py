@@ -116,11 +116,12 @@ def load(
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
-    device: auto, cpu, cuda, mps. dtype: auto, bfloat16, float16, float32, float64. kv_dtype: of the
-    cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json. context: the
-    longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder while loading.
-    adapter: a folder with a LoRA, as PEFT writes it, which is merged into the weights.
-    Names and types of other libraries are taken too (base/habits.py). Raises LlavaMinError.
+    device: auto, cpu, cuda, mps, xpu. dtype: auto, bfloat16, float16, float32, float64. kv_dtype:
+    of the cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json.
+    context: the longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder
+    while loading. adapter: a folder with a LoRA, as PEFT writes it, which is merged into the
+    weights. Names and types of other libraries are taken too (base/habits.py).
+    Raises LlavaMinError.
     """
     from .engine.load import load
 
@@ -150,13 +151,15 @@ def plan(
     context: int | None = None,
     bits: int | None = None,
     adapter: "str | Path | None" = None,
+    kernels: str = "auto",
     memory: float | None = None,
     **options: object,
 ) -> "Forecast":
     """What a question to a checkpoint will cost, without torch: a Forecast.
 
     The Forecast holds tokens, bytes and seconds. It prints as text and has json(). device, dtype,
-    kv_dtype, config, context, bits and adapter are those of load(), options those of generate().
+    kv_dtype, config, context, bits and adapter are those of load(), options those of generate(),
+    kernels those of use_kernels().
     memory: the GB that it should fit in, by default what is free. Raises LlavaMinError.
     """
     from .planning.forecast import forecast
@@ -173,15 +176,18 @@ def plan(
         context=context,
         bits=bits,
         adapter=adapter,
+        kernels=kernels,
         memory=memory,
         **options,
     )
 
 
 def use_kernels(choice: str) -> None:
-    """Choose how operations run, in the whole process: "auto", "reference" (torch) or "triton".
+    """Choose how operations run, in the whole process: "auto", "reference" or "triton".
 
-    ParameterError for any other, and for "triton" where there is no CUDA GPU.
+    "reference" is plain torch with operators that every device has, which older GPUs and other
+    processors take anyway (kernels/paths.py). A model is laid out for it when it is loaded.
+    ParameterError for any other choice, and for "triton" where there is no CUDA GPU.
     """
     from .kernels import choose
 

@@ -7,7 +7,8 @@ Cache.empty(...) allocates keys and values [L B K S E] once. Layers write new to
 seen. A layer never moves the position: the caller does, with `advance` and `rewind`.
 With 8 bits a number, each key and each value has a float32 scale of its own: 2E + 8 bytes for each
 token, layer and head, where bfloat16 takes 4E. A GPU's decoding kernel reads the 8 bits as they
-are. Everything else reads a layer multiplied out, one layer at a time.
+are. Plain torch decodes from blocks of them multiplied out, and reads a prompt with one layer
+multiplied out at a time.
 Read segments.py first. Read next: decoder.py.
 
 L layers, B rows of the batch, K key/value heads, T new tokens, S capacity in tokens, E head
@@ -83,8 +84,8 @@ class Layer:
         keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
         if self.key_scales is None or self.value_scales is None:
             return keys, values
-        keys = rope.dequantise(keys, self.key_scales[:, :, :stop], dtype)
-        return keys, rope.dequantise(values, self.value_scales[:, :, :stop], dtype)
+        keys = rope.dequantise_cache(keys, self.key_scales[:, :, :stop], dtype)
+        return keys, rope.dequantise_cache(values, self.value_scales[:, :, :stop], dtype)
 
 
 @dataclass

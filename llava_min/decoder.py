@@ -22,6 +22,7 @@ from .config import TextConfig
 from .kernels import activation, attention, norm, rope
 from .kernels.decode_attention import decode_attention
 from .trace import see
+from .vision import Linear
 
 DECODE_QUERIES = 8  # up to this many new tokens a row go to decode_attention
 
@@ -63,7 +64,7 @@ class Block(nn.Module):
         self.output = nn.Linear(config.num_heads * config.head_dim, width, bias=False)
         self.mlp_norm = RMSNorm(width, config.norm_eps)
         self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+        self.down = Linear(config.intermediate_size, width, bias=False)
 
     def attend(self, normed: Tensor, angles: Tensor, layer: Layer) -> Tensor:
         """Normalised rows [B T D] -> what attention adds to the stream [B T D].

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .anyres import Grid
 from .kernels import activation
 from .trace import see
+from .vision import Linear
 
 
 class Projector(nn.Module):
@@ -29,8 +30,8 @@ class Projector(nn.Module):
 
     def __init__(self, vision_width: int, width: int):
         super().__init__()
-        self.linear_1 = nn.Linear(vision_width, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(vision_width, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B N D] -> [B N W]."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
-from .kernels import activation, attention, norm
+from .kernels import activation, attention, half, norm
 from .trace import see
 
 
@@ -48,6 +48,13 @@ class PatchEmbedding(nn.Conv2d):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
+class Linear(nn.Linear):
+    """A linear layer whose rows or products may be larger than float16 holds (kernels/half.py)."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return half.linear(rows, self.weight, self.bias)
+
+
 class LayerNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -70,7 +77,7 @@ class Block(nn.Module):
         self.output = nn.Linear(width, width)
         self.mlp_norm = LayerNorm(width, config.norm_eps)
         self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.down = Linear(hidden, width)
 
     def attend(self, normed: Tensor, layer: int) -> Tensor:
         """Normalised patches [B N D] -> what attention adds to the stream [B N D]."""

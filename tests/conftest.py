@@ -1,5 +1,8 @@
 """One thread, no interpreter surprises, the same examples in every run, and the marks: gpu, slow,
 real. `pytest --hypothesis-profile default` draws other examples each time.
+
+What another machine has, by variables that are read here alone: TEST_KERNELS=reference is any
+device, TEST_WITHOUT=triton,av are packages that cannot be imported. Child processes see neither.
 """
 
 import importlib.util
@@ -12,6 +15,10 @@ from hypothesis import settings
 
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+
+for absent in filter(None, os.environ.get("TEST_WITHOUT", "").split(",")):
+    sys.modules[absent] = None  # type: ignore[assignment]
 
 
 def has_cuda() -> bool:
@@ -33,6 +40,10 @@ def pytest_configure(config):
     import torch
 
     torch.set_num_threads(1)
+    if asked := os.environ.get("TEST_KERNELS"):
+        import llava_min
+
+        llava_min.use_kernels(asked)
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "slow: only with -m slow")
     config.addinivalue_line("markers", "real: needs the published weights")

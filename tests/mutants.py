@@ -141,6 +141,10 @@ TESTS = {
     "kernels/decode_attention.py": ("test_decode_attention", "test_properties"),
     "kernels/int4_packing.py": ("test_int4_packing",),
     "kernels/int4_cpu.py": ("test_int4_cpu",),
+    "kernels/int4_bytes.py": ("test_devices",),
+    "kernels/half.py": ("test_devices",),
+    "kernels/paths.py": ("test_devices",),
+    "llava_min/planning/devices.py": ("test_devices", "test_quantize"),
     "kernels/int4.py": ("test_int4",),
 }
 MEANINGLESS = {

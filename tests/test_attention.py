@@ -138,7 +138,9 @@ def test_what_is_not_finite_is_not_hidden(where, wrong):
     by_triton = attention.attention_triton(query, layer.keys, layer.values, layer.lengths, SMALL)
     for mixed in (attention.prefill(query, layer), by_triton):
         assert not mixed[0, 9].isfinite().any()
-        assert where == "value" or mixed[0, :9].isfinite().all()  # 0 times NaN is NaN
+        # 0 times NaN is NaN, and so is what a mask is added to where there are no kernels
+        added = mixed is not by_triton and choose.path_of(query) == "reference"
+        assert where == "value" or added or mixed[0, :9].isfinite().all()
 
 
 def check_rows_without_keys(attention):
@@ -183,7 +185,7 @@ def test_torch_on_a_cpu_and_with_a_mask(seen, new, heads, head_dim, scale, seed)
         rows_of(seed + i, (2, heads[1], seen + new, head_dim), torch.float64) for i in (1, 2)
     )
     exact = attention.attention_formula(query, key, value, attention.causal_mask(new, seen))
-    for by_torch in (attention.attention_merged, attention.attention_masked):
+    for by_torch in (attention.attention_merged, attention.attention_torch):
         torch.testing.assert_close(by_torch(query, key, value), exact, atol=1e-12, rtol=0)
 
 

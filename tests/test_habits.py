@@ -421,7 +421,7 @@ WRONG = [
     (load, {"config": "x"}, "config must be"),
     (load, {"config": {1: 2}}, "config must be"),
     (load, {"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
-    (load, {"device": {"": 0}}, "device must be auto, cpu, cuda or mps"),
+    (load, {"device": {"": 0}}, "device must be auto, cpu, cuda, mps or xpu"),
     (load, {"dtype": torch.int32}, "dtype must be"),
     (load, {"folder": 5}, "folder must be the path or name"),
     (load, {"folder": ""}, "folder must be"),

@@ -18,7 +18,9 @@ DOCUMENTS = {
     for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 }
 NOT_RUN = ("make ", "pip ", "python -m llava_min quantize", "llava-min serve")
-VARYING = re.compile(r"[\d.]+(e-\d+)? (?=s\b)|\d+ (?=tokens/s|MiB)|\s+[\d.]+ ms$", re.M)
+VARYING = re.compile(
+    r"[\d.]+(e-\d+)? (?=s\b)|\d+ (?=tokens/s|MiB)|\s+[\d.]+ ms$|(?<=^kernels: ).*$", re.M
+)  # seconds, rates, memory, and what this machine has
 GENERATED = [(name, part) for name, parts in readme.PARTS.items() for part in parts]
 
 

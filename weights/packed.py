@@ -43,7 +43,8 @@ def singles(packed: Tensor) -> Tensor:
 class Packed(nn.Module):
     """A linear layer of codes and scales.
 
-    Eight bits are two planes of four, next to each other; every input is multiplied with both.
+    Where a device multiplies only four bits, eight are two planes of four, next to each other, and
+    every input is multiplied with both.
     """
 
     def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
@@ -59,9 +60,15 @@ class Packed(nn.Module):
         packed, scale = self.packed.data, self.scale.data
         del self.packed, self.scale
         rows = int4.outputs_in(PART, packed.shape[1])
-        codes = map(self.nibbles, packed.split(rows), scale.split(rows))
-        self.words, self.scales = int4.joined([int4.repack(*part) for part in codes])
+        parts = map(self.repacked, packed.split(rows), scale.split(rows))
+        self.words, self.scales = int4.joined(list(parts))
         self.arrived = int4.counter(self.words)
+
+    def repacked(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored bytes and scales of some outputs -> words and scales."""
+        whole = int4.repack_eight(packed, scale) if self.bits == 8 else None
+        self.planes = self.bits // 4 if whole is None else 1
+        return whole or int4.repack(*self.nibbles(packed, scale))
 
     def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
@@ -71,7 +78,7 @@ class Packed(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
-        if self.bits == 8:
+        if self.planes == 2:
             rows = torch.cat([rows, rows], -1)
         if self.arrived is not None:
             return int4.linear(rows, self.words, self.scales, None, self.bias, self.arrived)

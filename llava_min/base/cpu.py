@@ -1,12 +1,13 @@
-"""The dtype of a model on this CPU where none was chosen, by what the CPU says of itself.
+"""What this CPU says of itself: the dtype of a model where none was chosen, its vectors.
 
 in:  /proc/cpuinfo, which Linux has
-out: the name of a dtype, and the reason
+out: the name of a dtype, and the reason; torch's name for its vector instructions
 
 No torch here: a plan, made before torch is imported, must say what loading will do.
 Read next: planning/forecast.py.
 """
 
+import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -19,14 +20,32 @@ def bfloat16_instructions() -> str | None:
 
     None where it has none, or does not tell.
     """
+    return next((known for known in BFLOAT16 if known in flags()), None)
+
+
+def flags() -> list[str]:
+    """The names of this CPU's instructions, by Linux; none elsewhere."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
+        return []
     for name, _, value in (line.partition(":") for line in lines):
         if name.strip() in ("flags", "Features"):  # x86, Arm; all cores of a machine agree
-            return next((known for known in BFLOAT16 if known in value.split()), None)
-    return None
+            return value.split()
+    return []
+
+
+def vector_instructions() -> str | None:
+    """What torch calls this CPU's vector instructions: "AVX512", "AVX2", or None for others.
+
+    Where the system does not tell, an x86 processor is taken for one with AVX2, as since 2013 they
+    are.
+    """
+    found = flags()
+    if not found:
+        return "AVX2" if platform.machine().lower() in ("x86_64", "amd64") else None
+    named = {"avx512f": "AVX512", "avx2": "AVX2"}
+    return next((name for flag, name in named.items() if flag in found), None)
 
 
 def default_dtype(large: bool) -> tuple[str, str]:

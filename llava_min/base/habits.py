@@ -94,7 +94,7 @@ LOADED = (
     "adapter",
 )  # of load()
 CHOICES = {
-    "device": ("auto", "cpu", "cuda", "mps"),
+    "device": ("auto", "cpu", "cuda", "mps", "xpu"),
     "dtype": ("auto", "bfloat16", "float16", "float32", "float64"),
     "kv_dtype": ("auto", "int8", "fp8"),
 }

@@ -277,7 +277,11 @@ DETAILS: tuple[Flag, ...] = (
         "the answer matches this regular expression (extra: grammar)",
         How(metavar="REGEX"),
     ),
-    ("--device", "auto, cpu, cuda, mps (mps: untested)", choice("auto", "cpu", "cuda", "mps")),
+    (
+        "--device",
+        "auto, cpu, cuda, mps, xpu (mps, xpu: untested)",
+        choice("auto", "cpu", "cuda", "mps", "xpu"),
+    ),
     (
         "--dtype",
         "auto, bfloat16, float16, float32, float64",
@@ -295,7 +299,11 @@ DETAILS: tuple[Flag, ...] = (
         How(metavar="FOLDER"),
     ),
     ("--kv-dtype", "of the cache: auto (as the weights), int8, fp8", choice("auto", "int8", "fp8")),
-    ("--kernels", "auto, reference, triton", choice("auto", "reference", "triton")),
+    (
+        "--kernels",
+        "auto, reference (plain torch, as on any device), triton",
+        choice("auto", "reference", "triton"),
+    ),
     ("--threads", "threads on a CPU", How(type=number(1, 1024), metavar="N")),
     (
         "--context",

@@ -71,7 +71,7 @@ def open_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -226,6 +226,7 @@ def show_plan(settings: arguments.Settings) -> int:
         settings.prompt,
         images=settings.images,
         videos=settings.videos,
+        kernels=settings.kernels,
         memory=settings.memory,
         **settings.load,
         **settings.options,

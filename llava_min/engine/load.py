@@ -19,7 +19,9 @@ from ..base.memory import memory_guard
 from ..errors import ParameterError, wrong_value
 from ..families.folder import EMBEDDED, TOY, config_of
 from ..families.vocabulary import read_tokenizer
-from ..planning.forecast import default_dtype, free_bytes, is_large
+from ..kernels import choose
+from ..planning.devices import NAMES, default_dtype
+from ..planning.forecast import free_bytes, is_large
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.adapter import Adapter
@@ -28,7 +30,7 @@ from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
 from .handle import KV_DTYPES, Model
 from .prefix import description
-from .recording import RecordedTower
+from .recording import RecordedTower, recorded
 
 log = logging.getLogger("llava_min")
 DTYPES = {
@@ -86,10 +88,11 @@ def load(
     torch_dtype = pick_dtype(dtype, device, is_large(settings))
     if dtype == "auto":
         log.debug("dtype %s: %s", *default_dtype(device, is_large(settings)))
+    log.debug("kernels %s: %s", *choose.explained(torch.device(device)))
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
     made = description(network)
     packed.ready(network)
-    if device == "cuda":
+    if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
@@ -100,15 +103,16 @@ def pick_device(device: str) -> str:
     """The device by name; "auto" is a GPU where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda", "mps"):
-        raise wrong_value("device", "auto, cpu, cuda or mps", device)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ParameterError("torch finds no CUDA GPU that it can use; --device cpu needs none.")
+    if device not in NAMES:
+        raise wrong_value("device", "auto, cpu, cuda, mps or xpu", device)
+    if device != "cpu" and not getattr(torch, device).is_available():
+        found = "no CUDA GPU" if device == "cuda" else f"no {device} device"
+        raise ParameterError(f"torch finds {found} that it can use; --device cpu needs none.")
     return device
 
 
 def pick_dtype(dtype: str, device: str, large: bool) -> torch.dtype:
-    """The dtype by name; "auto" is what planning/forecast.py says of such a model and device."""
+    """The dtype by name; "auto" is what planning/devices.py says of such a model and device."""
     if dtype == "auto":
         dtype, _ = default_dtype(device, large)
     if dtype not in DTYPES:
@@ -121,7 +125,7 @@ def pick_kv_dtype(kv_dtype: str, device: str) -> torch.dtype | None:
     if kv_dtype not in KV_DTYPES:
         raise wrong_value("kv_dtype", f"one of {', '.join(KV_DTYPES)}", kv_dtype)
     old = device == "cuda" and torch.cuda.get_device_capability() < (8, 9)
-    if kv_dtype == "fp8" and (old or device == "mps"):
+    if kv_dtype == "fp8" and (old or device in ("mps", "xpu")):
         raise ParameterError(
             "kv_dtype fp8 needs a GPU of compute capability 8.9 or newer, or a CPU; "
             "int8 works on any device."

@@ -17,9 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import trace
+from ..kernels import choose
 
 TILES = (8, 4, 2, 1)  # tiles of a recording of the tower: any number is a sum of these
 Results = TypeVar("Results")
+
+
+def recorded(device: torch.device) -> bool:
+    """Whether work on a device is recorded: on CUDA, where the kernels are Triton's."""
+    return device.type == "cuda" and choose.explained(device)[0] == "triton"
 
 
 class Recording(Generic[Results]):

@@ -21,7 +21,7 @@ from ..cache import Cache
 from ..generate import Logits
 from ..model import Network
 from ..sampling import greedy
-from .recording import Recording
+from .recording import Recording, recorded
 
 
 class Step:
@@ -66,11 +66,12 @@ class Step:
 
 
 def decoding(network: Network, cache: Cache, known: int) -> generate.Step:
-    """How this device makes one step after another: recorded on CUDA, elsewhere `Network.decode`.
+    """How this device makes one step after another: recorded where the kernels are Triton's.
 
-    `Network.decode` as it is reads no more of the cache than was seen.
+    These read the lengths on the device. Plain torch is told by Python where a row ends, and so
+    reads no more of the cache than was seen.
     """
-    if network.device.type != "cuda":
+    if not recorded(network.device):
         return eager(network, cache, known)
     return memory_guard("continue the answer")(Step(network, cache, known).__call__)
 

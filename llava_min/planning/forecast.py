@@ -23,6 +23,7 @@ from ..config import LlavaConfig
 from ..errors import MemoryBudgetError, wrong_value
 from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, config_of
 from ..families.vocabulary import read_tokenizer
+from ..kernels.paths import CHOICES
 from ..options import Options
 from ..prompt import Piece, Visual
 from ..request.prepare import Pictures, Question, Videos, prepare
@@ -34,6 +35,8 @@ from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
 from . import memory as needs
 from . import page
+from .devices import default_device, default_dtype
+from .devices import path as path_of
 from .memory import GB, Memory, Storage
 from .page import counted
 
@@ -62,6 +65,7 @@ class Forecast:
     room: bytes that weights, cache and activations may take together, None where it is not known.
     guessed: whether the tokens of the text are a guess. seconds: {"looking", "reading", "a token"},
     where they were estimated. results: bytes that are kept for the caller, besides the answer.
+    kernels: the path of its operations (kernels/paths.py), and the reason.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Forecast:
     guessed: bool = False
     seconds: dict[str, float] | None = None
     results: int = 0
+    kernels: tuple[str, str] | None = None
 
     def memory(self, storage: Storage | None = None, saved: int = 0) -> Memory:
         """What is needed, or would be with other storage, or `saved` tokens less in the cache."""
@@ -143,6 +148,7 @@ class Forecast:
             "text_is_a_guess": self.guessed,
             "cache_bytes_a_token": needs.token_bytes(self.config.text, self.storage),
             "memory": self.rows(),
+            "kernels": self.kernels and dict(zip(("path", "reason"), self.kernels)),
             "room_bytes": self.room,
             "fits": self.fits,
             "seconds": self.seconds,
@@ -194,6 +200,7 @@ def forecast(
     config: Mapping[str, object] | None = None,
     context: int | None = None,
     adapter: str | Path | None = None,
+    kernels: str = "auto",
     memory: float | None = None,
     **options: object,
 ) -> Forecast:
@@ -212,11 +219,13 @@ def forecast(
         question, images, videos, chosen, settings, tokenizer or Guess(), headers=True
     )
     if device == "auto":
-        device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+        device = default_device()
     if dtype == "auto":
         dtype, _ = default_dtype(device, is_large(settings))
     if dtype not in needs.BYTES:
         raise wrong_value("dtype", f"one of auto, {', '.join(needs.BYTES)}", dtype)
+    if kernels not in CHOICES:
+        raise wrong_value("kernels", f"one of {', '.join(CHOICES)}", kernels)
     if settings.quantization is not None:
         bits = settings.quantization.bits
     room = round(memory * GB) if memory else free_bytes(device)
@@ -229,6 +238,7 @@ def forecast(
         storage=Storage(dtype, bits, kv_dtype, device),
         room=room,
         guessed=tokenizer is None,
+        kernels=path_of(device, kernels),
     )
     return replace(found, seconds=estimate(found)) if device == "cpu" else found
 
@@ -236,21 +246,6 @@ def forecast(
 def is_large(config: LlavaConfig) -> bool:
     """Whether a CPU's caches do not hold the weights."""
     return needs.weight_bytes(config, Storage("float32")) > 4 * cpu.SMALL
-
-
-def default_dtype(device: str, large: bool) -> tuple[str, str]:
-    """(dtype, reason) where none was chosen, for load() and plan() alike.
-
-    A GPU before sm_80 has no bfloat16 arithmetic. Where there is no GPU to ask, it is a newer one.
-    """
-    if device == "cpu":
-        return cpu.default_dtype(large)
-    if device == "cuda":
-        import torch
-
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-            return "float16", "a GPU before sm_80 does not multiply in bfloat16"
-    return "bfloat16", "half the bytes of float32, and its range"
 
 
 # The machine -------------------------------------------------------------------
@@ -264,7 +259,7 @@ def free_bytes(device: str) -> int | None:
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + kept
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")), None)

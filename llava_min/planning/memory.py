@@ -40,6 +40,11 @@ class Storage:
         return BYTES[self.dtype]
 
     @property
+    def wide(self) -> int:
+        """Bytes of a number of the residual stream, which float16 does not hold (half.py)."""
+        return max(self.size, 4) if self.dtype == "float16" else self.size
+
+    @property
     def portions(self) -> tuple[int, int]:
         """(tiles, tokens) to work on at a time, at most.
 
@@ -124,9 +129,9 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
     angles = 8 * new * text.head_dim  # cosines and sines in float32
-    mlp = new * size * (4 * text.intermediate_size + 4 * text.hidden_size)
+    mlp = new * storage.wide * (4 * text.intermediate_size + 4 * text.hidden_size)
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
-    attention = new * size * (4 * text.hidden_size + 5 * heads) + angles
+    attention = new * (storage.wide * 4 * text.hidden_size + size * 5 * heads) + angles
     attention += (storage.kv_dtype != "auto") * read
     attention += (tokens > new) * new * heads * (size + (size < 4) * 12)
     largest = 2 * text.intermediate_size * text.hidden_size
@@ -139,8 +144,8 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
 
     A picture of `tiles` is put together whole, from four copies.
     """
-    vision, size = config.vision, storage.size
-    copies = 3 if vision.activation == "quick_gelu" else 2
+    vision = config.vision
+    size, copies = storage.wide, 3 if vision.activation == "quick_gelu" else 2
     block = vision.num_positions * (2 * vision.hidden_size + copies * vision.intermediate_size)
     together = 4 * tiles * vision.side**2 * config.text.hidden_size
     return max(min(k, tiles) * block, together) * size
@@ -226,7 +231,7 @@ def together(config: LlavaConfig, prompts: list[tuple[Plan, int]], storage: Stor
 
 def row_bytes(config: LlavaConfig, tokens: int, storage: Storage) -> int:
     """Bytes of so many rows as they enter the decoder."""
-    return tokens * config.text.hidden_size * storage.size
+    return tokens * config.text.hidden_size * storage.wide
 
 
 def logit_bytes(config: LlavaConfig, tokens: int) -> int:

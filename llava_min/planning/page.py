@@ -79,9 +79,10 @@ def memory_lines(found: Forecast, width: int) -> list[str]:
     room = "" if found.room is None else f"{found.room / GB:.2f} GB at hand: "
     seconds = ", ".join(f"{s:.2g} s {name}" for name, s in (found.seconds or {}).items())
     times = f"at best: {seconds}" if seconds else ""
+    way = "kernels: {}: {}".format(*found.kernels) if found.kernels else ""
     above, *below = (
         textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)
-        for line in (arithmetic, room + verdicts[found.fits], times)
+        for line in (arithmetic, room + verdicts[found.fits], way, times)
     )
     return [*above, *lines, *(line for part in below for line in part)]
 
