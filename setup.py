@@ -8,7 +8,8 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "llava_min/__init__.py").read_text())[1]
+TEXT = (HERE / "llava_min/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "(.+)"', TEXT)[1]
 
 ROOMS = (
     "base",
@@ -57,7 +58,9 @@ setup(
     },
     install_requires=[
         "torch>=2.10,<2.14",  # operators of torch that are not public are used: 2.13 is tested
+        # wheels are there for these two; on Windows see the extra
         "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "triton>=3.6; platform_system == 'Linux' and platform_machine == 'aarch64'",
         "safetensors>=0.8",
         "tokenizers>=0.21",
         "huggingface_hub>=1.0",
@@ -68,6 +71,7 @@ setup(
     extras_require={
         "serve": ["starlette>=1.0", "uvicorn>=0.40", "llguidance>=1.5"],
         "grammar": ["llguidance>=1.5"],
+        "windows": ["triton-windows>=3.6; platform_system == 'Windows'"],
         "test": [
             "pytest>=8",
             "hypothesis>=6",

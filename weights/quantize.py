@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -170,7 +171,7 @@ def write(
         weight_map |= dict.fromkeys(held, path.name)
     if set(weight_map.values()) != {WHOLE[0]}:
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
-        (folder / "model.safetensors.index.json").write_text(index)
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     for pattern in COPIED:
         for path in checkpoint.folder.glob(pattern):
             if checkpoint.has(path.name) and not (folder / path.name).exists():
@@ -178,7 +179,7 @@ def write(
     assert config.quantization is not None
     values = checkpoint.json("config.json", "configuration")
     values["quantization_config"] = {"quant_method": "llava_min", **asdict(config.quantization)}
-    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    (folder / "config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         synced(path)
 
@@ -191,8 +192,11 @@ def in_sixteen_bits(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str
 
 
 def synced(path: Path) -> None:
-    """Wait until the disk has it."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until the disk has it; Windows opens no folder, and waits for what may be written."""
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -8,6 +8,7 @@ Read next: config.py.
 
 import json
 import stat
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def path_of(text: str) -> str:
     >>> path_of("a.png"), path_of("file:///my%20pictures/a.png")
     ('a.png', '/my pictures/a.png')
     """
-    is_url = text.startswith("file://")
-    return urllib.parse.unquote(urllib.parse.urlsplit(text).path) if is_url else text
+    if not text.startswith("file://"):
+        return text
+    path = urllib.parse.unquote(urllib.parse.urlsplit(text).path)
+    return path.removeprefix("/") if sys.platform == "win32" else path  # /C:/pictures/a.png
 
 
 def refuse_pointer(start: bytes, error: type[LlavaMinError], what: str, where: str) -> None:

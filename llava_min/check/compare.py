@@ -310,7 +310,8 @@ def check(name: str | None, picture: str | None) -> int:
     print(f"the first stage that differs: {wrong[0]}" if wrong else f"{len(rows)} stages are equal")
     if picture:
         try:
-            Path(picture).write_text(plot(rows, f"{folder.name} beside transformers"))
+            drawn = plot(rows, f"{folder.name} beside transformers")
+            Path(picture).write_text(drawn, encoding="utf-8")
         except OSError as error:
             reason = error.strerror
             raise OutputError(

@@ -210,7 +210,7 @@ def write(folder: Path = FOLDER) -> None:
         },
     }
     for name, value in contents.items():
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def evaluate(options) -> None:
             "checkpoint": digest(FOLDER / "model.safetensors"),
         }
         rows = [head, *({"task": task, "row": exam.row(task, marks[task])} for task in marks)]
-        options.record.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        options.record.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
 
 
 def digest(path: Path) -> str:
