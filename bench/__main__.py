@@ -1,5 +1,5 @@
-"""python -m bench kernels | generate | batch | load | quality | explain | frames | ask | video | \
-serve | niah | long | lease | lmms: how fast and how good, beside peers and limits.
+"""python -m bench kernels | generate | batch | load | devices | quality | explain | frames | \
+ask | video | serve | niah | long | lease | lmms: how fast and how good, beside peers and limits.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 Read arguments.py first.
@@ -21,7 +21,7 @@ def main(given: list[str]) -> int:
     command = settings.command
     if command in ("kernels", "batch") or (command == "generate" and settings.device == "cuda"):
         return beside_limits(settings)
-    if command in ("generate", "load", "quality", "explain", "frames"):
+    if command in ("generate", "load", "devices", "quality", "explain", "frames"):
         print(on_cpu(settings))
         return 0
     return OTHERS[command](settings)
@@ -112,6 +112,10 @@ def on_cpu(settings: Namespace) -> Path:
     from . import cpu
 
     contexts = [100] if dry else settings.context or list(cpu.CONTEXTS)
+    if settings.command == "devices":
+        from . import devices
+
+        return devices.run(models[0], contexts, pairs, out)
     sections = settings.only or list(cpu.SECTIONS)
     return cpu.run(models[0], contexts, sections, settings.formats, pairs, out)
 

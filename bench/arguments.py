@@ -18,7 +18,8 @@ def parse(given: list[str], about: str) -> argparse.Namespace:
     """The command and its options; `about` is the first line of the help."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (kernels, generate, load, quality, explain, frames, ask, batch, video, serve):
+    measured = kernels, generate, load, devices, quality, explain, frames, ask, batch, video, serve
+    for add in measured:
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=measure.RESULTS, help="folder (default bench/results)"
@@ -89,6 +90,17 @@ def load(commands) -> argparse.ArgumentParser:
     )
     command.add_argument("--models", nargs="*", help="0.5B, 7B (default 0.5B)")
     sections(command, ("load", "cold", "quantise"))
+    pairs(command, 7)
+    return command
+
+
+def devices(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "devices", help="decoding in int4 by plain torch beside what was done before, on a CPU"
+    )
+    command.add_argument("--models", nargs="*", help="0.5B, 7B (default 0.5B)")
+    hundreds = "hundreds of tokens (default 200 1500 6000)"
+    command.add_argument("--context", type=int, nargs="*", metavar="N", help=hundreds)
     pairs(command, 7)
     return command
 

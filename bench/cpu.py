@@ -6,7 +6,7 @@ llama.cpp: prefill, decode, a tile.
 All candidates of a section take turns in one process; a ratio is the median of the ratios of the
 turns. Every candidate answers from the same folder. `profile` says where the time of each section
 goes at the first context, by torch's own profiler.
-Read checkpoints.py, llamacpp.py first. Read next: load.py.
+Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 """
 
 import os
