@@ -34,8 +34,8 @@ from llava_min.kernels import (
 from llava_min.kernels.choose import Gpu
 
 MODULES = (activation, attention, decode_attention, int4, int4_packing, norm, rope)
-SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that one block may have
-MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+SHARED_KB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # one block may have
+MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 GPUS = {
     number: Gpu((number // 10, number % 10), count) for number, count in MULTIPROCESSORS.items()
 }
