@@ -53,20 +53,34 @@ def config_of(shape: str) -> dict:
 
 
 def folder_of(shape: str) -> Path:
-    """The folder of a shape's checkpoint, written first where it is missing."""
+    """The folder of a shape's checkpoint; its weights are written first where they are missing."""
     folder = CACHE / f"onevision-{shape}"
-    if (folder / "config.json").exists():
-        return folder
-    part = CACHE / f"{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for path in EMBEDDED.glob("*.json"):
-        shutil.copyfile(path, part / path.name)
-    config = config_of(shape)
-    write(layouts.parse_config(config), part)
-    (part / "config.json").write_text(json.dumps(config, indent=1))
-    os.rename(part, folder)
+    if not (folder / "config.json").exists():
+        part = CACHE / f"{folder.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(layouts.parse_config(config_of(shape)), part)
+        describe(shape, part)
+        os.rename(part, folder)
+    describe(shape, folder)
     return folder
+
+
+def describe(shape: str, folder: Path) -> None:
+    """All but the weights: the embedded checkpoint's files, with this shape's sizes."""
+    config = config_of(shape)
+    tile, patch = (config["vision_config"][name] for name in ("image_size", "patch_size"))
+    sizes = {
+        "size": {"height": tile, "width": tile},
+        "image_grid_pinpoints": config["image_grid_pinpoints"],
+        "num_image_tokens": (tile // patch) ** 2,
+    }
+    for path in EMBEDDED.glob("*.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if "processor" in path.name:
+            values |= {name: size for name, size in sizes.items() if name in values}
+        text = json.dumps(config if path.name == "config.json" else values, indent=1)
+        (folder / path.name).write_text(text, encoding="utf-8")
 
 
 def write(config: configuration.LlavaConfig, folder: Path) -> None:

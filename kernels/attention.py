@@ -354,24 +354,23 @@ def attention_torch(query: Tensor, key: Tensor, value: Tensor, size: int = ROWS)
 
     The G heads of a group are rows of one product over their shared keys. torch's own sharing
     (enable_gqa) has no fused kernel on a GPU before sm_80: there it repeats the keys, in float32.
-    A block's tokens see all keys but the last few, so that one mask [size S] serves all blocks from
-    its right end. A mask [T S] would be the largest tensor of a long prompt.
+    The mask of a block [size S] is made for it, as a part of a larger one may begin where fused
+    kernels cannot read it. A mask [T S] would be the largest tensor of a long prompt.
     """
-    batch, new, heads, head_dim = query.shape
+    new, heads = query.shape[1:3]
     kv_heads, stop = key.shape[1:3]
     groups = heads // kv_heads
     folded = query.unflatten(2, (kv_heads, groups)).transpose(1, 2)  # B K T G E
-    most = min(new, max(1, size // groups))
-    mask = query.new_zeros(most, groups, stop)
-    hidden = causal_mask(most, 0, query.device).logical_not()
-    mask[:, :, stop - most :].masked_fill_(hidden[:, None], -torch.inf)
     mixed = torch.empty_like(folded, memory_format=torch.contiguous_format)
+    most = max(1, size // groups)
     for first in range(0, new, most):
         some = slice(first, min(first + most, new))
         count, seen = some.stop - first, stop - new + some.stop
-        rows = folded[:, :, some].flatten(2, 3)
-        bias = mask[most - count :, :, stop - seen :].flatten(0, 1) if count > 1 else None
-        found = F.scaled_dot_product_attention(rows, key[:, :, :seen], value[:, :, :seen], bias)
+        mask = query.new_zeros(count, groups, seen)
+        hidden = causal_mask(count, 0, query.device).logical_not()
+        mask[:, :, seen - count :].masked_fill_(hidden[:, None], -torch.inf)
+        parts = folded[:, :, some].flatten(2, 3), key[:, :, :seen], value[:, :, :seen]
+        found = F.scaled_dot_product_attention(*parts, mask.flatten(0, 1))
         mixed[:, :, some] = found.unflatten(2, (count, groups))
     return mixed.transpose(1, 2).flatten(2, 3)
 

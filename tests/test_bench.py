@@ -16,6 +16,7 @@ import llava_min
 from bench import __main__ as bench
 from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, shapes
 from llava_min.engine import explaining
+from llava_min.families import layouts
 from llava_min.segments import Plan, Text
 
 FOLDER = Path(bench.__file__).parent
@@ -43,6 +44,13 @@ def test_a_command_tells_what_it_takes(command, capsys):
     with pytest.raises(SystemExit) as ended:
         bench.main([command, "--help"])
     assert ended.value.code == 0 and command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", shapes.TEXTS)
+def test_a_folder_of_real_shape_is_read(shape, tmp_path):
+    """Its processors have the sizes of its tower; the embedded files have others."""
+    checkpoints.describe(shape, tmp_path)
+    assert layouts.read_config(tmp_path).text.hidden_size == shapes.TEXTS[shape].hidden_size
 
 
 def test_a_row_measured_again_replaces_the_old_one(tmp_path):
