@@ -27,7 +27,7 @@ def use(choice: str) -> None:
     """Override the rule for the whole process: "auto", "reference" (torch) or "triton"."""
     global _choice
     assert choice in CHOICES, choice
-    assert choice != "triton" or language.AVAILABLE, "neither a CUDA device nor TRITON_INTERPRET=1"
+    assert choice != "triton" or language.AVAILABLE, language.MISSING
     _choice = choice
 
 

@@ -34,6 +34,7 @@ else:
     triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda kernel: kernel))
     tl = SimpleNamespace(constexpr=lambda value: value)
 
+MISSING = "neither a CUDA device nor TRITON_INTERPRET=1"  # which kernels need
 launches: Counter = Counter()  # how often each kernel was launched, by name: tests read it
 
 
@@ -42,6 +43,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
 
     `options` are its constants, num_warps and num_stages.
     """
+    assert AVAILABLE, MISSING
     launches[getattr(kernel, "fn", kernel).__name__] += 1
     kernel[grid](*arguments, enable_fp_fusion=True, **options)
 

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 
 import pytest
 from hypothesis import settings
@@ -57,6 +58,29 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "slow" in item.keywords and "slow" not in expression:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+MISSING = {"triton": "neither a CUDA device nor TRITON_INTERPRET=1", "av": "pip install av"}
+
+
+def skipped_without(outcome) -> None:
+    """Where a package cannot be imported, a test that fails for want of it is skipped."""
+    if outcome.excinfo is None:
+        return
+    told = "".join(traceback.format_exception(outcome.excinfo[1]))
+    for name, words in MISSING.items():
+        if words in told and importlib.util.find_spec(name) is None:
+            outcome.force_exception(pytest.skip.Exception(f"needs {name}"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_setup(item):
+    skipped_without((yield))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    skipped_without((yield))
 
 
 @pytest.fixture(autouse=True)

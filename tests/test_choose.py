@@ -88,6 +88,7 @@ def test_the_override_ends_with_an_error():
 )
 def test_parts(capability, part, monkeypatch):
     """An unknown GPU takes the row that fits everywhere; 7.5 takes torch."""
+    monkeypatch.setattr(language, "AVAILABLE", True)
     half = torch.zeros(2, dtype=torch.float16)
     monkeypatch.setattr(choose, "gpu_of", lambda _: choose.Gpu(capability, 100))
     assert choose.part(half) == part and choose.triton_for(half)

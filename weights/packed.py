@@ -49,7 +49,7 @@ class Packed(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
         super().__init__()
-        self.outputs, self.bits = outputs, bits
+        self.outputs, self.bits, self.planes = outputs, bits, bits // 4
         shape = outputs, inputs * bits // 8
         self.packed = nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(outputs, inputs // group))
@@ -67,8 +67,10 @@ class Packed(nn.Module):
     def repacked(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Stored bytes and scales of some outputs -> words and scales."""
         whole = int4.repack_eight(packed, scale) if self.bits == 8 else None
-        self.planes = self.bits // 4 if whole is None else 1
-        return whole or int4.repack(*self.nibbles(packed, scale))
+        if whole is not None:
+            self.planes = 1
+            return whole
+        return int4.repack(*self.nibbles(packed, scale))
 
     def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
