@@ -60,17 +60,38 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 
-MISSING = {"triton": "neither a CUDA device nor TRITON_INTERPRET=1", "av": "pip install av"}
+MISSING = {
+    # what not every machine has: how a test says that it needs it
+    "triton": "neither a CUDA device nor TRITON_INTERPRET=1",
+    "av": "pip install av",
+    "resource": "needs the module resource",
+}
+
+
+def needed(told: str) -> str | None:
+    """Which of these is not here, and is what a failure complains of."""
+    for name, words in MISSING.items():
+        texts = words, f"No module named '{name}'", f"import of {name} halted"
+        if importlib.util.find_spec(name) is None and any(text in told for text in texts):
+            return name
+    return None
 
 
 def skipped_without(outcome) -> None:
-    """Where a package cannot be imported, a test that fails for want of it is skipped."""
-    if outcome.excinfo is None:
-        return
-    told = "".join(traceback.format_exception(outcome.excinfo[1]))
-    for name, words in MISSING.items():
-        if words in told and importlib.util.find_spec(name) is None:
+    """A test that fails for want of a package that is not here is skipped."""
+    if outcome.excinfo is not None:
+        name = needed("".join(traceback.format_exception(outcome.excinfo[1])))
+        if name is not None:
             outcome.force_exception(pytest.skip.Exception(f"needs {name}"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """A file that imports it is skipped whole."""
+    report = (yield).get_result()
+    name = needed(str(report.longrepr)) if report.failed else None
+    if name is not None:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 1, f"needs {name}")
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -96,7 +117,8 @@ def loudness():
 def pytest_runtest_makereport(item, call):
     """Note cases of the catalogue of bad input that hold, for bad_input.py's table."""
     report = (yield).get_result()
-    for mark in item.iter_markers("catalogue") if hasattr(os, "fork") else ():
+    there = importlib.util.find_spec("resource")  # which Windows lacks, as it does fork
+    for mark in item.iter_markers("catalogue") if there else ():
         import bad_input
 
         bad_input.REGISTERED.add(mark.args)

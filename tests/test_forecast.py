@@ -399,6 +399,7 @@ def test_a_plan_needs_neither_torch_nor_weights_nor_tokenizer(folders):
 
 
 def test_the_bar_and_the_table_say_what_json_says(capsys):
+    pytest.importorskip("av")
     asked = ["--plan", "Why?", "--video", CLIP, "--dtype", "bfloat16", "--max-tokens", "9000"]
     assert main(asked) == 0
     shown = capsys.readouterr().out

@@ -5,7 +5,6 @@ absent.
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -317,6 +316,8 @@ def test_failing_anywhere_leaves_nothing(tmp_path, monkeypatch, step, error):
 @pytest.mark.catalogue("QZ-ENOSPC", "a full disk is one line, and leaves nothing")
 def test_a_full_disk_is_one_line(tmp_path):
     """A limit on the size of a file stands for the disk: the system refuses in the same way."""
+    import resource  # which Windows lacks
+
     source = folder_of(tmp_path / "in")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
     run = subprocess.run([*COMMAND, str(source), str(tmp_path / "out")], preexec_fn=limit,
