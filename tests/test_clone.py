@@ -69,6 +69,7 @@ def test_nothing_else_of_the_repository_is_in_the_package(folder):
     assert second.split() == [str(folder / place) for place in places]
 
 
+@pytest.mark.skipif(not (ROOT / "llava_min/kernels").is_symlink(), reason="there is no link")
 def test_a_link_is_gone_through_where_there_is_one():
     """In a clone with links, nothing is found in another way than Python's own."""
     code = "import sys, llava_min; print([n for n in sys.modules if n.startswith('llava_min.')])"
