@@ -25,6 +25,7 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m bench kernels --dry-run
 	$(RUN) -m bench generate --dry-run
+	$(RUN) -m bench devices --dry-run
 	$(RUN) -m bench ask --dry-run
 	$(RUN) -m bench batch --dry-run
 	$(RUN) -m bench frames --dry-run

@@ -20,7 +20,9 @@ from llava_min.cache import Cache
 from llava_min.command.main import main
 from llava_min.config import TextConfig
 from llava_min.decoder import Decoder
+from llava_min.engine.recording import recorded
 from llava_min.errors import ParameterError
+from llava_min.families.folder import EXAMPLE_PICTURE
 from llava_min.kernels import (
     activation,
     attention,
@@ -112,6 +114,19 @@ def test_vectors_of_a_cpu_without_torch(text, machine, vectors, tmp_path, monkey
 def test_a_device_that_is_not_there(device):
     with pytest.raises(ParameterError, match=f"torch finds no {device} device"):
         llava_min.load(device=device)
+
+
+@pytest.mark.parametrize(
+    ("capability", "choice", "expected"),
+    [((7, 5), "auto", False), ((9, 0), "auto", True), ((9, 0), "reference", False)],
+)
+def test_only_kernels_are_recorded(capability, choice, expected, monkeypatch):
+    """In a recording only the device counts, so plain torch would read the whole capacity."""
+    monkeypatch.setattr(choose, "gpu_at", lambda index: choose.Gpu(capability, 40))
+    monkeypatch.setattr(choose.language, "AVAILABLE", True)
+    with choose.using(choice):
+        assert recorded(torch.device("cuda")) is expected
+        assert recorded(torch.device("cpu")) is False
 
 
 # Operators ---------------------------------------------------------------------
@@ -435,3 +450,11 @@ def test_a_model_whose_activations_pass_float16(kind, reference):
     with pytest.MonkeyPatch.context() as patch:
         naive(patch)
         assert not MODELS[kind](torch.float16).isfinite().all()
+
+
+@pytest.mark.parametrize("given", [{}, {"bits": 4}, {"bits": 8, "kv_dtype": "int8"}], ids=str)
+def test_the_toy_answers_in_float16(given, reference):
+    """A picture through tower, projector and decoder, as on a T4."""
+    model = llava_min.load(device="cpu", dtype="float16", **given)
+    answer = model.generate("Where is the star?", images=[EXAMPLE_PICTURE])
+    assert answer.text == "In the top left."
