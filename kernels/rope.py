@@ -23,7 +23,8 @@ from .language import blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
 TOKENS = 16  # tokens per program
-WIDE = 2**17  # numbers of an 8-bit cache that are float32 at a time: 512 KB
+WIDE = 2**17  # numbers of an 8-bit cache that are float32 at a time: 512 KB on a CPU
+DEVICE_WIDE = 2**22  # the same on other devices, where each operator costs a launch; not measured
 TINY = 1e-30  # a vector of zeros has scale zero
 SCALES = ["key_scales", "value_scales"]  # a row of a batch begins anywhere in them
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of the 8-bit kinds of a cache
@@ -98,8 +99,9 @@ def dequantise_cache(steps: Tensor, scales: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def parts(steps: Tensor) -> list[slice]:
-    """The tokens of [B K S E] in runs of about WIDE numbers."""
-    count, tokens = steps.shape[2], max(1, WIDE * steps.shape[2] // max(1, steps.numel()))
+    """The tokens of [B K S E] in runs of about WIDE numbers, or DEVICE_WIDE."""
+    wide_at_once = WIDE if steps.device.type == "cpu" else DEVICE_WIDE
+    count, tokens = steps.shape[2], max(1, wide_at_once * steps.shape[2] // max(1, steps.numel()))
     return [slice(start, min(start + tokens, count)) for start in range(0, count, tokens)]
 
 
