@@ -193,6 +193,7 @@ MEANINGLESS = {
     "kernels/int4_bytes.py": {
         "2**20": "weights that are written out at a time",
         "2**22": "the same on a GPU",
+        "max(1, (": "outputs that are written out at a time",
     },
     "llava_min/sampling.py": {
         "chosen > 0": "of 0 the quotient is the product",

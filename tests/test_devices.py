@@ -75,6 +75,10 @@ def test_the_rule(asked):
     assert paths.path(*asked)[0] == RULE[asked]
 
 
+def test_a_device_of_which_nothing_is_known_is_a_new_one():
+    assert paths.path("auto", "cuda")[0] == "triton"
+
+
 def test_a_plan_says_what_loading_will_do(caplog, capsys):
     """The same path and reason in -v, --plan and its JSON, asked for or not."""
     for choice in ("auto", "reference"):
@@ -251,6 +255,29 @@ def by_formula(query, key, value):
     if query.shape[1] == key.shape[1]:
         return attention.attention_formula(query.transpose(1, 2), key, value, None).transpose(1, 2)
     return attention.attention_formula(query, key, value, None)
+
+
+OF_A_CPU = "attention.attention_merged", "int4_cpu.pack", "int4_cpu.linear_torch", "onednn.reorder"
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_nothing_of_a_cpu_is_called(bits, monkeypatch):
+    """Another device lacks these operators; without the choice they are taken here."""
+
+    def refused(*_):
+        raise NotImplementedError
+
+    def answer() -> str:
+        model = llava_min.load(device="cpu", dtype="bfloat16", bits=bits)
+        return model.generate("Where is the star?", images=[EXAMPLE_PICTURE], max_tokens=3).text
+
+    for name in OF_A_CPU:
+        monkeypatch.setattr(f"llava_min.kernels.{name}", refused)
+    with choose.using("reference"):
+        assert answer()
+    if devices.path("cpu")[0] == "cpu":
+        with choose.using("auto"), pytest.raises(NotImplementedError):
+            answer()
 
 
 # Numbers -----------------------------------------------------------------------

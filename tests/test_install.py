@@ -4,6 +4,8 @@ No network: markers of setup.py are evaluated for the platforms, whose wheels ar
 """
 
 import ast
+import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -129,7 +131,7 @@ def test_what_does_not_say_it_is_seen():
 
 ABSENT = ("resource", "fcntl", "termios", "readline", "pwd", "grp", "triton", "av")
 WINDOWS = textwrap.dedent("""
-    import asyncio, io, multiprocessing, os, subprocess, sys, tempfile, torch  # by their own rules
+    import asyncio, io, json, multiprocessing, os, subprocess, sys, torch  # by their own rules
     for name in {absent!r}:
         sys.modules[name] = None
     for name in ("fork", "getuid", "geteuid", "sysconf", "mkfifo", "setsid", "posix_fadvise"):
@@ -144,7 +146,10 @@ WINDOWS = textwrap.dedent("""
         real(handle)
     os.open, os.fsync, sys.platform = opened, waited, "win32"
     from llava_min.command.main import main
-    sys.exit(main(sys.argv[1:]))
+    for words in json.loads(sys.argv[1]):
+        code = main(words)
+        for stream in (sys.stdout, sys.stderr):
+            print(f"<{{code}}>", file=stream, flush=True)
 """)
 
 
@@ -154,46 +159,41 @@ def place(tmp_path_factory):
     return clone(tmp_path_factory.mktemp("Program Files") / "Zoë's Bücher 图", text=True)
 
 
-def on_windows(place: Path, *words: str) -> subprocess.CompletedProcess:
-    """The command as on a Windows with Python alone, as far as that can be had elsewhere."""
-    code = WINDOWS.format(absent=ABSENT)
-    environment = {
-        "PATH": "",
-        "PYTHONPATH": str(place),
-        "PYTHONIOENCODING": "cp1252",
-        "PYTHONUTF8": "0",
-    }
-    command = [sys.executable, "-X", "utf8=0", "-c", code, *words]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True)
+def on_windows(place: Path, *commands: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of commands as on a Windows with Python alone, as far as that can
+    be had elsewhere: one process after another would import torch each time.
+    """
+    code, environment = WINDOWS.format(absent=ABSENT), {"PATH": "", "PYTHONPATH": str(place)}
+    environment |= {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    run = subprocess.run(command, cwd=place, env=environment, capture_output=True)
+    shown, told = (re.split(r"<(\d+)>\n", x.decode("cp1252")) for x in (run.stdout, run.stderr))
+    assert len(shown) == len(told) == 2 * len(commands) + 1, run.stderr.decode("cp1252")
+    return list(zip(map(int, shown[1::2]), shown[0::2], told[0::2]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Windows is played on Linux")
-def test_the_command_on_a_windows_like_machine(place):
-    """A picture whose path has letters that the console lacks; a plan, JSON and a prompt cache."""
-    picture = place / "Ein Stern ★.png"
+def test_commands_on_a_windows_like_machine(place):
+    """A picture whose path has letters that the console lacks; JSON and a prompt cache; a plan; a
+    clip without av; and quantising: Windows opens no folder, and waits for no file that is open for
+    reading alone.
+    """
+    picture, kept = place / "Ein Stern ★.png", place / "kept für später.cache"
     picture.write_bytes((SAMPLES / "shapes.png").read_bytes())
-    asked = "Where is the star?", "--image", str(picture)
-    found = on_windows(place, *asked, "--kernels", "reference")
-    assert found.returncode == 0, found.stderr.decode("cp1252")
-    assert found.stdout.replace(b"\r", b"") == b"In the top left.\n"
-    kept = place / "kept für später.cache"
-    words = "--json", "--image", str(picture), "--prompt-cache", str(kept), "Where is the star?"
-    assert [on_windows(place, *words).returncode for _ in range(2)] == [
-        0,
-        0,
-    ] and kept.stat().st_size
-    planned = on_windows(place, "--plan", "--image", str(picture))
-    assert planned.returncode == 0 and b"\\u2605.png" in planned.stdout
-    refused = on_windows(place, "What moves?", "--video", str(SAMPLES / "clip.mp4"))
-    assert refused.returncode == 4 and b"pip install av" in refused.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Windows is played on Linux")
-def test_quantising_on_a_windows_like_machine(place):
-    """Windows opens no folder, and waits for no file that is open for reading alone."""
-    source, target = str(place / "weights" / "tiny"), place / "in four bits ★"
-    found = on_windows(place, "quantize", source, str(target))
-    assert found.returncode == 0, found.stderr.decode("cp1252")
+    asked, target = ("Where is the star?", "--image", str(picture)), place / "in four bits ★"
+    found = on_windows(
+        place,
+        (*asked, "--kernels", "reference"),
+        (*asked, "--json", "--prompt-cache", str(kept)),
+        (*asked, "--json", "--prompt-cache", str(kept)),
+        ("--plan", "--image", str(picture)),
+        ("What moves?", "--video", str(SAMPLES / "clip.mp4")),
+        ("quantize", str(place / "weights" / "tiny"), str(target)),
+    )
+    assert [code for code, _, _ in found] == [0, 0, 0, 0, 4, 0], found
+    texts = [text for _, text, _ in found]
+    assert texts[0] == "In the top left.\n" and "\\u2605.png" in texts[3]
+    assert kept.stat().st_size and "pip install av" in found[4][2]
     assert (target / "config.json").exists()
 
 
