@@ -114,6 +114,15 @@ def test_vectors_of_a_cpu_without_torch(text, machine, vectors, tmp_path, monkey
     assert cpu.vector_instructions() == vectors
 
 
+@pytest.mark.parametrize("file", [False, True])
+@pytest.mark.parametrize("tool", [None, "C:/Windows/System32/nvidia-smi.exe"])
+def test_a_gpu_is_planned_for_where_its_driver_is(file, tool, monkeypatch):
+    """Linux has the driver's file, Windows and WSL its tool; either is enough."""
+    monkeypatch.setattr(devices.Path, "exists", lambda path: file)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: tool)
+    assert devices.default_device() == ("cuda" if file or tool else "cpu")
+
+
 @pytest.mark.parametrize("device", ["mps", "xpu"])
 def test_a_device_that_is_not_there(device):
     with pytest.raises(ParameterError, match=f"torch finds no {device} device"):
