@@ -164,15 +164,14 @@ def test_boxes_are_parts_of_their_own_picture(sizes):
 
 
 def test_maps_are_told_apart_by_their_names(described):
-    """One is suggested, or none; one is of all layers, and one of the last layer."""
+    """One is suggested, or none; one is of all layers."""
     keys = [(None, None), *((layer, head) for layer in (0, 1) for head in (None, 0, 1))]
     layers = replace(described, shares=described.shares[:2])
-    for suggested in (None, (0, 1), (1, 0)):
+    for suggested in (None, (0, None), (1, None)):
         names = [page.name_of(key, replace(layers, suggested=suggested)) for key in keys]
         assert len(set(names)) == len(names)
         for mark, meant in (("suggested", suggested), ("of all layers", (None, None))):
             assert [mark in name for name in names] == [key == meant for key in keys], mark
-        assert ["last" in name for name in names] == [key == (1, None) for key in keys]
 
 
 def test_frames_of_a_strip_are_smaller_than_a_picture():

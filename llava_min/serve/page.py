@@ -12,7 +12,6 @@ Agrees with: Content Security Policy Level 3.
 import base64
 import hashlib
 import re
-from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
@@ -33,7 +32,6 @@ def wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-@cache
 def chat_page() -> Response:
     """The page."""
     text = FILE.read_text(encoding="utf-8")
