@@ -88,6 +88,7 @@ def peer(folder: Path, threads: int) -> Iterator[str]:
         llamacpp.write(folder, "bf16", path, vocabulary=True)
         options = ["--model", str(path), "--port", str(port), "--n_ctx", "4096"]
         options += ["--chat_format", "chatml", "--n_threads", str(threads)]
+        options += ["--interrupt_requests", "false"]  # or the next request would cut an answer
         options += ["--n_threads_batch", str(threads)]
         with listening("running on http://", "llama_cpp.server", *options) as address:
             yield address
@@ -227,7 +228,8 @@ def run(
         address = servers["llava_min"] = running.enter_context(ours(folder, threads))
         asyncio.run(closed(address, texts[:8], 8))  # warm
         if "closed" in sections:
-            rows += closed_rows(shape, servers, mixed, counts, turns, "mixed")
+            if len(MIXTURE[shape]) > 1:
+                rows += closed_rows(shape, servers, mixed, counts, turns, "mixed")
             if shape != "embedded" and llamacpp.INSTALLED:
                 servers["llama-cpp-python"] = running.enter_context(peer(folder, threads))
                 asyncio.run(closed(servers["llama-cpp-python"], texts[:1], 1))

@@ -52,7 +52,7 @@ def body_of(parts: list[dict], tokens: int, **more: object) -> bytes:
 
 
 async def ask_once(address: str, body: bytes, heard: Heard | None = None) -> Heard:
-    """Ask, and listen to the end; tokens are counted by the server."""
+    """Ask, and listen to the end; tokens are counted by the server, or else texts are counted."""
     heard = heard or Heard()
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 24)
@@ -74,6 +74,7 @@ async def ask_once(address: str, body: bytes, heard: Heard | None = None) -> Hea
                 heard.text(seconds)
             if usage := chunk.get("usage"):
                 heard.tokens, heard.prompt = usage["completion_tokens"], usage["prompt_tokens"]
+        heard.tokens = heard.tokens or len(heard.gaps) + bool(heard.first)
     finally:
         writer.close()
     return heard
