@@ -51,7 +51,8 @@ def listening(ready: str, *command: str) -> Iterator[str]:
     Gives its address, 127.0.0.1:PORT.
     """
     command = (sys.executable, "-m", *command)
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    running = subprocess.Popen(command, **said, text=True)
     try:
         for line in running.stderr:
             if ready in line:

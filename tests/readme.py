@@ -388,6 +388,46 @@ def evaluation() -> str:
     return table(["road", "questions", "right", "`generate`"], rows)
 
 
+def served() -> str:
+    """The server under load: tokens a second by the number of clients, and the waiting."""
+    rows = []
+    for row in results("serve-cpu"):
+        load = row["context"]
+        if "c=" not in load or load.startswith("open"):
+            continue
+        names = (f"{name}_p{part}_ms" for name in ("ttft", "itl") for part in (50, 95))
+        waits = [f"{row[name]:,.0f}" for name in names]
+        kind, _, clients = load.partition(" c=")
+        rows.append(
+            [row["shape"], kind, clients, row["name"], f"{row['tokens_per_s']:,.0f}", *waits]
+        )
+    heads = ["shape", "questions", "clients", "server", "tokens/s"]
+    heads += ["first, p50 ms", "p95", "between, p50 ms", "p95"]
+    return table(heads, rows)
+
+
+def beside_long() -> str:
+    """A stream next to a long prompt, and a short question after it."""
+    lines = []
+    for row in results("serve-cpu", context="gaps"):
+        lines.append(
+            f"{row['shape']}: while a prompt of {row['prompt_tokens']:,} tokens is read, the "
+            f"longest gap of a stream is {row['longest_gap_ms']:.0f} ms; a short question that "
+            f"comes after it has its first token after {row['short_ttft_ms']:.0f} ms, alone after "
+            f"{row['short_ttft_alone_ms']:.0f} ms."
+        )
+    return "\n\n".join(lines)
+
+
+def any_device() -> str:
+    """int4 by plain torch, and by what was done before."""
+    rows = [
+        [str(row["context"]), row["name"], f"{row['per_second']:.2f}", f"{row['ratio']:.1f}x"]
+        for row in results("devices-cpu")
+    ]
+    return table(["tokens before", "path", "tokens/s", "over before"], rows)
+
+
 def verified() -> str:
     """Every checkpoint of which something is published, and the rows that were sent in of it."""
     sent = [
@@ -498,6 +538,9 @@ PARTS = {
         clips,
         again,
         long,
+        served,
+        beside_long,
+        any_device,
     ),
     "docs/correctness.md": (families,),
     "docs/serving.md": (fields,),
