@@ -1,4 +1,4 @@
-"""Teach the embedded checkpoint a sixth shape, a cross, in a few minutes on a CPU.
+"""Teach the embedded checkpoint a sixth shape, a cross, in some ten minutes on a CPU.
 
     python examples/finetune.py [FOLDER] [--steps 250] [--questions 200]
 

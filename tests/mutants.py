@@ -73,7 +73,6 @@ TESTS = {
     ),
     "llava_min/check/verify.py": ("test_verify",),
     "llava_min/check/published.py": ("test_verify",),
-    "llava_min/evals/lmms_eval.py": ("test_evals",),
     "llava_min/explain/places.py": ("test_places", "test_explain"),
     "llava_min/explain/rows.py": ("test_explain",),
     "llava_min/explain/attention.py": ("test_explain",),
