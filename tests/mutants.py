@@ -14,8 +14,8 @@ all. The mutants come in random order, so that a run which is stopped has tried 
 
 Each run is a forked child of one process, which has imported what the tests need from elsewhere and
 nothing of the project. A mutant that takes four times as long as its tests, and a minute more, is
-noticed, too; the last line says how many did. Mutants have no CUDA. Tests of named mutants look for
-lines of the source, so they are left out.
+noticed, too; the last line says how many did. Mutants have no CUDA and no browser. Tests of named
+mutants look for lines of the source, so they are left out.
 
 `make mutants` starts it, over the walk and the loading code; the kernels, each mutant a minute of
 the interpreter, are asked for by name: `--file attention.py`.
@@ -554,6 +554,7 @@ def main() -> None:
     left_out = sum(places(file)[1] for file in files)
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    sys.modules["playwright"] = None  # its driver hangs in a forked child: such tests are skipped
     runpy.run_path(str(ROOT / "tests/conftest.py"))  # it sets what must be set before any import
     with tempfile.TemporaryDirectory() as folder:
         copies = [copied(Path(folder).resolve() / str(job), files) for job in range(given.jobs)]
