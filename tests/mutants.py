@@ -73,6 +73,7 @@ TESTS = {
     ),
     "llava_min/check/verify.py": ("test_verify",),
     "llava_min/check/published.py": ("test_verify",),
+    "llava_min/check/samples.py": ("test_verify",),
     "llava_min/explain/places.py": ("test_places", "test_explain"),
     "llava_min/explain/rows.py": ("test_explain",),
     "llava_min/explain/attention.py": ("test_explain",),

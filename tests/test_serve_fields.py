@@ -216,7 +216,7 @@ def test_how_long_an_answer_may_be(served, model):
 
 
 def greedy(model, count: int, rule=lambda logits, new: logits, prompt=TEXT) -> list[int]:
-    """Ids that are the most likely after `rule`, each from the whole prompt anew."""
+    """The most likely ids after `rule`; the whole prompt is read again for each."""
     ids, new = model.prepare(prompt).ids, []
     for _ in range(count):
         new.append(int(rule(model.logits(ids + new)[-1].clone(), new).argmax()))

@@ -63,7 +63,7 @@ def submit(slots, model, number: int, listen=lambda event: None):
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_step_covers_the_rows_from_the_first_to_the_last_that_writes(model, watched):
-    """Where nobody watches, all that have a row were read before."""
+    """Without a watcher, every prompt that has a row was read before the first step."""
     slots, steps = Slots(model, 4, 500, watched), []
     eager = slots.eager
 

@@ -5,7 +5,7 @@ out: Expectation: a question, its media and options, and what is expected; Sampl
 
 Everything in the file was printed by a public test, a conversion script or a model card. What was
 concluded from such a text, and not read in it, says so in its note.
-Read next: check/verify.py.
+Read next: check/samples.py.
 """
 
 import json

@@ -9,7 +9,7 @@ answers as a batch, speed and memory, and where transformers is installed each s
 Greedy answers part ways after a while, between two GPUs already: an answer holds where its first 15
 words are the published ones, and how many words agree is told. A logit in 16 bits holds within 1%
 of the largest.
-Read check/published.py, check/compare.py first.
+Read check/samples.py, check/compare.py first.
 """
 
 from __future__ import annotations  # torch is imported when it is needed
@@ -19,11 +19,10 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import LlavaConfig
-from ..errors import LlavaMinError, MediaError, MemoryBudgetError, OutputError, ParameterError
+from ..errors import LlavaMinError, MemoryBudgetError, OutputError, ParameterError
 from ..families.folder import config_of
 from ..families.vocabulary import read_tokenizer
-from ..media import limits, web
 from ..options import Options
 from ..request.prepare import Prepared, prepare
 from ..segments import Text
@@ -42,7 +40,8 @@ from ..tokenizer import Tokenizer
 from ..weights import hub
 from ..weights.checkpoint import Checkpoint
 from . import compare
-from .published import FILE, Expectation, Sample, published, repository
+from .published import FILE, Expectation, published, repository
+from .samples import SAMPLES, Samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from ..engine.handle import Model
 
 WORDS = 15  # of an answer, that must be the published ones
-SAMPLES = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llava_min" / "samples"
+COUNTED = {"tokens", "text_tokens", "visual_tokens", "tiles", "ids"}  # without weights
 Media = Mapping[str, "Path | Image.Image | np.ndarray"]
 
 
@@ -72,66 +71,6 @@ class Check:
         verdict = {True: "holds", False: "DIFFERS", None: "reported"}[self.holds]
         words = f"{self.expected!s:.30} / {self.found!s:.30}" if not self.note else self.note
         return f"{self.id:24} {self.what:12} {verdict:9} {words}"
-
-
-@dataclass
-class Samples:
-    """The samples that are there. fetch: whether missing ones may be fetched into the folder."""
-
-    known: Mapping[str, Sample]
-    folder: Path
-    fetch: bool = False
-    hashes: dict[str, str] = field(default_factory=dict)  # of those that were used
-
-    def path(self, name: str) -> Path | None:
-        """The file of a sample, fetched where that is allowed; None where there is none."""
-        sample = self.known[name]
-        path = self.folder / sample.file
-        if not path.exists() and self.fetch:
-            print(f"fetching {sample.url}", file=sys.stderr)
-            data = web.fetch(sample.url, limits.IMAGE_BYTES)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        if not path.exists():
-            return None
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if sample.sha256 not in (None, found):
-            expected = f"SHA-256 {sample.sha256}"
-            raise MediaError("cannot use the sample", sample.file, expected, found)
-        self.hashes[sample.file] = found
-        return path
-
-    def of(self, names: Iterable[str]) -> tuple[dict[str, Any], list[Sample]]:
-        """(what generate takes of these samples by name, those that are missing)."""
-        media: dict[str, Any] = {}
-        missing = []
-        for name in dict.fromkeys(names):
-            path = self.path(name)
-            if path is None:
-                missing.append(self.known[name])
-            elif path.suffix == ".npy":
-                import numpy as np
-
-                media[name] = np.load(path, allow_pickle=False)
-            else:
-                media[name] = path
-        return media, missing
-
-    def blank(self, names: Iterable[str]) -> dict[str, Any] | None:
-        """Blank ones of the same sizes; None where a size is not known."""
-        import numpy as np
-        from PIL import Image
-
-        media: dict[str, Any] = {}
-        for name in names:
-            sample = self.known[name]
-            if sample.frames:
-                media[name] = np.zeros((sample.frames, 48, 64, 3), np.uint8)
-            elif sample.size:
-                media[name] = Image.new("RGB", sample.size)
-            else:
-                return None
-        return media
 
 
 def asked(one: Expectation, media: Media) -> dict[str, Any]:
@@ -203,8 +142,6 @@ def counts(
         options = Options.of(**given)
         yield from prompt_checks(one, prepare(question, images, videos, options, config, tokenizer))
 
-
-COUNTED = {"tokens", "text_tokens", "visual_tokens", "tiles", "ids"}
 
 # With weights -----------------------------------------------------------------
 

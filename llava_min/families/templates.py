@@ -45,17 +45,22 @@ def visuals_on_lines(turn: Turn) -> Iterator[Piece]:
             yield from part
 
 
+def texts_on_lines(turn: Turn) -> Iterator[Piece]:
+    """The parts of a turn, with a line break before each text."""
+    for part in turn.parts:
+        if isinstance(part, Visual):
+            yield part
+        else:
+            yield "\n"
+            yield from part
+
+
 def onevision(turns: list[Turn]) -> Iterator[Piece]:
     """The template of HF OneVision checkpoints: no system turn, each text on its own line."""
     for turn in turns:
         yield Special("<|im_start|>")
         yield f"{turn.role} "
-        for part in turn.parts:
-            if isinstance(part, Visual):
-                yield part
-            else:
-                yield "\n"
-                yield from part
+        yield from texts_on_lines(turn)
         yield Special("<|im_end|>")
     yield Special("<|im_start|>")
     yield "assistant\n"
@@ -66,12 +71,7 @@ def interleave(turns: list[Turn]) -> Iterator[Piece]:
     for turn in turns:
         yield Special("<|im_start|>")
         yield f"{turn.role}\n"
-        for part in turn.parts:
-            if isinstance(part, Visual):
-                yield part
-            else:
-                yield "\n"
-                yield from part
+        yield from texts_on_lines(turn)
         yield Special("<|im_end|>")
         yield "\n"
     yield Special("<|im_start|>")
