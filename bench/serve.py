@@ -42,6 +42,7 @@ MIXTURE = {
 }
 TOKENS = (16, 64)  # of an answer, from and to
 LONG_PROMPT = 8_000  # tokens, about
+SHORT = 7  # short questions next to it, at most
 
 
 @contextlib.contextmanager
@@ -168,12 +169,13 @@ def open_rows(shape: str, address: str, bodies: list[bytes], rates: list[float],
 
 
 def gap_row(shape: str, address: str) -> dict[str, object]:
-    """The longest gap of a stream while a long prompt is read, and a short question after it."""
+    """The longest gap of a stream while a long prompt is read, and short questions after it."""
     count = lambda words: asyncio.run(ask_once(address, body_of([text_part(words)], 1))).prompt
     words = int(800 * LONG_PROMPT / count("other " * 800))
     long = body_of([text_part("now " + "other " * words)], 2)  # nothing of it is there already
-    alone = asyncio.run(ask_once(address, body_of([text_part("how is the star")], 2)))
-    stream, read, after = asyncio.run(beside(address, long))
+    short = [f"where is star {number}" for number in range(2 * SHORT)]
+    alone = [asyncio.run(ask_once(address, body_of([text_part(s)], 2))) for s in short[SHORT:]]
+    stream, read, after = asyncio.run(beside(address, long, short[:SHORT]))
     return row(
         shape,
         "gaps",
@@ -181,24 +183,32 @@ def gap_row(shape: str, address: str) -> dict[str, object]:
         longest_gap_ms=1000 * max(stream.gaps),
         median_gap_ms=1000 * ledger.spread(stream.gaps)[1],
         long_ttft_ms=1000 * read.first,
-        short_ttft_ms=1000 * after.first,
-        short_ttft_alone_ms=1000 * alone.first,
+        short_questions=len(after),
+        short_ttft_ms=1000 * ledger.spread([heard.first for heard in after])[1],
+        short_ttft_worst_ms=1000 * max(heard.first for heard in after),
+        short_ttft_alone_ms=1000 * ledger.spread([heard.first for heard in alone])[1],
     )
 
 
-async def beside(address: str, long: bytes) -> tuple[Heard, Heard, Heard]:
-    """(a stream, a long prompt next to it, a short question that comes after that prompt).
+async def beside(
+    address: str, long: bytes, short: list[str]
+) -> tuple[Heard, Heard, list[Heard]]:
+    """(a stream, a long prompt next to it, the short questions that come while that is read).
 
-    The stream's gaps are those from the long prompt's coming to the end of its answer.
+    The stream's gaps are those from the long prompt's coming to the end of its answer. The short
+    questions come one after another, as many as there is time for.
     """
-    stream = Heard()
+    stream, after = Heard(), []
     writing = asyncio.create_task(ask_once(address, body_of([text_part("go on")], 4_000), stream))
     while len(stream.gaps) < 5:
         await asyncio.sleep(0.01)
     calm = len(stream.gaps)
     reading = asyncio.create_task(ask_once(address, long))
-    await asyncio.sleep(0.3)
-    after = await ask_once(address, body_of([text_part("where is the star")], 2))
+    for words in short:
+        await asyncio.sleep(0.3)
+        if reading.done():
+            break
+        after.append(await ask_once(address, body_of([text_part(words)], 2)))
     read = await reading
     stream.gaps = stream.gaps[calm:]
     writing.cancel()

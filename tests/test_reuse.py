@@ -189,18 +189,33 @@ def test_a_picture_is_looked_at_once(model, monkeypatch):
         assert bool(len(counted) - before) == (system == "One.")
 
 
-def test_a_chunk_takes_no_longer_than_its_budget():
+@pytest.mark.parametrize("hurried", [True, False])
+def test_a_chunk_takes_no_longer_than_its_budget(hurried):
     """Whatever the speed, once known: tokens of a chunk / speed <= budget, or the least chunk."""
     pace = Pace.of("cpu")
-    size = pace.tokens(1024)
+    size, budget = pace.tokens(1024), 0.2 if hurried else 2.0
     assert size() == 1024
-    pace.hurried = True
-    assert size() == 16
+    pace.hurried = hurried
+    assert size() == (16 if hurried else 1024)
     for speed in (10.0, 100.0, 1000.0, 100_000.0):
         for _ in range(30):
             pace.measured(size(), size() / speed)
-        assert abs(size() - min(1024, max(16, int(speed / 4)))) <= 1  # rounded down
+        longest = min(1024, max(16, budget * speed + 1e-3))
+        assert longest - 16 < size() <= longest and size() % 16 == 0
+    assert pace.tokens(100)() == 100
     assert pace.tiles(8) == 1 and Pace.of("cuda").tiles(8) == 8 and Pace().tiles(8) == 8
+    pace = Pace()  # of a model that nobody shares
+    pace.measured(10, 10.0)
+    assert pace.tokens(1024)() == 1024
+
+
+def test_the_slower_of_two_speeds_counts():
+    """One fast chunk, such as of a short prompt, makes no next chunk long; one slow one is heard."""
+    pace = Pace.of("cpu")
+    pace.hurried = True
+    for speed, expected in ((1000, 192), (3000, 400), (500, 96), (3000, 416)):
+        pace.measured(100, 100 / speed)
+        assert pace.tokens(1024)() == expected, speed
 
 
 def test_the_pace_is_told_of_each_token_that_is_read(model, monkeypatch):

@@ -3,9 +3,10 @@
 in:  seconds that earlier chunks took
 out: tokens of the next chunk
 
-Where nobody waits, a chunk is as large as memory allows, which is fastest. Where somebody does, it
-is what fits into a budget of seconds at the speed of the last chunks: a long prompt then never
-stops a running answer for longer than about that.
+A chunk is what fits into a budget of seconds at the speed of the last chunks, the slower of two: a
+long prompt then never stops a running answer for longer than about that. The step of the other
+answers comes on top, so the budget on a CPU is a fifth of a second where a quarter is meant. Where
+nobody waits the budget is ten times as long, for somebody may come, or the client go.
 Read model.py first. Read next: engine/slots.py.
 """
 
@@ -13,8 +14,9 @@ import math
 from collections.abc import Callable
 
 SECONDS = {"cuda": 0.1}  # of a chunk for which somebody waits
-SECONDS_ELSEWHERE = 0.25
-FIRST = 16  # tokens of such a chunk at least, and before a speed is known
+SECONDS_ELSEWHERE = 0.2
+CALM = 10  # budgets of a chunk for which nobody waits
+FIRST = 16  # tokens of a hurried chunk before a speed is known, and of every chunk at least
 NEWEST = 0.5  # the weight of the newest chunk in the speed
 
 
@@ -26,7 +28,7 @@ class Pace:
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
-        self.speed = 0.0  # tokens a second
+        self.speed = self.newest = 0.0  # tokens a second: on average, and of the last chunk
         self.hurried = False
 
     @classmethod
@@ -41,22 +43,26 @@ class Pace:
     def tokens(self, most: int) -> Callable[[], int]:
         """How many tokens the next chunk has, at most `most`, asked again before each chunk.
 
+        Whole multiples of FIRST, so that few sizes are met: a library prepares for each new one.
+
         >>> pace = Pace.of("cpu")
         >>> size = pace.tokens(1024)
-        >>> pace.hurried, pace.speed = True, 400.0
+        >>> pace.measured(400, 1.0)
+        >>> pace.hurried = True
         >>> size(), pace.tokens(64)()
-        (100, 64)
+        (80, 64)
         """
 
         def size() -> int:
-            if not self.hurried:
-                return most
-            fits = int(self.speed * self.seconds)
-            return min(most, max(FIRST, fits))
+            if not self.speed:
+                return min(most, FIRST) if self.hurried else most
+            seconds = self.seconds if self.hurried else CALM * self.seconds
+            fits = min(self.speed, self.newest) * seconds
+            return most if fits >= most else min(most, max(FIRST, int(fits) // FIRST * FIRST))
 
         return size
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A chunk of `tokens` took `seconds`."""
-        newest = tokens / max(seconds, 1e-6)
-        self.speed += (newest - self.speed) * (NEWEST if self.speed else 1)
+        self.newest = tokens / max(seconds, 1e-6)
+        self.speed += (self.newest - self.speed) * (NEWEST if self.speed else 1)
