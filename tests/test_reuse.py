@@ -210,7 +210,7 @@ def test_a_chunk_takes_no_longer_than_its_budget(hurried):
 
 
 def test_the_slower_of_two_speeds_counts():
-    """One fast chunk, such as of a short prompt, makes no next chunk long; one slow one is heard."""
+    """One fast chunk makes no long one next; a slow one is heard at once."""
     pace = Pace.of("cpu")
     pace.hurried = True
     for speed, expected in ((1000, 192), (3000, 400), (500, 96), (3000, 416)):
