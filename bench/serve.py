@@ -190,9 +190,7 @@ def gap_row(shape: str, address: str) -> dict[str, object]:
     )
 
 
-async def beside(
-    address: str, long: bytes, short: list[str]
-) -> tuple[Heard, Heard, list[Heard]]:
+async def beside(address: str, long: bytes, short: list[str]) -> tuple[Heard, Heard, list[Heard]]:
     """(a stream, a long prompt next to it, the short questions that come while that is read).
 
     The stream's gaps are those from the long prompt's coming to the end of its answer. The short

@@ -64,12 +64,15 @@ def first_sentence(path: Path) -> str:
     return re.split(r"(?<=\.)\s", first)[0]
 
 
-def file_table(names: Iterable[str]) -> str:
-    """Files of llava_min/, their lines of code, and the first sentence of each."""
+def file_table(names: Iterable[str], up: str = "") -> str:
+    """Files of llava_min/, their lines of code, and the first sentence of each.
+
+    up: the way from the document to the root.
+    """
     rows = ["| file | lines | what it is |", "|---|---:|---|"]
     for name in names:
         path = ROOT / "llava_min" / name
-        link = f"[`{name}`](llava_min/{name})"
+        link = f"[`{name}`]({up}llava_min/{name})"
         rows.append(f"| {link} | {code_lines(path)} | {first_sentence(path)} |")
     return "\n".join(rows)
 
@@ -86,7 +89,7 @@ def reading() -> str:
 
 def conductor() -> str:
     """The files that lead a question through the walk."""
-    return file_table(CONDUCTOR)
+    return file_table(CONDUCTOR, "../")
 
 
 def rooms() -> str:
@@ -94,7 +97,7 @@ def rooms() -> str:
     rows = ["| room | what it is |", "|---|---|"]
     for path in sorted((ROOT / "llava_min").glob("*/__init__.py")):
         name = path.parent.name
-        rows.append(f"| [`{name}/`](llava_min/{name}) | {first_sentence(path)} |")
+        rows.append(f"| [`{name}/`](../llava_min/{name}) | {first_sentence(path)} |")
     return "\n".join(rows)
 
 
@@ -475,43 +478,29 @@ def expectations() -> str:
 
 
 def summary() -> str:
-    """Five numbers for the README, from the rows of docs/results.md."""
-    described = next(row["row"] for row in results("tiny_exam")[1:] if ": describe |" in row["row"])
-    decoded = {"section": "decode", "shape": "0.5B", "context": 1500, "capability": "AVX512"}
-    rate = lambda **of: results("generate-cpu", **decoded, **of)[0]["per_second"]
-    ratio = results("generate-cpu", **decoded, name="llava_min", format="bf16")[0]["ratio"]
-    int4 = rate(name="llava_min", format="int4") / rate(name="llama.cpp", format="int4")
-    above = lambda **of: results("frames-cpu", section="memory", context=64, **of)[0]["above_bytes"]
-    chat = results("ask-0.5B", case="second question of a chat")[0]["times_sooner"]
+    """The numbers that matter, next to their peers, from the rows of docs/results.md."""
+    shape = {"shape": "0.5B", "capability": "AVX512"}
+    peers = ("llava_min", "transformers", "llama.cpp")
+
+    def rates(section: str, format: str) -> list[str]:
+        """Tokens a second after, or of a prompt of, 1,500 tokens."""
+        wanted = {"section": section, "context": 1500, "format": format, **shape}
+        found = [results("generate-cpu", name=name, **wanted) for name in peers]
+        return [f"{rows[0]['per_second']:#.3g}".rstrip(".") if rows else "" for rows in found]
+
+    clients = {"shape": "0.5B", "context": "texts c=8"}
+    server = [results("serve-cpu", name=name, **clients) for name in (peers[0], "llama-cpp-python")]
+    starts = [results("load-cpu", section="cold", name=name)[0] for name in peers[:2]]
+    started = [f"{row['seconds']:.2f}" for row in starts]
+    served = [f"{rows[0]['tokens_per_s']:.0f}" for rows in server]
     rows = [
-        [
-            "unseen drawn scenes that the toy describes word for word",
-            described.split("|")[3].strip(" *"),
-            "the-toys-exam",
-        ],
-        [
-            "decode in bfloat16 after 1,500 tokens, over transformers",
-            f"{ratio:.2f}x",
-            "speed-on-a-cpu",
-        ],
-        [
-            "decode in int4 after 1,500 tokens, over llama.cpp's Q4_0",
-            f"{int4:.2f}x",
-            "speed-on-a-cpu",
-        ],
-        [
-            "memory of a prompt of 64 frames, over that of all frames at once",
-            f"{above(name='chunked') / above(name='naive'):.2f}x",
-            "long-clips",
-        ],
-        [
-            "second question about 32 frames in a chat, speed-up over a cold run",
-            f"{chat:.0f}x",
-            "long-clips",
-        ],
+        ["tokens/s after 1,500, bfloat16", *rates("decode", "bf16")],
+        ["tokens/s after 1,500, int4 (llama.cpp: Q4_0)", *rates("decode", "int4")],
+        ["a prompt of 1,500, tokens/s, bfloat16", *rates("prefill", "bf16")],
+        ["8 clients of the server, tokens/s, bfloat16", served[0], "", served[1]],
+        ["the toy, whole command to its first token, s", *started, ""],
     ]
-    linked = [[f"[{what}](docs/results.md#{where})", number] for what, number, where in rows]
-    return table(["on a CPU", "measured"], linked)
+    return table(["0.5B shape, two threads", *peers], rows)
 
 
 def fields() -> str:
@@ -524,7 +513,8 @@ def fields() -> str:
 
 
 PARTS = {
-    "README.md": (reading, trace, conductor, rooms, summary),
+    "README.md": (reading, summary),
+    "docs/design.md": (trace, conductor, rooms),
     "docs/results.md": (
         exam,
         quality,
@@ -542,7 +532,7 @@ PARTS = {
         beside_long,
         any_device,
     ),
-    "docs/correctness.md": (families,),
+    "docs/families.md": (families,),
     "docs/serving.md": (fields,),
     "docs/verified.md": (verified, expectations),
     "docs/evaluation.md": (evaluation,),

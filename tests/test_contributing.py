@@ -1,4 +1,6 @@
-"""The list of CONTRIBUTING.md is enough: a family that nobody has published is added by it."""
+"""The lists of CONTRIBUTING.md: a family that nobody has published is added by its list and
+nothing else, and what is here of the other kinds has all that the list of its kind asks for.
+"""
 
 import json
 import re
@@ -18,9 +20,15 @@ from llava_min.prompt import Special, Visual
 from llava_min.weights import names
 
 ROOT = Path(__file__).parent.parent
-LIST = re.findall(
-    r"^\d\. (.+?)(?=^\d\. |^\n|\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
-)
+
+
+def steps(title: str) -> list[str]:
+    """The numbered steps below a heading of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition(f"## {title}\n")[2]
+    return re.findall(r"^\d\. (.+?)(?=^\d\. |^\n|\Z)", text.partition("\n## ")[0], re.M | re.S)
+
+
+LIST = steps("A new family of checkpoints")
 OPTIONAL = {"PUBLISHED", "PARTS"}  # for what this family does not have
 
 
@@ -117,3 +125,60 @@ def test_the_list_names_files_that_hold_its_tables():
 def test_without_the_list_it_is_refused(folder):
     with pytest.raises(LlavaMinError, match="StarForConditionalGeneration"):
         llava_min.load(folder)
+
+
+# The other lists ------------------------------------------------------------------
+
+KERNELS = ("norm", "activation", "rope", "attention", "decode_attention", "int4")
+BENCHMARKS = sorted(
+    path.stem
+    for path in (ROOT / "bench").glob("*.py")
+    if re.search(r"\ndef run\(", path.read_text())
+)
+NO_TABLE = {"batch-cpu", "dry-run"}  # results that plots alone show, or nothing
+
+
+def test_a_renderer_has_what_the_list_says():
+    """Each published text is in the tests, known by its hash, and has a renderer of the table."""
+    assert len(steps("A new chat template")) == 3
+    texts = {path.stem for path in (ROOT / "tests" / "templates").glob("*.jinja")}
+    tested = (ROOT / "tests" / "test_templates.py").read_text()
+    for name in texts:
+        text = (ROOT / "tests" / "templates" / f"{name}.jinja").read_text()
+        assert templates.PUBLISHED[templates.fingerprint(text)] in templates.TEMPLATES, name
+        assert f'"{name}": ' in tested, name
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_has_what_the_list_says(name):
+    """What torch runs and a kernel, tests with mistakes that they notice, and a benchmark."""
+    assert len(steps("A new kernel")) == 4
+    source = "".join(path.read_text() for path in (ROOT / "kernels").glob(f"{name}*.py"))
+    assert re.search(r"^def \w+_torch\(", source, re.M) and "jit" in source
+    test = (ROOT / "tests" / f"test_{name}.py").read_text()
+    assert "kernel_checks" in test and re.search("mutated|MUTANTS", test)
+    assert name in "".join(path.read_text() for path in (ROOT / "bench" / "kernels").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_has_what_the_list_says(name):
+    """A command that the main calls."""
+    assert len(steps("A new benchmark")) == 3
+    command = name if name != "cpu" else "generate"
+    main = (ROOT / "bench" / "__main__.py").read_text()
+    assert re.search(rf"^def {command}\(", (ROOT / "bench" / "arguments.py").read_text(), re.M)
+    assert f"{name}.run(" in main or f"import {name}" in main
+
+
+def test_results_are_in_the_documents():
+    """Each file of rows is read by what writes the tables."""
+    rows = {path.stem for path in (ROOT / "bench" / "results").glob("*.jsonl")}
+    source = (ROOT / "tests" / "readme.py").read_text()
+    assert {name for name in rows if f'results("{name}"' not in source} <= NO_TABLE
+
+
+def test_every_file_names_the_same_version():
+    newest = re.search(r"^## (\S+), (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert newest[1] == llava_min.__version__
+    assert f"version: {newest[1]}\n" in cited and f"date-released: {newest[2]}\n" in cited

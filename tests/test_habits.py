@@ -2,6 +2,7 @@
 what does.
 """
 
+import importlib.metadata
 import io
 import json
 import re
@@ -287,6 +288,9 @@ def test_the_version_with_all_that_a_report_needs(capsys):
     found = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
     assert {"torch", "Python", "platform", "device", "triton", "tokenizers", "av"} <= found.keys()
     assert found["torch"] == torch.__version__ and found["llava_min"] == llava_min.__version__
+    assert found["kernels"].split(":")[0] in ("cpu", "reference", "triton")
+    assert found["transformers"] == importlib.metadata.version("transformers")
+    assert "lmms_eval" not in found or found["lmms_eval"] != "not installed"
 
 
 def script(shell: str) -> str:

@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 
 from .. import __version__
+from ..planning import devices
 
 PACKAGES = (
     "torch",
@@ -21,6 +22,8 @@ PACKAGES = (
     "pillow",
     "av",
 )
+OPTIONAL = ("starlette", "uvicorn", "llguidance", "transformers", "lmms_eval")  # shown if present
+MISSING = "not installed"
 
 
 def version(everything: bool) -> str:
@@ -29,7 +32,9 @@ def version(everything: bool) -> str:
         return f"llava_min {__version__}"
     rows = {"llava_min": __version__, "Python": platform.python_version()}
     rows |= {name: installed(name) for name in PACKAGES}
-    rows |= {"platform": platform.platform(), "device": device()}
+    rows |= {name: found for name in OPTIONAL if (found := installed(name)) != MISSING}
+    path, reason = devices.path(devices.default_device())
+    rows |= {"platform": platform.platform(), "device": device(), "kernels": f"{path}: {reason}"}
     return "\n".join(f"{name} {value}" for name, value in rows.items())
 
 
@@ -38,7 +43,7 @@ def installed(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
 def device() -> str:

@@ -46,9 +46,10 @@ def template_of(folder: Path) -> str | None:
     text = named_default(stored)
     known = templates.known_template(text) if isinstance(text, str) else None
     if known is None:
+        number = f" ({templates.fingerprint(text)})" if isinstance(text, str) else ""
         log.warning(
-            "the checkpoint's chat template is not one that is known; choose a renderer with "
-            "--template"
+            f"the checkpoint's chat template{number} is not one that is known; choose a renderer "
+            "with --template"
         )
     return known
 

@@ -269,7 +269,12 @@ PUBLISHED = {
 
 def known_template(text: str) -> str | None:
     """The renderer that writes what a stored chat template writes, recognised by its text."""
-    return PUBLISHED.get(hashlib.sha256(canonical(text).encode()).hexdigest()[:16])
+    return PUBLISHED.get(fingerprint(text))
+
+
+def fingerprint(text: str) -> str:
+    """What a chat template is called in PUBLISHED."""
+    return hashlib.sha256(canonical(text).encode()).hexdigest()[:16]
 
 
 def canonical(text: str) -> str:
