@@ -451,6 +451,12 @@ def end(child: int) -> None:
         os.killpg(child, signal.SIGKILL)
 
 
+def changed(source: str, mutant: str) -> str:
+    """The line of a mutant that is not that of the source, as ast.unparse writes it."""
+    pairs = zip(ast.unparse(ast.parse(source)).splitlines(), mutant.splitlines(), strict=True)
+    return next((after.strip() for before, after in pairs if before != after), "")
+
+
 class Run:
     """The tests of one mutant, as they run in a copy of the project."""
 
@@ -458,8 +464,10 @@ class Run:
         source = (ROOT / file).read_text()
         mutator = Mutator(wanted, meaningless(file))
         self.copy, self.file = copy, file
-        self.write(ast.unparse(mutator.visit(ast.parse(source))))
-        self.place = f"{file}:{mutator.line}: {source.splitlines()[mutator.line - 1].strip()}"
+        mutant = ast.unparse(mutator.visit(ast.parse(source)))
+        self.write(mutant)
+        line = source.splitlines()[mutator.line - 1].strip()
+        self.place = f"{file}:{mutator.line}: {line}\n    {changed(source, mutant)}"
         (copy / "output").unlink(missing_ok=True)
         self.child = start(copy, [file], LikelyFirst(tests, file, mutator.function), "-x")
         own = (imported(file), *(f"tests/{name}.py" for name in TESTS[file]))
