@@ -58,6 +58,7 @@ SLIPS = [
     ("11_online_softmax", "torch.maximum(maximum, scores.amax())", "torch.tensor(0.0)", "NaN"),
     ("11_online_softmax", "in tiles", "in list(tiles)", "are kept"),
     ("12_two_queries", ".clamp(min=LOWEST)", "", "off by"),
+    ("12_two_queries", "(maximums - maximums.amax(0))", "(maximums)", "with large scores"),
     ("12_two_queries", "keys > last", "keys >= last", "off by"),
     ("12_two_queries", "first + torch.arange", "torch.arange", "off by"),
     ("13_prompt_lookup", "len(ids) - 3, -1, -1", "len(ids) - 2", "the guess is"),

@@ -55,8 +55,9 @@ def combine(parts: list[Part]) -> Tensor:
 
 def test():
     generator, order = torch.Generator().manual_seed(0), random.Random(0)
-    for new, group, seen, size in ((1, 2, 9, 4), (2, 3, 10, 4), (2, 1, 8, 3), (3, 2, 6, 1)):
-        query = torch.randn(new, group, 8, generator=generator, dtype=torch.float64)
+    cases = ((1, 2, 9, 4, 1), (2, 3, 10, 4, 1), (2, 1, 8, 3, 1), (3, 2, 6, 1, 1), (2, 2, 9, 5, 999))
+    for new, group, seen, size, scale in cases:
+        query = torch.randn(new, group, 8, generator=generator, dtype=torch.float64) * scale
         key, value = torch.randn(2, seen + new, 8, generator=generator, dtype=torch.float64)
         starts = list(range(0, len(key), size))
         order.shuffle(starts)
@@ -68,6 +69,7 @@ def test():
         whole = query[None], key[None, None], value[None, None], torch.tensor([seen])
         expected = decode_formula(*whole)[0]
         about = f"{new} tokens after {seen}, {group} queries each, in splits of {size}"
+        about += ", with large scores" if scale > 1 else ""
         assert found.shape == expected.shape, f"{about}: the result is {tuple(found.shape)}"
         for token in range(new):
             gap = float((found[token] - expected[token]).abs().max())
