@@ -68,6 +68,22 @@ def test_every_stage_prints_and_draws_what_it_should(fresh):
     assert len(rows) and rows.max() < 85 and columns.max() < 110  # of 240 and 290
 
 
+@pytest.mark.parametrize(
+    "before, after, answer",
+    [
+        ("Where is the star?", "What color is the circle?", "Blue."),
+        ("Where is the star?", "What number is written?", "42."),
+        ("LAYER = 3", "LAYER = 0", "In the top left."),
+        ("crop((20, 0, 310, 240))", "crop((20, 0, 310, 120))", "On the left."),
+    ],
+)
+def test_what_it_proposes_to_change_can_be_changed(before, after, answer):
+    assert after.replace("LAYER =", "`LAYER` to") in TEXTS[-1]
+    changed = json.loads(json.dumps(CELLS).replace(before, after))
+    assert changed != CELLS
+    assert texts([*cells.outputs(changed)][-1]) == [answer + "\n"]
+
+
 def test_a_changed_output_is_noticed(fresh):
     """A digit, a picture that is mirrored, and one that is missing."""
     outputs, _ = fresh
