@@ -180,6 +180,11 @@ class Cache:
         self.lengths -= count
         self.host_lengths -= count
 
+    def count(self, lengths: np.ndarray) -> None:
+        """Count so many tokens as seen in each row [B], as before a step that failed half way."""
+        self.host_lengths[:] = lengths
+        self.lengths.copy_(torch.from_numpy(lengths))
+
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` tokens a row, keeping what is there."""
 

@@ -229,6 +229,28 @@ def test_a_failure_ends_its_own_question_alone(model, alone, monkeypatch, where)
         assert one.answer.token_ids == alone(number).token_ids
 
 
+def test_a_step_that_fails_after_it_counted_is_counted_back(model, alone, monkeypatch):
+    """As out of memory in the logits of several rows; each row then goes on by itself."""
+    slots, logits = Slots(model, 3, 500), model.network.decoder.logits
+
+    def too_large(hidden):
+        if len(hidden) > 1:
+            raise MemoryError
+        return logits(hidden)
+
+    monkeypatch.setattr(model.network.decoder, "logits", too_large)
+    asked = {number: submit(slots, model, number) for number in (0, 1, 4, 8)}
+    tokens = {one: one.prepared.plan.tokens for one in asked.values()}
+    while slots.busy:
+        slots.round()
+        for row, one in enumerate(slots.rows):
+            if one is not None and one.writing:
+                seen = tokens[one] + len(one.reply.new) - 1
+                assert slots.cache.host_lengths[row] == slots.cache.lengths[row] == seen
+    for number, one in asked.items():
+        assert one.answer.token_ids == alone(number).token_ids
+
+
 def raising(error: LlavaMinError):
     def call(*given, **named):
         raise error

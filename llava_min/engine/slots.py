@@ -16,6 +16,7 @@ Read engine/pace.py, engine/rows.py, engine/looks.py first. Read next: engine/ba
 Agrees with: continuous batching as in arXiv 2309.06180 and Orca (OSDI 2022), without pages.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -36,6 +37,8 @@ from .step import decoding, eager
 
 if TYPE_CHECKING:
     from .handle import Model
+
+log = logging.getLogger("llava_min")
 
 
 class Asked:
@@ -201,9 +204,12 @@ class Slots:
         places = [row for row, asked in enumerate(self.rows) if asked is not None and asked.writing]
         if not places:
             return
+        seen = self.cache.host_lengths.copy()
         try:
             start, (logits, likely) = self.stepped(places)
-        except Exception:
+        except Exception as error:  # each row finds out by itself whether it is the cause
+            log.warning(f"a step of {len(places)} answers failed: {type(error).__name__}")
+            self.cache.count(seen)
             self.write_one_by_one(places)
             return
         for row in places:
