@@ -3,8 +3,9 @@
 in:  a tensor
 out: the path of its operation, whether it runs as a Triton kernel, and with which block sizes
 
-On the Triton path some take plain torch all the same: float64, whatever needs a gradient (no kernel
-here has a backward pass), and matrix products of float32. Nothing is ever chosen by catching an
+On the Triton path some operations take plain torch all the same: those in float64, those that need
+a gradient (no kernel here has a backward pass) unless Triton was asked for, and matrix products of
+float32. Nothing is ever chosen by catching an
 exception.
 Read kernels/paths.py, kernels/language.py first. Read next: kernels/norm.py.
 """

@@ -1,10 +1,11 @@
-"""A picture file -> RGB -> square tiles of uint8, as the vision tower was trained to see them.
+"""A picture -> square tiles of uint8, as the vision tower was trained to see them.
 
-in:  bytes of a file, or a PIL image
+in:  a PIL image in RGB
 out: tiles [B S S 3] uint8
 
 Everything here is Pillow's bicubic on uint8 and integer arithmetic: the tiles are bit-equal to
-those of the original code. vision.py normalises them later, on the model's device.
+those of the original code, or within one level where one side is over 50 times the other. vision.py
+normalises them later, on the model's device.
 Read anyres.py first. Read next: vision.py.
 Agrees with: LlavaOnevisionImageProcessorPil of transformers; process_anyres_image of LLaVA-NeXT.
 
@@ -42,10 +43,10 @@ def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
 
 
 def seen_from(old: int, new: int, first: int, last: int) -> tuple[tuple[float, float], int, int]:
-    """What the pixels from `first` to `last` are made from where `old` pixels become `new` ones.
+    """Which of `old` pixels decide pixels `first` to `last` of `new` ones.
 
-    It is (their place in what is seen), and where what is seen starts and ends. They see a little
-    more than their own place.
+    ((start, end), low, high): the old pixels from `low` to `high` do, and the new ones lie from
+    `start` to `end` among them. A filter sees a little more than that.
 
     >>> seen_from(1000, 100, 50, 60)
     ((21.0, 121.0), 479, 621)
@@ -61,9 +62,9 @@ def seen_from(old: int, new: int, first: int, last: int) -> tuple[tuple[float, f
 def padded_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
     """One tile: the picture centred on a square of the mean colour.
 
-    It is used for several pictures at once. The square may be far larger than the picture and is
-    never made whole. Pillow resizes rows before columns, so some rows are resized at a time; those
-    above and below the picture have one colour before and after.
+    It is used for several pictures at once, and by LLaVA-1.5. The square may be far larger than the
+    picture and is never made whole. Pillow resizes rows before columns, so some rows are resized at
+    a time; those above and below the picture have one colour before and after.
     """
     tile, side = config.tile, max(picture.size)
     mean = tuple(int(255 * channel) for channel in config.vision.mean)

@@ -10,8 +10,8 @@ out: the same tensor, or what an edit puts in its place
 
 A call of see() reads as a comment and checks the number of axes. While nobody observes, that and
 one look at the thread's observers is all that it costs. Observers belong to the thread that made
-them: another thread's tensors pass unseen. They are one of the package's two globals; the other is
-the kernel choice in kernels/choose.py.
+them: another thread's tensors pass unseen. Besides them the package has one global, the choice of
+kernels in kernels/choose.py.
 """
 
 import threading

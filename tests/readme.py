@@ -428,7 +428,8 @@ def any_device() -> str:
         [str(row["context"]), row["name"], f"{row['per_second']:.2f}", f"{row['ratio']:.1f}x"]
         for row in results("devices-cpu")
     ]
-    return table(["tokens before", "path", "tokens/s", "over before"], rows)
+    told = table(["tokens before", "path", "tokens/s", "over before"], rows)
+    return f"{told}\n\n{machine(results('devices-cpu')[0])}."
 
 
 def verified() -> str:
@@ -494,11 +495,16 @@ def summary() -> str:
     started = [f"{row['seconds']:.2f}" for row in starts]
     served = [f"{rows[0]['tokens_per_s']:.0f}" for rows in server]
     rows = [
-        ["tokens/s after 1,500, bfloat16", *rates("decode", "bf16")],
-        ["tokens/s after 1,500, int4 (llama.cpp: Q4_0)", *rates("decode", "int4")],
-        ["a prompt of 1,500, tokens/s, bfloat16", *rates("prefill", "bf16")],
-        ["8 clients of the server, tokens/s, bfloat16", served[0], "", served[1]],
-        ["the toy, whole command to its first token, s", *started, ""],
+        ["decoding after a prompt of 1,500, bfloat16, tokens/s", *rates("decode", "bf16")],
+        ["the same in int4 (llama.cpp: Q4_0)", *rates("decode", "int4")],
+        ["reading a prompt of 1,500, bfloat16, tokens/s", *rates("prefill", "bf16")],
+        [
+            "server, 8 clients with texts, tokens/s (llama-cpp-python: one at a time)",
+            served[0],
+            "",
+            served[1],
+        ],
+        ["the toy: starting Python, loading, first token, s", *started, ""],
     ]
     return table(["0.5B shape, two threads", *peers], rows)
 

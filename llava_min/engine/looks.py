@@ -20,7 +20,7 @@ Encode = Callable[[Encodable, int], Generator[Tensor, None, None]]  # tiles at a
 
 
 class Looks:
-    """The rows of visuals, those used last first to stay, in at most `limit` bytes."""
+    """The rows of visuals in at most `limit` bytes; the least recently used are dropped first."""
 
     def __init__(self, encode: Encode, limit: int) -> None:
         self.inner, self.limit, self.bytes = encode, limit, 0

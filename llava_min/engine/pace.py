@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 SECONDS = {"cuda": 0.1}  # of a chunk for which somebody waits
 SECONDS_ELSEWHERE = 0.2
-CALM = 10  # budgets of a chunk for which nobody waits
+CALM = 10  # times the budget where nobody waits
 FIRST = 16  # tokens of a hurried chunk before a speed is known, and of every chunk at least
 NEWEST = 0.5  # the weight of the newest chunk in the speed
 
