@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -152,6 +153,19 @@ def test_an_exercise_is_started_as_it_says():
     assert started("examples/exercises/03_unpad.py") == (1, shown + "\n")
     code, printed = started("-m", "pytest", "examples/exercises/03_unpad.py")
     assert code == 1 and "1 failed" in printed and "NotImplementedError" in printed
+
+
+def test_what_a_reader_writes_is_judged(tmp_path):
+    """In the file itself: a solution, and code that raises, which is told with its line."""
+    shutil.copy(FOLDER / "judge.py", tmp_path)
+    hole, path = "    raise NotImplementedError\n", tmp_path / "03_unpad.py"
+    text, solution = PATHS["03_unpad"].read_text(), solution_of("03_unpad")
+    body = solution[solution.index("    (width, height)") :]
+    path.write_text(text.replace(hole, body))
+    assert started(str(path)) == (0, "right\n")
+    path.write_text(text.replace(hole, "    return size / patches\n"))
+    code, line = started(str(path))
+    assert code == 1 and line.startswith("Wrong: TypeError in unpadded, line 23: unsupported"), line
 
 
 def test_the_page_lists_all_exercises():

@@ -6,7 +6,7 @@ looks at these. Write `prefill`. You need three things:
 
     decoder(rows [1 T W], cache) -> hidden [1 T W]     it writes into the cache, and does not count
     cache.advance(T)                                   counts the rows that were written
-    decoder.logits(hidden [... W]) -> [... V]
+    decoder.logits(hidden [1 T W]) -> [1 T V]
 
 Read: llava_min/decoder.py, `Decoder`; llava_min/cache.py; llava_min/model.py, `reading`.
 Check yourself: python examples/exercises/08_chunked_prefill.py

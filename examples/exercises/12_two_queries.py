@@ -3,7 +3,7 @@
 A GPU cuts the keys of one head into splits and looks at all of them at once. Each split gives a
 part: a maximum, a sum and an unfinished mix; the program that comes last combines the parts. Below
 is that for one new token. Two new tokens, or more, could share each key that is read, but the first
-of them must not see the key of the second. Change `part` and `combine`.
+of them must not see the key of the second. Write `part` and `combine` for any number of new tokens.
 
 The trap: a split may hold nothing that the first token may see. What is its maximum then, and what
 does exp make of it?
