@@ -35,7 +35,6 @@ def before():
     with (
         choose.using("reference"),
         patch.object(int4, "repack", words_of_triton),
-        patch.object(int4, "repack_eight", lambda *_: None),
         patch.object(decode_attention, "decode_torch", by_the_formula),
     ):
         yield

@@ -41,8 +41,10 @@ def filled(module: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     for name, parameter in module.named_parameters():
         if parameter.dtype == torch.uint8:
             parameter.data.random_(0, 256)
-        elif name.endswith("scale"):  # codes of four bits have a deviation of 4.6
-            parameter.data.fill_(0.02 / 4.6)
+        elif parameter.dtype == torch.int8:
+            parameter.data.random_(-127, 128)
+        elif name.endswith("scale"):  # deviations of codes of four bits and of eight
+            parameter.data.fill_(0.02 / (4.6 if parameter.ndim == 2 else 73))
         else:
             parameter.data.normal_(std=0.02)
     for buffer in module.buffers():

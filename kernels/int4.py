@@ -11,7 +11,7 @@ once, multiplies the integers as they are, and applies the scale to the float32 
 That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
 rows arithmetic is the limit, and it is best to write the weights out once and call the library's
 product.
-Read kernels/int4_packing.py, kernels/int4_bytes.py first. This is the end of the folder.
+Read kernels/int4_packing.py, kernels/int4_bytes.py first. Read next: kernels/int8_cpu.py.
 Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
 
 M rows, N outputs, K inputs, g group size.
@@ -279,14 +279,6 @@ def repack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     if path == "cpu" and scales.dtype != torch.float64:
         return int4_cpu.pack(q, scales)
     return int4_bytes.pack(q, scales)
-
-
-def repack_eight(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The same of codes of eight bits, uint8 [N K], where they are multiplied as they are.
-
-    None where they must come as two planes of four.
-    """
-    return int4_bytes.pack_eight(codes, scales) if path_of(codes) == "reference" else None
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""Linear layers of four-bit and eight-bit weights on any device, by operators that every one has.
+"""Linear layers of four-bit weights on any device, by operators that every one has.
 
-in:  rows [M K], words int8 [N K/2] (or [N K], eight bits), scales [K/g N]
+in:  rows [M K], words int8 [N K/2], scales [K/g N]
 out: [M N]
 
 A byte holds the weights of inputs j and j + K/2, each minus 8, so that two shifts make a number
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIDDLE = 128  # is subtracted from a code of eight bits; its weight is (code - 136) * scale
 CHUNK = {"cpu": 2**20}  # weights that are written out at a time: 2 MB in 16 bits
 DEVICE_CHUNK = 2**22  # the same on other devices, where each operator costs a launch; not measured
 
@@ -31,19 +30,11 @@ def pack(q: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     return (low | high << 4).view(torch.int8), scales.T.contiguous()
 
 
-def pack_eight(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """codes uint8 [N K], where a weight is (code - 136) * scale, and scales -> words and scales."""
-    return (codes ^ MIDDLE).view(torch.int8), scales.T.contiguous()
-
-
 def dequantise_torch(words: Tensor, scales: Tensor, inputs: int) -> Tensor:
-    """Some outputs' words int8 [n K/2] or [n K] and scales [K/g n] -> weights [n K]."""
+    """Some outputs' words int8 [n K/2] and scales [K/g n] -> weights [n K]."""
     weight = scales.new_empty(len(words), inputs)
-    if words.shape[1] == inputs:
-        weight.copy_(words).sub_(136 - MIDDLE)  # 137 has eight bits: exact in bfloat16
-    else:
-        weight[:, : inputs // 2] = words << 4 >> 4
-        weight[:, inputs // 2 :] = words >> 4
+    weight[:, : inputs // 2] = words << 4 >> 4
+    weight[:, inputs // 2 :] = words >> 4
     weight.view(len(words), len(scales), -1).mul_(scales.T[..., None])
     return weight
 

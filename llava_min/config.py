@@ -60,10 +60,10 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the decoder's linears are stored: in codes of `bits` bits.
+    """How linears are stored: in codes of `bits` bits, those of the head in `head` bits.
 
-    There is one scale for each `group` of inputs. The head has `head` bits. `method` is how the
-    codes were found.
+    Four bits are for the decoder and have a scale for each `group` of inputs. Eight are for tower
+    and projector too, and have a scale for each output. `method` is how the codes were found.
     """
 
     bits: int = 4

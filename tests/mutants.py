@@ -132,8 +132,8 @@ TESTS = {
     "llava_min/engine/chat.py": ("test_chat",),
     "weights/names.py": ("test_checkpoint", "test_families"),
     "weights/load.py": ("test_checkpoint",),
-    "weights/quantize.py": ("test_quantize",),
-    "weights/packed.py": ("test_quantize",),
+    "weights/quantize.py": ("test_quantize", "test_int8"),
+    "weights/packed.py": ("test_quantize", "test_int8"),
     "kernels/norm.py": ("test_norm", "test_families"),
     "kernels/activation.py": ("test_activation", "test_families"),
     "kernels/rope.py": ("test_rope", "test_properties"),
@@ -146,6 +146,8 @@ TESTS = {
     "kernels/paths.py": ("test_devices",),
     "llava_min/planning/devices.py": ("test_devices", "test_quantize"),
     "kernels/int4.py": ("test_int4",),
+    "kernels/int8.py": ("test_int8",),
+    "kernels/int8_cpu.py": ("test_int8",),
 }
 MEANINGLESS = {
     # file: {part of a line: why nobody could notice another number or operator in it}
@@ -194,6 +196,17 @@ MEANINGLESS = {
         "2**20": "weights that are written out at a time",
         "2**22": "the same on a GPU",
         "max(1, (": "outputs that are written out at a time",
+    },
+    "kernels/int8.py": {
+        "2**20": "weights that are written out at a time",
+        "2**24": "the same on a GPU",
+        "max(1, (": "outputs that are written out at a time",
+        "CPU_FEW = 64": "either side of it is right",
+    },
+    "kernels/int8_cpu.py": {
+        "2**18": "numbers that are rounded at a time",
+        "1e-30": "any number that is small and not zero",
+        "FEW = 8": "either side of it is right",
     },
     "llava_min/sampling.py": {
         "chosen > 0": "of 0 the quotient is the product",

@@ -252,6 +252,7 @@ def test_every_kernel_compiles(gpu):
         "attention_kernel",
         "decode_kernel",
         "linear_kernel",
+        "bytes_kernel",
     }
     assert len(compiled) > 30
     check(compiled)
@@ -303,6 +304,7 @@ def test_what_sm_75_would_run():
         "attention_kernel",
         "decode_kernel",
         "linear_kernel",
+        "bytes_kernel",
     }
     assert not any(row["products"] for row in products)
     spilled = [row for row in products if row["stack"]]

@@ -16,6 +16,7 @@ import test_attention
 import test_decode_attention
 import test_int4
 import test_int4_packing
+import test_int8
 import test_norm
 import test_rope
 import torch
@@ -26,6 +27,7 @@ from llava_min.kernels import (
     decode_attention,
     int4,
     int4_packing,
+    int8,
     language,
     norm,
     rope,
@@ -69,6 +71,10 @@ CASES = {
     "int4_packing.py": [
         lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, True, WHOLE, 0),
         lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, False, HALF, 0),
+    ],
+    "int8.py": [
+        lambda: test_int8.check_linear(int8, 3, 40, 70, WHOLE, True, 0),
+        lambda: test_int8.check_linear(int8, 3, 40, 70, HALF, False, 0),
     ],
     "norm.py": [
         lambda: test_norm.check_rms_norm(norm, 3, 40, WHOLE, 1.0, 0),

@@ -36,7 +36,7 @@ from llava_min.kernels import (
 from llava_min.kernels.decode_attention import decode_attention
 from llava_min.planning import devices
 from llava_min.vision import VisionTower
-from llava_min.weights.packed import Packed
+from llava_min.weights.packed import Eight, Four
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -179,11 +179,12 @@ def packed(decoder: Decoder, bits: int) -> Decoder:
     for block in decoder.blocks:
         for name in ("qkv", "output", "gate_up", "down"):
             old = getattr(block, name)
-            new = Packed(old.in_features, old.out_features, bits, 32, old.bias is not None)
+            sizes, biased = (old.in_features, old.out_features), old.bias is not None
+            new = Four(*sizes, 32, biased) if bits == 4 else Eight(*sizes, biased)
             new.to(old.weight.dtype)
-            new.packed = torch.nn.Parameter(
-                torch.randint(0, 256, new.packed.shape, dtype=torch.uint8), requires_grad=False
-            )
+            low, high = (0, 256) if bits == 4 else (-127, 128)
+            codes = torch.randint(low, high, new.packed.shape, dtype=new.packed.dtype)
+            new.packed = torch.nn.Parameter(codes, requires_grad=False)
             new.scale.data.fill_(0.01)
             if old.bias is not None:
                 new.bias.data.copy_(old.bias)
@@ -267,6 +268,7 @@ def by_formula(query, key, value):
 
 
 OF_A_CPU = "attention.attention_merged", "int4_cpu.pack", "int4_cpu.linear_torch", "onednn.reorder"
+OF_A_CPU += "int8_cpu.prepack", "int8_cpu.linear_torch"
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
@@ -342,20 +344,18 @@ def test_blocks_of_queries(seen, new, heads, size, seed):
     outputs=st.integers(1, 50),
     blocks=st.integers(1, 3),
     group=st.sampled_from(int4_packing.GROUPS),
-    bits=st.sampled_from([4, 8]),
     dtype=st.sampled_from([torch.float64, torch.float32, *HALVES]),
     seed=st.integers(0, 2**31),
 )
-def test_weights_in_bytes(count, outputs, blocks, group, bits, dtype, seed):
+def test_weights_in_bytes(count, outputs, blocks, group, dtype, seed):
     """Every code, scales of either sign: written out exactly, multiplied in any chunks."""
-    inputs, middle = 128 * blocks, 8 if bits == 4 else 136
+    inputs = 128 * blocks
     generator = torch.Generator().manual_seed(seed)
     shape = outputs, inputs
-    codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
+    codes = torch.randint(0, 16, shape, generator=generator, dtype=torch.uint8)
     scales, rows = rows_of(seed, (outputs, inputs // group), dtype), rows_of(1, (count, inputs))
-    pack = int4_bytes.pack if bits == 4 else int4_bytes.pack_eight
-    words, laid = pack(codes, scales)
-    exact = (codes.double().unflatten(1, (-1, group)) - middle) * scales.double()[..., None]
+    words, laid = int4_bytes.pack(codes, scales)
+    exact = (codes.double().unflatten(1, (-1, group)) - 8) * scales.double()[..., None]
     exact = exact.flatten(1)
     weight = int4_bytes.dequantise_torch(words, laid, inputs)
     assert torch.equal(weight, exact.to(dtype)) and words.dtype == torch.int8
@@ -376,8 +376,9 @@ def test_packed_layers_are_those_of_the_other_path(bits):
             decoder = packed(random(Decoder(LONG), 0.1), bits)
             layer = decoder.blocks[0].gate_up
             found.append(layer(rows_of(0, (3, 128))))
-    assert layer.words.dtype == torch.int8 and layer.arrived is None
-    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    assert layer.words.dtype == torch.int8 and getattr(layer, "arrived", None) is None
+    near = 1e-4 if bits == 4 else 2e-3  # rows of 16 bits: a ten thousandth of sums of about ten
+    torch.testing.assert_close(*found, atol=near, rtol=1e-4)
 
 
 # float16 -----------------------------------------------------------------------
@@ -457,7 +458,7 @@ def scaled_up(module, down, before):
 def with_four_bits(decoder):
     """Its `down` in four bits, with weights of -128 to 112."""
     for block in decoder.blocks:
-        down = Packed(LONG.intermediate_size, LONG.hidden_size, 4, 32, False)
+        down = Four(LONG.intermediate_size, LONG.hidden_size, 32, False)
         codes = torch.randint(0, 256, down.packed.shape, dtype=torch.uint8, generator=generator())
         down.packed = torch.nn.Parameter(codes, requires_grad=False)
         down.scale.data.fill_(16.0)

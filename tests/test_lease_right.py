@@ -63,7 +63,7 @@ MISTAKES = [
     ("norm", "test_norm", cases.layer_norm, "padding centred"),
     ("activation", "test_activation", cases.swiglu, "gate and up exchanged"),
     ("int4", "test_int4", weights.four_bits, "nibbles swapped"),
-    ("int4", "test_int4", weights.layer_of_bits, "bias forgotten"),
+    ("int4", "test_int4", weights.layer_of_four, "bias forgotten"),
 ]
 
 
@@ -75,8 +75,8 @@ def test_a_mistake_of_one_line_is_found(
     module = importlib.import_module(f"llava_min.kernels.{name}")
     mutant = mutated(module, tmp_path, *importlib.import_module(tests).MUTANTS[mistake])
     monkeypatch.setattr(sys.modules[make.__module__], name, mutant)
-    if make is weights.layer_of_bits:
-        monkeypatch.setattr(sys.modules[weights.Packed.__module__], name, mutant)
+    if make is weights.layer_of_four:
+        monkeypatch.setattr(sys.modules[weights.Four.__module__], name, mutant)
     try:
         rows = [check(trial_of(place, make)) for check in (rule.is_right, steady)]
     except IndexError:  # a place outside of a tensor, which the interpreter refuses

@@ -134,7 +134,7 @@ PREFILL = {
     "float64 needs none": (30, 7, 70, {"dtype": "float64"}, 56 * 380 + 560 + 7 * 60 * 8 + 560),
     "8-bit keys and values": (7, 7, 70, {"kv_dtype": "int8"}, 11_200 + 2 * 7 * 20 * 4 + 560),
     "packed weights": (7, 7, 70, {"bits": 4}, 11_200 + 560 + 2 * 70 * 20 * 4),
-    "packed, in parts": (7, 7, 2**22, {"bits": 8}, 28 * (2**24 + 80) + 560 + 2**26 * 4),
+    "packed, in parts": (7, 7, 2**22, {"bits": 4}, 28 * (2**24 + 80) + 560 + 2**26 * 4),
 }
 
 

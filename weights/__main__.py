@@ -84,17 +84,23 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
     command.add_argument("folder", metavar="FOLDER")
     command = commands.add_parser(
-        "quantize", help="write a copy of a checkpoint with its decoder in codes of four bits"
+        "quantize", help="write a copy of a checkpoint in codes of four or eight bits"
     )
     command.add_argument("folder", metavar="IN")
     command.add_argument("target", metavar="OUT", help="a folder that does not exist yet")
-    command.add_argument("--bits", type=int, choices=(4, 8), default=4, help="(%(default)s)")
+    command.add_argument(
+        "--bits",
+        type=int,
+        choices=(4, 8),
+        default=4,
+        help="4: of the decoder; 8: of vision tower and projector too (%(default)s)",
+    )
     command.add_argument(
         "--group",
         type=int,
         choices=(128, 64, 32),
         default=128,
-        help="weights that share a scale (%(default)s)",
+        help="weights of four bits that share a scale (%(default)s)",
     )
     command.add_argument(
         "--method",

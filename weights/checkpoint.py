@@ -127,9 +127,9 @@ def read_tensor(shard: safe_open, name: str, path: Path, foreign: bool = False) 
     dtype = shard.get_slice(name).get_dtype()
     codes = name.endswith(".packed")
     known = foreign and dtype in header.DTYPES | header.FOREIGN
-    if not known and (dtype not in header.DTYPES or codes != (dtype == "U8")):
-        floats = ", ".join(key for key in header.DTYPES if key != "U8")
-        allowed = "U8" if codes else f"one of {floats}"
+    if not known and (dtype not in header.DTYPES or codes != (dtype in header.CODES)):
+        floats = ", ".join(key for key in header.DTYPES if key not in header.CODES)
+        allowed = " or ".join(header.CODES) if codes else f"one of {floats}"
         raise CheckpointError(f"cannot load {shown(name)}", path.name, allowed, shown(dtype))
     try:
         return shard.get_tensor(name)

@@ -18,8 +18,9 @@ from ..errors import CheckpointError, shown
 
 HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 # what a weight may be stored as, and its bytes; U8 holds codes
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
-FOREIGN = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "F8_E4M3": 1, "BOOL": 1}  # by other programs
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
+CODES = ("U8", "I8")  # of them: codes of four bits, and of eight
+FOREIGN = {"I64": 8, "I32": 4, "I16": 2, "F8_E4M3": 1, "BOOL": 1}  # by other programs
 
 
 def read_header(path: Path) -> dict[str, tuple[int, int]]:

@@ -51,7 +51,7 @@ def on_meta(config: LlavaConfig) -> Network:
     with Uninitialised():
         model = Network(config)
         if config.quantization is not None:
-            packed.swap(model, config.quantization)
+            packed.swap(model)
         return model.eval().requires_grad_(False)
 
 
@@ -95,6 +95,11 @@ def fill(
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
                 "cannot load the weights", shown(name), f"shape {list(shape)}", list(tensor.shape)
+            )
+        kind = model.get_parameter(own).dtype
+        if not kind.is_floating_point and tensor.dtype != kind:
+            raise CheckpointError(
+                "cannot load the weights", shown(name), str(kind), str(tensor.dtype)
             )
         check_finite(name, tensor)
         place(model, config, own, piece, tensor, dtype, device)

@@ -69,6 +69,10 @@ PARTS = (
     ("vision.encoder.layers.{n}.mlp.fc2.", "vision.blocks.{n}.down.", None),
 )
 LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
+SPEECH = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(LINEARS)})\.weight")
+SIGHT = re.compile(
+    r"vision\.blocks\.\d+\.(qkv|output|up|down)\.weight|projector\.linear_[12]\.weight"
+)
 DROPPED = (
     # (pattern of the renamed tensor, why it is not used)
     (r"vision\.post_layernorm\.", "LLaVA takes the patch features before the tower's final norm"),
@@ -142,6 +146,19 @@ def slices(name: str, config: LlavaConfig) -> dict[str, slice]:
         }
     ends = itertools.accumulate(sizes.values())
     return {piece: slice(end - size, end) for (piece, size), end in zip(sizes.items(), ends)}
+
+
+def bits(name: str, config: LlavaConfig) -> int:
+    """In how many bits the tensor of our name is quantised; 16 where it stays as it is.
+
+    Eight bits, which hardly show in answers, are for the tower and the projector too.
+    """
+    wanted = config.quantization
+    if wanted is None:
+        return 16
+    if SPEECH.fullmatch(name) or wanted.bits == 8 and SIGHT.fullmatch(name):
+        return wanted.bits
+    return wanted.head if name == "decoder.head.weight" else 16
 
 
 def dropped(name: str, vision_blocks: int) -> str | None:

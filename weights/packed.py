@@ -1,13 +1,13 @@
 """Linear layers whose weights are packed: four or eight bits each, or laid out for the processor.
 
 in:  a model on the meta device, or a filled one
-out: the same model with Packed layers, or with weights laid out for its device
+out: the same model with packed layers, or with weights laid out for its device
 
-    packed   uint8 [N K/2] with two codes of four bits in each byte, the even input's in the low
-             half, or uint8 [N K] with one code of eight bits
-    scale    16 bits [N K/g]: a weight is (code - 8) * scale, or (code - 136) * scale
+    four    packed uint8 [N K/2], two codes in each byte, the even input's in the low half;
+            scale of 16 bits [N K/g]; a weight is (code - 8) * scale
+    eight   packed int8 [N K], scale of 16 bits [N]; a weight is packed * scale
 
-`swap` puts Packed layers into a model on the meta device, before it is filled. `ready`, after
+`swap` puts packed layers into a model on the meta device, before it is filled. `ready`, after
 filling, lays the weights of every layer out for the device that they are on, one layer at a time.
 Read weights/load.py first. Read next: weights/quantize.py.
 
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..config import Quantization
 from ..errors import CheckpointError
-from ..kernels import int4, onednn
+from ..kernels import half, int4, int8, onednn
 from ..model import Network
-from .names import LINEARS
+from ..vision import Linear
+from . import names
 
 PART = 2**21  # bytes of codes that are laid out at a time: the layouts' temporary copies stay small
 
@@ -40,17 +41,13 @@ def singles(packed: Tensor) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
 
 
-class Packed(nn.Module):
-    """A linear layer of codes and scales.
+class Four(nn.Module):
+    """A linear layer of four bits: codes, and a scale for each group of inputs."""
 
-    Where a device multiplies only four bits, eight are two planes of four, next to each other, and
-    every input is multiplied with both.
-    """
-
-    def __init__(self, inputs: int, outputs: int, bits: int, group: int, bias: bool):
+    def __init__(self, inputs: int, outputs: int, group: int, bias: bool):
         super().__init__()
-        self.outputs, self.bits, self.planes = outputs, bits, bits // 4
-        shape = outputs, inputs * bits // 8
+        self.outputs = outputs
+        shape = outputs, inputs // 2
         self.packed = nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(outputs, inputs // group))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
@@ -60,34 +57,50 @@ class Packed(nn.Module):
         packed, scale = self.packed.data, self.scale.data
         del self.packed, self.scale
         rows = int4.outputs_in(PART, packed.shape[1])
-        parts = map(self.repacked, packed.split(rows), scale.split(rows))
-        self.words, self.scales = int4.joined(list(parts))
+        parts = zip(packed.split(rows), scale.split(rows))
+        self.words, self.scales = int4.joined(
+            [int4.repack(singles(codes), scales) for codes, scales in parts]
+        )
         self.arrived = int4.counter(self.words)
-
-    def repacked(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored bytes and scales of some outputs -> words and scales."""
-        whole = int4.repack_eight(packed, scale) if self.bits == 8 else None
-        if whole is not None:
-            self.planes = 1
-            return whole
-        return int4.repack(*self.nibbles(packed, scale))
-
-    def nibbles(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Stored bytes and scales of some outputs -> codes of four bits [n K] or [n 2K], theirs."""
-        if self.bits == 4:
-            return singles(packed), scale
-        return torch.cat([packed >> 4, packed & 15], 1), torch.cat([16 * scale, scale], 1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
-        if self.planes == 2:
-            rows = torch.cat([rows, rows], -1)
         if self.arrived is not None:
             return int4.linear(rows, self.words, self.scales, None, self.bias, self.arrived)
         product = int4.linear(rows, self.words, self.scales)
         if product.shape[-1] > self.outputs:  # a last block that was filled up
             product = product[..., : self.outputs]
         return product if self.bias is None else product.add_(self.bias)
+
+
+class Eight(nn.Module):
+    """A linear layer of eight bits, with a scale for each output.
+
+    wide: whether its products may be larger than float16 holds (kernels/half.py).
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, wide: bool = False):
+        super().__init__()
+        self.wide, shape = wide, (outputs, inputs)
+        self.packed = nn.Parameter(torch.empty(shape, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(outputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def ready(self) -> None:
+        """Lay the weights out as the product takes them."""
+        packed, scale = self.packed.data, self.scale.data
+        del self.packed, self.scale
+        self.limit = int8.limit_of(packed)
+        self.words, self.scales = int8.repack(packed, scale)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[... K] -> [... N]."""
+        if self.wide and half.too_narrow(rows.dtype, rows):
+            rows = rows.float()
+        return int8.linear(rows, self.words, self.scales, self.bias, self.limit)
+
+
+Packed = Four | Eight
 
 
 class CpuLinear(nn.Module):
@@ -102,21 +115,35 @@ class CpuLinear(nn.Module):
         return onednn.linear(rows, self.weight, self.bias)
 
 
-def swap(model: Network, wanted: Quantization) -> None:
-    """Packed layers in place of the decoder's linears and, unless it keeps 16 bits, its head."""
-    text = model.config.text
-    for block in model.decoder.blocks:
-        for name in LINEARS:
-            old = getattr(block, name)
-            inputs, outputs = old.in_features, old.out_features
-            if inputs % int4.BLOCK:
-                expected = f"a multiple of {int4.BLOCK} inputs"
-                raise CheckpointError("cannot quantise", f"the decoder's {name}", expected, inputs)
-            bias = old.bias is not None
-            setattr(block, name, Packed(inputs, outputs, wanted.bits, wanted.group, bias))
-    if wanted.head < 16:
-        sizes = text.hidden_size, text.vocab_size
-        model.decoder.head = Packed(*sizes, wanted.head, wanted.group, bias=False)
+def swap(model: Network) -> None:
+    """Packed layers in place of those that the configuration quantises, the head among them."""
+    config = model.config
+    wanted, text = config.quantization, config.text
+    assert wanted is not None
+    if wanted.head < 16:  # a tied head gets weights of its own
+        model.decoder.head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+    layers = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)
+    ]
+    for name, old in layers:
+        bits, sizes = names.bits(f"{name}.weight", config), (old.in_features, old.out_features)
+        if bits == 16:
+            continue
+        if bits == 4 and sizes[0] % int4.BLOCK:
+            expected = f"a multiple of {int4.BLOCK} inputs"
+            raise CheckpointError("cannot quantise", f"the layer {name}", expected, sizes[0])
+        bias = old.bias is not None
+        if bits == 4:
+            model.set_submodule(name, Four(*sizes, wanted.group, bias))
+        else:
+            model.set_submodule(name, Eight(*sizes, bias, isinstance(old, Linear)))
+
+
+def explained(wanted: Quantization, device: torch.device) -> str:
+    """How the weights are stored, and how eight bits are multiplied on a device, for people."""
+    form = "a scale for each output" if wanted.bits == 8 else f"groups of {wanted.group}"
+    how = f": {int8.explained(device)}" if 8 in (wanted.bits, wanted.head) else ""
+    return f"int{wanted.bits}, {form}, head of {wanted.head} bits{how}"
 
 
 def ready(model: Network) -> None:

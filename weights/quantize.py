@@ -1,14 +1,16 @@
-"""Quantise a checkpoint: tensors in, the same tensors out with the decoder's linears as codes.
+"""Quantise a checkpoint: tensors in, the same tensors out with linears as codes.
 
 in:  (name, tensor) of a checkpoint
-out: the same, with codes uint8 and scales in place of the decoder's matrices
+out: the same, with codes and scales in place of matrices
 
     python -m llava_min.weights quantize IN OUT [--group 128] [--method mse] [--head 8]
+    python -m llava_min.weights quantize IN OUT --bits 8
 
-Vision tower, projector, norms, biases and embeddings keep 16 bits. `converted` does all of it:
-loading with --int4 reads through it. `quantize` writes what it yields, shard by shard, into a
-folder that appears only when it is complete. The largest magnitude of a group gets the lowest code,
-so a scale may be negative: codes reach one step further on that side.
+Four bits are for the decoder's linears, eight for those of tower and projector too. Norms, biases
+and embeddings keep 16 bits. `converted` does all of it: loading with --int4 or --int8 reads through
+it. `quantize` writes what it yields, shard by shard, into a folder that appears only when it is
+complete. Of four bits the largest magnitude of a group gets the lowest code, so a scale may be
+negative: codes reach one step further on that side.
 Read weights/packed.py first. Read next: weights/tiny/scenes.py.
 Agrees with: Q4_0 of llama.cpp in its use of the sign.
 
@@ -17,7 +19,6 @@ N outputs, K inputs, g group size.
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -42,23 +43,23 @@ COPIED = ("*.json", "*.txt", "*.jinja", "README*", "LICENSE*")
 
 
 def codes(weight: Tensor, bits: int, group: int, method: str) -> tuple[Tensor, Tensor]:
-    """weight [N K] -> (codes uint8 [N K], scale bfloat16 [N K/g]).
+    """weight [N K] -> codes uint8 [N K] and scales bfloat16 [N K/g]; of eight bits int8 and [N].
 
     "rtn" rounds to nearest, so no weight is more than half a step off. "mse" also tries smaller
     steps, which clip the largest weights, and keeps the one with the least squared error for each
-    group.
+    group. Of eight bits the group is a whole row.
 
     >>> found, scale = codes(torch.tensor([[-4.0, 3.5, 0.0, 1.0]]), bits=4, group=4, method="rtn")
     >>> found.tolist(), scale.tolist()
     ([[0, 15, 8, 10]], [[0.5]])
     """
-    low, high = (-8, 7) if bits == 4 else (-136, 119)
-    grouped = weight.float().unflatten(1, (-1, group))
+    low, high = (-8, 7) if bits == 4 else (-127, 127)
+    grouped = weight.float().unflatten(1, (-1, group if bits == 4 else weight.shape[1]))
     least, most = grouped.aminmax(dim=-1)
     larger, smaller = torch.maximum(most, -least), torch.minimum(most, -least)
     reach = [(end + 0.5) / (1 + 2**-8) for end in (-low, high)]  # a scale may be rounded down
     step = torch.maximum(larger / min(-low, reach[0]), smaller / reach[1]).clamp(min=1e-30)
-    step = torch.where(most > -least, -step, step)
+    step = torch.where(most > -least, -step, step) if bits == 4 else step
     best = None
     for clip in CLIPS[method]:
         scale = (step * clip).bfloat16()
@@ -71,6 +72,8 @@ def codes(weight: Tensor, bits: int, group: int, method: str) -> tuple[Tensor, T
         better = error < best
         best, kept = torch.where(better, error, best), torch.where(better, scale, kept)
         found = torch.where(better[..., None], rounded, found)
+    if bits == 8:
+        return found.to(torch.int8).flatten(1), kept.flatten()
     return (found - low).to(torch.uint8).flatten(1), kept
 
 
@@ -82,9 +85,6 @@ def quantised(weight: Tensor, bits: int, wanted: Quantization) -> tuple[Tensor, 
     return packed.pairs(whole) if bits == 4 else whole, torch.cat([scale for _, scale in found])
 
 
-LINEAR = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(names.LINEARS)})\.weight")
-
-
 def converted(
     tensors: Iterator[tuple[str, Tensor]], config: LlavaConfig
 ) -> Iterator[tuple[str, Tensor]]:
@@ -93,13 +93,13 @@ def converted(
     assert wanted is not None
     for name, tensor in tensors:
         own, _ = names.ours(name)
-        head = own == ("decoder.embedding.weight" if config.text.tied else "decoder.head.weight")
-        bits = wanted.bits if LINEAR.fullmatch(own) else wanted.head if head else 16
-        if bits == 16 or head and config.text.tied:
+        shared = own == "decoder.embedding.weight" and config.text.tied
+        bits = names.bits("decoder.head.weight" if shared else own, config)
+        if bits == 16 or shared:
             yield name, tensor
         if bits < 16:
             load.check_finite(name, tensor)
-            stem = "lm_head" if head else name.removesuffix(".weight")
+            stem = "lm_head" if shared else name.removesuffix(".weight")
             codes, scale = quantised(tensor, bits, wanted)
             yield f"{stem}.packed", codes
             yield f"{stem}.scale", scale
@@ -178,7 +178,11 @@ def write(
                 shutil.copyfile(path, folder / path.name)
     assert config.quantization is not None
     values = checkpoint.json("config.json", "configuration")
-    values["quantization_config"] = {"quant_method": "llava_min", **asdict(config.quantization)}
+    values["quantization_config"] = {
+        "quant_method": "llava_min",
+        "format": layouts.FORMAT,
+        **asdict(config.quantization),
+    }
     (folder / "config.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         synced(path)

@@ -131,6 +131,7 @@ LOOSE = {
     "attention_kernel": {"KV_HEADS"},
     "decode_kernel": {"GROUP"},
     "linear_kernel": {"K"},
+    "bytes_kernel": {"K"},
     "dequantise_kernel": {"K", "GROUP"},
     "write_kernel": {"HEADS", "KV_HEADS"},
 }

@@ -25,7 +25,7 @@ from .right_cases import (
     write,
 )
 from .right_rule import Trial
-from .right_weights import four_bits, layer_of_bits
+from .right_weights import eight_bits, four_bits, layer_of_four
 
 HEADS = {
     "7B": heads_of(TEXTS["7B"]),
@@ -98,8 +98,10 @@ def first() -> list[Case]:
         (decode, few | dict(new=1, kind="int8")),
         (write, few | dict(new=9, kind="int8")),
         (four_bits, dict(count=100, outputs=3584, inputs=3584)),
-        (layer_of_bits, dict(count=1, outputs=4608, inputs=3584, bits=4)),
-        (layer_of_bits, dict(count=3, outputs=4608, inputs=3584, bits=8)),
+        (layer_of_four, dict(count=1, outputs=4608, inputs=3584)),
+        (eight_bits, dict(count=3, outputs=4608, inputs=3584)),
+        (eight_bits, dict(count=100, outputs=4608, inputs=3584)),
+        (eight_bits, dict(count=100, outputs=4608, inputs=3584, integers=True)),
         (both_ways, dict(batch=2, patches=577, heads="0.5B")),
         (gelu, dict(count=577, width=3584, which="gelu")),
         (gelu, dict(count=577, width=4096, which="quick_gelu")),

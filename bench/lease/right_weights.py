@@ -10,8 +10,8 @@ M rows, N outputs, K inputs, g group size.
 import torch
 from torch import Tensor, nn
 
-from llava_min.kernels import int4, int4_packing
-from llava_min.weights.packed import Packed
+from llava_min.kernels import int4, int4_packing, int8
+from llava_min.weights.packed import Four
 
 from .right_cases import Draw
 from .right_rule import Trial
@@ -38,31 +38,46 @@ def four_bits(
     )
 
 
-def layer_of_bits(draw: Draw, count: int, outputs: int, inputs: int, bits: int) -> Trial:
-    """A Packed layer of the product, with a bias, of four or eight bits."""
-    rows, layer = draw.normal(count, inputs), Packed(inputs, outputs, bits, 128, bias=True)
-    codes = draw.integers(2**bits, outputs, inputs).to(torch.uint8)
-    scale = draw.normal(outputs, inputs // 128).abs_().mul_(0.32 / 2**bits).add_(0.001)
-    stored = codes if bits == 8 else codes[:, 0::2] | codes[:, 1::2] << 4
+def layer_of_four(draw: Draw, count: int, outputs: int, inputs: int) -> Trial:
+    """A layer of four bits of the product, with a bias."""
+    rows, layer = draw.normal(count, inputs), Four(inputs, outputs, 128, bias=True)
+    codes = draw.integers(16, outputs, inputs).to(torch.uint8)
+    scale = draw.normal(outputs, inputs // 128).abs_().mul_(0.02).add_(0.001)
+    stored = codes[:, 0::2] | codes[:, 1::2] << 4
     layer.packed, layer.scale, layer.bias = (
         nn.Parameter(x, requires_grad=False) for x in (stored, scale, draw.normal(outputs))
     )
     if draw.device == "cpu":  # laid out as on a GPU, not as for a processor
-        nibbles, scales = layer.nibbles(stored, scale)
-        layer.words, layer.scales = int4_packing.pack(nibbles), scales.T.contiguous()
+        layer.words, layer.scales = int4_packing.pack(codes), scale.T.contiguous()
         layer.arrived = int4.counter(layer.words)
     else:
         layer.ready()
+    call, steps = (lambda: layer(rows)), codes.float() - 8
+    return product("Four", draw, rows, call, [layer.words], steps, scale.T, None, layer.bias)
+
+
+def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool = False) -> Trial:
+    """int8.linear: few rows by the small-M kernel, many by writing the weights out.
+
+    Or as `integers`, which are exact: rows of whole numbers, whose largest is 127.
+    """
+    rows = draw.normal(count, inputs)
+    if integers:
+        rows = (draw.integers(255, count, inputs) - 127).to(draw.dtype)
+        rows[:, 0] = 127
+    words = (draw.integers(255, outputs, inputs) - 127).to(torch.int8)
+    scales = draw.normal(outputs).abs_().mul_(0.001).add_(0.0001)
+    bias, limit = draw.normal(outputs), torch.tensor(1e9, device=words.device)
     return product(
-        f"Packed {bits} bits",
+        f"int8 {'integers' if integers else 'few' if count <= 64 else 'many'}",
         draw,
         rows,
-        lambda: layer(rows),
-        [layer.words],
-        codes.float() - 2 ** (bits - 1) - 8 * (bits == 8),
-        scale.T,
+        lambda: int8.linear(rows, words, scales, bias, limit if integers else None),
+        [words, scales],
+        words.float(),
+        scales[None],
         None,
-        layer.bias,
+        bias,
     )
 
 

@@ -28,12 +28,13 @@ from llava_min.kernels import (
     decode_attention,
     int4,
     int4_packing,
+    int8,
     norm,
     rope,
 )
 from llava_min.kernels.choose import Gpu
 
-MODULES = (activation, attention, decode_attention, int4, int4_packing, norm, rope)
+MODULES = (activation, attention, decode_attention, int4, int4_packing, int8, norm, rope)
 SHARED_KB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # one block may have
 MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 GPUS = {

@@ -43,6 +43,7 @@ FAMILIES = (
     ("gelu", "activation"),
     ("silu", "activation"),
     ("linear_kernel", "linear"),
+    ("bytes_kernel", "linear"),
     ("dequantise", "linear"),
     ("gemm", "linear"),
     ("gemv", "linear"),

@@ -292,7 +292,11 @@ DETAILS: tuple[Flag, ...] = (
         "quantise the decoder to four bits while loading",
         How(action="append_const", const=4, dest="bits"),
     ),
-    ("--int8", "quantise it to eight bits", How(action="append_const", const=8, dest="bits")),
+    (
+        "--int8",
+        "quantise decoder, vision tower and projector to eight bits while loading",
+        How(action="append_const", const=8, dest="bits"),
+    ),
     (
         "--lora",
         "a folder with a LoRA adapter as PEFT writes it, merged into the weights",

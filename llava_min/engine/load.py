@@ -89,6 +89,8 @@ def load(
     if dtype == "auto":
         log.debug("dtype %s: %s", *default_dtype(device, is_large(settings)))
     log.debug("kernels %s: %s", *choose.explained(torch.device(device)))
+    if settings.quantization is not None:
+        log.debug("weights %s", packed.explained(settings.quantization, torch.device(device)))
     weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
     made = description(network)
     packed.ready(network)

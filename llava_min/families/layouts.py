@@ -186,6 +186,7 @@ OTHERS = {
 }
 
 
+FORMAT = 2  # of our own quantised folders: in the first one eight bits had a scale for each group
 FOREIGN = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8")
 
 
@@ -199,15 +200,19 @@ def quantization(fields: Fields) -> Quantization | None:
     given = fields.section("quantization_config")
     if given.get("quant_method", str, choices=("llava_min", *FOREIGN)) in FOREIGN:
         return None
-    known = ("quant_method", "bits", "group", "head", "method")
+    known = ("quant_method", "format", "bits", "group", "head", "method")
     if unknown := sorted(set(given.values) - set(known)):
         raise given.refused(unknown[0], "no such key", given.values[unknown[0]])
-    return Quantization(
+    found = Quantization(
         bits=given.get("bits", int, choices=(4, 8)),
         group=given.get("group", int, choices=(32, 64, 128)),
         head=given.get("head", int, choices=(4, 8, 16)),
         method=given.get("method", str, choices=("rtn", "mse")),
     )
+    written = given.get("format", int, 1, choices=(1, FORMAT))
+    if written < FORMAT and 8 in (found.bits, found.head):
+        raise given.refused("format", str(FORMAT), written, "Quantise the checkpoint again.")
+    return found
 
 
 def parse_config(values: dict[str, object], where: str = "config.json") -> LlavaConfig:

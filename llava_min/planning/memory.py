@@ -19,13 +19,15 @@ from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 GB = 10**9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
+SCALE = 4  # bytes of the scale of an output whose weights have eight bits, at most
 
 
 @dataclass(frozen=True)
 class Storage:
     """How and where numbers are stored: as `dtype`, unless `bits` or `kv_dtype` says otherwise.
 
-    With `bits`, 4 or 8, the matrices of the decoder's blocks have that many bits and the head 8.
+    With `bits`, 4 or 8, the matrices of the decoder's blocks have that many bits and the head 8;
+    with 8 those of tower and projector have them too.
     With kv_dtype int8 or fp8 the cache has 8.
     """
 
@@ -79,6 +81,20 @@ def tower_matrices(vision: VisionConfig) -> int:
     return vision.num_layers * width * (4 * width + 2 * vision.intermediate_size)
 
 
+def projector_matrices(config: LlavaConfig) -> int:
+    """Weights in the two matrices of the projector."""
+    return (config.vision.hidden_size + config.text.hidden_size) * config.text.hidden_size
+
+
+def outputs(config: LlavaConfig) -> int:
+    """Outputs of all these matrices, each of which has a scale where weights have eight bits."""
+    text, vision = config.text, config.vision
+    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    block = qkv + 2 * text.hidden_size + 2 * text.intermediate_size
+    tower = 5 * vision.hidden_size + vision.intermediate_size
+    return text.num_layers * block + vision.num_layers * tower + 2 * text.hidden_size
+
+
 def other_parameters(config: LlavaConfig) -> int:
     """All others: embedding and head, tower, projector, biases, norms."""
     text, vision = config.text, config.vision
@@ -89,7 +105,7 @@ def other_parameters(config: LlavaConfig) -> int:
     patches = (3 * vision.patch_size**2 + vision.patch_bias) * seen
     rows = vision.num_positions + vision.class_token + 2 * vision.pre_norm
     biases = vision.num_layers * (9 * seen + vision.intermediate_size)
-    projector = (seen + 1 + width + 1) * width + config.newline * width
+    projector = projector_matrices(config) + (2 + config.newline) * width
     tower = tower_matrices(vision) + patches + rows * seen + biases
     return decoder + embeddings + tower + projector
 
@@ -97,8 +113,8 @@ def other_parameters(config: LlavaConfig) -> int:
 def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
     """Bytes of all weights.
 
-    Quantised weights have, for each four bits of 128, a scale and a zero. The head has a packed
-    form of its own, next to the embedding where the two are tied; in bfloat16 on a CPU too
+    Of four bits 128 have a scale and a zero, of eight each output has a scale. The head has a
+    packed form of its own, next to the embedding where the two are tied; in bfloat16 on a CPU too
     (weights/packed.py).
     """
     text, others = config.text, other_parameters(config)
@@ -106,9 +122,15 @@ def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
     if storage.bits is None:
         ordered = text.tied and (storage.device, storage.dtype) == ("cpu", "bfloat16")
         return (matrices(text) + others + ordered * head) * storage.size
-    nibbles = matrices(text) * storage.bits // 4 + 2 * head
-    packed = nibbles // 2 + nibbles // 128 * 2 * storage.size
-    return packed + (others - (not text.tied) * head) * storage.size
+    packed = head + text.vocab_size * SCALE
+    others -= (not text.tied) * head
+    if storage.bits == 4:
+        packed += matrices(text) // 2 + matrices(text) // 128 * 2 * storage.size
+    else:
+        seen = tower_matrices(config.vision) + projector_matrices(config)
+        packed += matrices(text) + seen + outputs(config) * SCALE
+        others -= seen
+    return packed + others * storage.size
 
 
 def token_bytes(text: TextConfig, storage: Storage) -> int:
@@ -125,7 +147,8 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
 
     It is the larger of two moments. The MLP needs twice the gate and up. Attention before it needs
     what rotating makes, one layer's keys and values where 8 bits are multiplied out, and after the
-    first chunk the results over earlier and own tokens, which are added up in float32.
+    first chunk the results over earlier and own tokens, which are added up in float32. Packed
+    weights are multiplied out; a CPU makes bytes of rows instead, two where it must, next to one.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
     angles = 8 * new * text.head_dim  # cosines and sines in float32
@@ -136,6 +159,8 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     attention += (tokens > new) * new * heads * (size + (size < 4) * 12)
     largest = 2 * text.intermediate_size * text.hidden_size
     unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
+    if (storage.bits, storage.device) == (8, "cpu"):
+        unpacked = 3 * new * text.intermediate_size
     return max(mlp, attention) + angles + unpacked
 
 

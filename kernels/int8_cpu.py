@@ -1,0 +1,112 @@
+"""Linear layers of eight-bit weights on a CPU that multiplies bytes: products in integers.
+
+in:  rows [M K], weights as `prepack` leaves them, scales [N], the limit of a row's peak
+out: [M N]
+
+A row becomes bytes too: it is divided by a step of its own, the largest of its numbers over 127,
+and rounded. The sums of products of bytes are exact, and so a row's answer does not depend on the
+rows next to it. Rounding to bytes is as fine as the weights' own where the numbers of a row are
+alike. It is not where a few are far larger than the rest, as some channels of language models are.
+Such a row is rounded to 16 bits, which are two bytes: two rows of the same product, whose results
+are added. Few rows are always two, as what they wait for is the weights.
+Read kernels/int4.py first. Read next: kernels/int8.py.
+Agrees with: torch's onednn.qlinear_pointwise; arXiv 2208.07339 (LLM.int8) on such channels.
+
+M rows, N outputs, K inputs.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+FEW = 8  # up to this many rows take 16 bits: twice the rows cost next to nothing (bench kernels)
+STEPS = 127 * 256  # of 16 bits, from zero to a row's largest number
+ZERO = 128  # the byte that stands for zero: oneDNN wants rows without a sign
+PART = 2**18  # numbers that are rounded at a time: they stay in the cache of a core
+NO_ZEROS = torch.zeros(0, dtype=torch.int32)  # of weights: theirs are zero
+TINY = 1e-30  # by which a row of zeros is divided
+
+
+def prepack(weight: Tensor) -> Tensor:
+    """int8 [N K] -> a copy in oneDNN's order: opaque, for `linear_torch` alone."""
+    return torch.ops.onednn.qlinear_prepack(weight, None)
+
+
+def product(rows: Tensor, words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [M K] that stand for themselves minus ZERO, times packed weights -> dtype [M N]."""
+    return torch.ops.onednn.qlinear_pointwise(
+        rows, 1.0, ZERO, words, scales, NO_ZEROS, None, 1.0, 0, dtype, "none", [], ""
+    )
+
+
+@functools.cache
+def exact() -> bool:
+    """Whether this CPU's products of bytes are exact, asked once with the worst of numbers.
+
+    Without VNNI, pairs of products are added up in 16 bits, which hold half of what can come.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    words = prepack(torch.full((16, 64), 127, dtype=torch.int8))
+    rows = torch.full((2, 64), 255, dtype=torch.uint8)
+    return bool((product(rows, words, torch.ones(16), torch.float32) == 127 * 127 * 64).all())
+
+
+def largest_of(rows: Tensor) -> Tensor:
+    """The largest magnitude of each row [M K], float32 [M 1]."""
+    low, high = rows.aminmax(dim=-1, keepdim=True)
+    return torch.maximum(high, -low).float().clamp(min=TINY)
+
+
+def one_byte(rows: Tensor, largest: Tensor) -> Tensor:
+    """rows [M K] in steps of largest / 127, to the nearest: uint8 [M K].
+
+    >>> one_byte(torch.tensor([[2.0, -1.0, 0.01, 0.0]]), torch.tensor([[2.0]])).tolist()
+    [[255, 64, 129, 128]]
+    """
+    found = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+    half, inverse = torch.tensor(ZERO + 0.5, device=rows.device), 127 / largest
+    size = max(1, PART // max(1, rows.shape[1]))
+    for target, some, steps in zip(found.split(size), rows.split(size), inverse.split(size)):
+        target.copy_(torch.addcmul(half, some, steps))  # a copy to integers rounds down
+    return found
+
+
+def two_bytes(rows: Tensor, largest: Tensor) -> Tensor:
+    """rows [M K] in steps of largest / STEPS: the high bytes of all, then the low ones, [2M K].
+
+    >>> two_bytes(torch.tensor([[2.0, -1.0, 0.01, 0.0]]), torch.tensor([[2.0]])).tolist()
+    [[255, 64, 129, 128], [128, 255, 35, 128]]
+    """
+    middle = torch.tensor(ZERO * 257 + 0.5, device=rows.device)
+    steps = torch.addcmul(middle, rows, STEPS / largest).int()
+    low, high = steps.view(torch.uint8).unflatten(-1, (-1, 4)).unbind(-1)[:2]
+    return torch.cat([high, low])
+
+
+def peaked(rows: Tensor, largest: Tensor, limit: Tensor) -> Tensor:
+    """The places of rows whose largest number is more than `limit` times their usual one, [m]."""
+    usual = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+    return (largest * math.sqrt(rows.shape[1]) > limit * usual).flatten().nonzero().flatten()
+
+
+def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> Tensor:
+    """rows [M K] times `prepack`ed weights -> [M N], in the dtype of the rows."""
+    count, dtype = len(rows), torch.promote_types(rows.dtype, torch.bfloat16)
+    if not count:
+        return rows.new_empty(0, len(scales))
+    largest = largest_of(rows)
+    if count <= FEW:
+        high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)
+        return torch.add(low, high, alpha=256).mul_(largest / STEPS).to(rows.dtype)
+    found, special = one_byte(rows, largest), peaked(rows, largest, limit)
+    if not len(special):
+        return product(found, words, scales, dtype).mul_(largest / 127).to(rows.dtype)
+    some = largest[special]
+    high, low = two_bytes(rows[special], some).split(len(special))
+    found[special] = high
+    whole = product(torch.cat([found, low]), words, scales, dtype)
+    result = whole[:count].mul_(largest / 127)
+    return result.index_add_(0, special, (whole[count:] * (some / STEPS)).to(dtype)).to(rows.dtype)
