@@ -107,10 +107,10 @@ def devices(commands) -> argparse.ArgumentParser:
 
 def quality(commands) -> argparse.ArgumentParser:
     command = commands.add_parser(
-        "quality", help="what int4 and a cache of 8 bits cost the embedded checkpoint"
+        "quality", help="what int4, int8 and a cache of 8 bits cost the embedded checkpoint"
     )
     command.add_argument("--samples", type=int, default=2000, help="a task (default 2000)")
-    sections(command, ("errors", "answers", "cache"))
+    sections(command, ("errors", "answers", "cache", "paired"))
     return command
 
 

@@ -1,11 +1,12 @@
 """What quantising costs: answers of the embedded checkpoint on fresh scenes, and errors of weights.
 
-    python -m bench quality [--samples 2000] [--only errors answers cache]
+    python -m bench quality [--samples 2000] [--only errors answers cache paired]
 
 answers  rtn and mse at groups of 32, 64 and 128, head in 8 bits: the same questions to all, answers
          right as exam.py counts them, and the divergence KL(float32 || int4) at each answer token
 errors   of random weights in the shapes of a 0.5B decoder, beside the formula of llama.cpp's Q4_0
 cache    a cache of 8 bits instead, on a sixteenth of the samples: kv_cache.py
+paired   eight bits and four of decoder, tower and projector, by the same questions: paired.py
 Read ledger.py first. Read next: kv_cache.py.
 """
 
@@ -24,7 +25,7 @@ from llava_min.families.folder import EMBEDDED
 from llava_min.weights import quantize
 from llava_min.weights.tiny import exam, lessons, train
 
-from . import kv_cache, ledger, shapes
+from . import kv_cache, ledger, paired, shapes
 
 WAYS = [(method, group) for method in ("rtn", "mse") for group in (32, 64, 128)]
 BATCHES = {"picture": 10, "pair": 10, "clip": 10}  # samples of one batch
@@ -139,6 +140,8 @@ LINES = {
     "errors": "{name:8} {format:8} {relative:.4f}",
     "answers": "{name:14} {format:8} float32 {float32:.4f} int4 {int4:.4f} "
     "lost {lost_points:5.2f} points of {n:6,} KL {kl:.5f}",
+    "paired": "{name:14} {format:8} float32 {float32:.4f} {right:.4f} "
+    "lost {lost_points:5.2f} points of {n:6,} KL {kl:.5f}",
     "cache": "{name:14} {format:5} same {same:.4f} of {n:6,} KL {kl:.2e}, at most {kl_most:.2e}; "
     "{token_bytes} bytes a token, in bfloat16 {token_bytes_bf16}",
 }
@@ -150,6 +153,8 @@ def run(samples: int, sections: list[str], out: Path) -> Path:
     for section in sections:
         if section == "errors":
             rows = errors()
+        elif section == "paired":
+            rows = paired.rows(samples, out / "quality-parts.jsonl")
         else:
             rows = answers(samples) if section == "answers" else kv_cache.rows(samples // 16)
         ledger.keep(path, rows)

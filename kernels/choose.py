@@ -95,11 +95,17 @@ def pretending(gpu: Gpu):
         _pretended = before
 
 
-def rule(device: str, gpu: Gpu | None) -> tuple[str, str]:
-    """(path, reason) of operations on a type of device, by paths.py; `gpu` where it is a GPU."""
+@functools.cache
+def decided(choice: str, device: str, gpu: Gpu | None, has_triton: bool) -> tuple[str, str]:
+    """The rule of paths.py, kept: a decode step asks for it more than a hundred times."""
     vectors = torch.backends.cpu.get_cpu_capability() if device == "cpu" else None
     capability = None if gpu is None else gpu.capability
-    return paths.path(_choice, device, vectors, capability, language.AVAILABLE)
+    return paths.path(choice, device, vectors, capability, has_triton)
+
+
+def rule(device: str, gpu: Gpu | None) -> tuple[str, str]:
+    """(path, reason) of operations on a type of device, by paths.py; `gpu` where it is a GPU."""
+    return decided(_choice, device, gpu, language.AVAILABLE)
 
 
 def explained(device: torch.device) -> tuple[str, str]:
@@ -111,6 +117,8 @@ def path_of(tensor: torch.Tensor) -> str:
     """The path of an operation on `tensor`: "triton", "cpu" or "reference"."""
     if _pretended is not None:
         return "reference" if _choice == "reference" else "triton"
+    if tensor.is_cpu:
+        return decided(_choice, "cpu", None, language.AVAILABLE)[0]
     gpu = gpu_of(tensor)
     return rule(tensor.device.type if gpu is None else "cuda", gpu)[0]
 

@@ -267,14 +267,15 @@ def decode_torch(query: Tensor, layer) -> Tensor:
     if new == 1 and layer.key_scales is not None:
         return decode_8bit(query, layer)
     key, value = layer.keys_and_values(new, query.dtype)
-    if all(start + new == key.shape[2] for start in starts):
-        rows = [slice(None)]
+    whole, mixed = (query, key, value), []
+    if all(start + new == key.shape[2] for start in starts.tolist()):
+        parts_of_batch = [whole]
     else:
-        rows = [slice(row, row + 1) for row in range(len(starts))]
-    mixed = []
-    for row in rows:
-        stop = starts[row][0] + new
-        one = query[row], key[row, :, :stop], value[row, :, :stop]
+        parts_of_batch = [
+            (query[row, None], key[row, None, :, : start + new], value[row, None, :, : start + new])
+            for row, start in enumerate(starts.tolist())
+        ]
+    for one in parts_of_batch:
         if new > 1:
             mixed.append(causal(*one))
         else:

@@ -31,7 +31,7 @@ def wide(tensor: Tensor) -> Tensor:
 def rms_norm_torch(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """rows / sqrt(mean(rows^2) + eps) * weight; the weight is applied after the cast back."""
     values = wide(rows)
-    values = values * torch.rsqrt((values * values).mean(-1, keepdim=True) + eps)
+    values = values * (values * values).mean(-1, keepdim=True).add_(eps).rsqrt_()
     return weight * values.to(weight.dtype)
 
 

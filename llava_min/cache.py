@@ -49,13 +49,14 @@ class Layer:
     @property
     def longest(self) -> int:
         """The longest row's length."""
-        return int(self.host_lengths.max())
+        return max(self.host_lengths.tolist())
 
     def next_places(self, row: int, new: int) -> slice | Tensor:
         """The places of a row's next `new` tokens; as an index where only the device knows them."""
         if not self.counted:
             return self.lengths[row] + torch.arange(new, device=self.lengths.device)
-        return slice(int(self.host_lengths[row]), int(self.host_lengths[row]) + new)
+        start = int(self.host_lengths[row])
+        return slice(start, start + new)
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Write keys, already rotated, and values [B T K E] after what each row has seen."""
@@ -70,6 +71,11 @@ class Layer:
             for tensor, vectors in stored:
                 tensor[rows, :, newest] = vectors[:, 0]
             return
+        if len(key) == 1 and self.counted:  # the step of one answer: fewest operators
+            for tensor, vectors in stored:
+                places = tensor.narrow(2, self.longest, vectors.shape[1])
+                places.copy_(vectors.transpose(1, 2))
+            return
         for row in range(len(key)):
             places = self.next_places(row, key.shape[1])
             for tensor, vectors in stored:
@@ -81,7 +87,7 @@ class Layer:
         8 bits are multiplied out to `dtype`. Where only the device counts, S is the capacity.
         """
         stop = self.longest + new if self.counted else self.keys.shape[2]
-        keys, values = self.keys[:, :, :stop], self.values[:, :, :stop]
+        keys, values = self.keys.narrow(2, 0, stop), self.values.narrow(2, 0, stop)
         if self.key_scales is None or self.value_scales is None:
             return keys, values
         keys = rope.dequantise_cache(keys, self.key_scales[:, :, :stop], dtype)

@@ -14,7 +14,7 @@ import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, shapes
+from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, paired, shapes
 from llava_min.engine import explaining
 from llava_min.families import layouts
 from llava_min.segments import Plan, Text
@@ -62,6 +62,29 @@ def test_a_row_measured_again_replaces_the_old_one(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["name"], row.get("seconds")) for row in rows] == [("y", None), ("x", 2.0)]
     assert all({"cpu", "torch", "commit"} <= set(row) for row in rows)
+
+
+def test_paired_questions_go_on_where_they_stopped(tmp_path, monkeypatch):
+    """Broken off in the second group, and run again: the rows of a run in one go, from the same
+    questions to every way.
+    """
+    two = {name: paired.exam.PASS[name] for name in ("two pictures", "clip")}
+    monkeypatch.setattr(paired.exam, "PASS", two)
+    monkeypatch.setattr(paired, "BATCH", 3)
+    whole, marked, asked = paired.rows(1, tmp_path / "whole.jsonl"), paired.marked, []
+
+    def broken(models, teacher, group, *rest):
+        asked.append(group)
+        if asked == ["two pictures", "clip"]:
+            raise KeyboardInterrupt
+        return marked(models, teacher, group, *rest)
+
+    monkeypatch.setattr(paired, "marked", broken)
+    with pytest.raises(KeyboardInterrupt):
+        paired.rows(1, tmp_path / "parts.jsonl")
+    assert paired.rows(1, tmp_path / "parts.jsonl") == whole
+    assert asked == ["two pictures", "clip", "clip"]
+    assert {row["format"] for row in whole} == {"int8", "int4"} and all(row["n"] for row in whole)
 
 
 def test_eight_bits_are_judged_by_the_answers_of_float32():
