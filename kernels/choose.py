@@ -117,8 +117,6 @@ def path_of(tensor: torch.Tensor) -> str:
     """The path of an operation on `tensor`: "triton", "cpu" or "reference"."""
     if _pretended is not None:
         return "reference" if _choice == "reference" else "triton"
-    if tensor.is_cpu:
-        return decided(_choice, "cpu", None, language.AVAILABLE)[0]
     gpu = gpu_of(tensor)
     return rule(tensor.device.type if gpu is None else "cuda", gpu)[0]
 

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import LOG2_E, OnlineSoftmax, causal
-from .choose import Gpu, gpu_of, triton_multiplies
+from . import int8_cpu
+from .attention import LOG2_E, OnlineSoftmax, causal, causal_mask
+from .choose import Gpu, gpu_of, path_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 from .rope import SCALES, parts, scales_of
@@ -264,7 +265,7 @@ def decode_torch(query: Tensor, layer) -> Tensor:
     bfloat16.
     """
     starts, new, kv_heads = layer.host_lengths, query.shape[1], layer.keys.shape[1]
-    if new == 1 and layer.key_scales is not None:
+    if layer.key_scales is not None:
         return decode_8bit(query, layer)
     key, value = layer.keys_and_values(new, query.dtype)
     whole, mixed = (query, key, value), []
@@ -284,25 +285,55 @@ def decode_torch(query: Tensor, layer) -> Tensor:
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def decode_8bit(query: Tensor, layer) -> Tensor:
-    """The newest query of each row, [B 1 H E], over an 8-bit cache, a block of it at a time.
+def scores_torch(query: Tensor, keys: Tensor) -> Tensor:
+    """query [K R E] times 8-bit keys [K S E] -> [K R S]: a block of keys at a time is made wide."""
+    some = parts(keys[None])
+    return torch.cat([query @ keys[:, part].to(query.dtype).mT for part in some], -1)
 
-    Blocks are float32, and as small as rope.parts makes them; scores [H S] and sums are too. A
-    scale belongs to a whole key or value, and so multiplies its score or its weight.
+
+def scores_integers(query: Tensor, keys: Tensor) -> Tensor:
+    """The same of int8 keys, which stay bytes: each number of a query is two (int8_cpu.py)."""
+    heads, count, _ = query.shape
+    flat = query.flatten(0, 1)
+    largest = int8_cpu.largest_of(flat)
+    rows = int8_cpu.two_bytes(flat, largest).bitwise_xor_(int8_cpu.ZERO).view(torch.int8)
+    rows = rows.view(2, heads, count, -1).transpose(0, 1).flatten(1, 2)  # K 2R E
+    sums = torch.empty(heads, 2 * count, keys.shape[1], dtype=torch.int32)
+    for head in range(heads):
+        torch._int_mm(rows[head], keys[head].T, out=sums[head])
+    high, low = sums.float().split(count, 1)
+    return torch.add(low, high, alpha=256).mul_((largest / int8_cpu.STEPS).view(heads, count, 1))
+
+
+def decode_8bit(query: Tensor, layer) -> Tensor:
+    """The newest queries of each row, [B T H E], over an 8-bit cache, read as it is.
+
+    What is made wide is a block of it at a time, as small as rope.parts makes it; scores [TH S] and
+    sums are float32. A scale belongs to a whole key or value, and so multiplies its score or its
+    weight.
     """
-    kv_heads, head_dim = layer.keys.shape[1], query.shape[3]
-    folded = wide(query).squeeze(1).unflatten(1, (kv_heads, -1)) / head_dim**0.5  # B K G E
+    new, kv_heads, head_dim = query.shape[1], layer.keys.shape[1], query.shape[3]
+    folded = wide(query).unflatten(2, (kv_heads, -1)).transpose(1, 2) / head_dim**0.5  # B K T G E
+    folded = folded.flatten(2, 3)
+    hidden = causal_mask(new, 0, query.device).logical_not_()[:, None]  # T 1 T
     mixed = torch.zeros_like(folded)
-    for row, start in enumerate(layer.host_lengths):
-        keys, values = (x[row : row + 1, :, : start + 1] for x in (layer.keys, layer.values))
-        some = parts(keys)
-        scores = [folded[row] @ keys[0, :, part].to(folded.dtype).mT for part in some]
+    whole = query.dtype == torch.bfloat16 and layer.keys.dtype == torch.int8
+    integers = whole and path_of(query) == "cpu" and int8_cpu.exact()
+    score = scores_integers if integers else scores_torch
+    for row, start in enumerate(layer.host_lengths.tolist()):
+        stop = start + new
+        keys, values = (x[row, :, :stop] for x in (layer.keys, layer.values))
         key_scales, value_scales = (
-            x[row, :, None, : start + 1] for x in (layer.key_scales, layer.value_scales)
+            x[row, :, None, :stop] for x in (layer.key_scales, layer.value_scales)
         )
-        weights = torch.softmax(torch.cat(scores, -1) * key_scales, -1) * value_scales
-        for part in some:
-            mixed[row] += weights[:, :, part] @ values[0, :, part].to(folded.dtype)
+        scores = score(folded[row], keys) * key_scales
+        if new > 1:
+            own = scores[:, :, start:].unflatten(1, (new, -1))  # K T G T
+            own.masked_fill_(hidden, -torch.inf)
+        weights = torch.softmax(scores, -1) * value_scales
+        for part in parts(values[None]):
+            mixed[row] += weights[:, :, part] @ values[:, part].to(folded.dtype)
+    mixed = mixed.unflatten(2, (new, -1)).transpose(1, 2)
     return mixed.to(query.dtype).reshape(query.shape)
 
 

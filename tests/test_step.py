@@ -3,6 +3,7 @@ device.
 """
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import small
@@ -187,7 +188,9 @@ def test_launches_of_a_layer(quantised, monkeypatch):
 
 def quantise_on_the_spot(model) -> None:
     """Packed layers of four bits in place of the decoder's linears, of any numbers."""
-    packed.swap(model, Quantization(bits=4, group=128, head=16))
+    wanted = Quantization(bits=4, group=128, head=16)
+    model.config = replace(model.config, quantization=wanted)
+    packed.swap(model)
     for layer in model.decoder.modules():
         if isinstance(layer, packed.Packed):
             layer.to_empty(device="cpu")
