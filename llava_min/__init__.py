@@ -113,6 +113,7 @@ def load(
     context: int | None = None,
     bits: int | None = None,
     adapter: "str | Path | None" = None,
+    compile: bool | None = None,
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
@@ -120,7 +121,9 @@ def load(
     of the cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json.
     context: the longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder
     while loading. adapter: a folder with a LoRA, as PEFT writes it, which is merged into the
-    weights. Names and types of other libraries are taken too (base/habits.py).
+    weights. compile: on a CPU, True compiles the decode step, once for a model's shape and format,
+    which takes a minute; None uses it where it was compiled before, False never. Names and types of
+    other libraries are taken too (base/habits.py).
     Raises LlavaMinError.
     """
     from .engine.load import load
@@ -134,6 +137,7 @@ def load(
         context=context,
         bits=bits,
         adapter=adapter,
+        compile=compile,
     )
 
 

@@ -51,12 +51,14 @@ class Layer:
         """The longest row's length."""
         return max(self.host_lengths.tolist())
 
-    def next_places(self, row: int, new: int) -> slice | Tensor:
-        """The places of a row's next `new` tokens; as an index where only the device knows them."""
-        if not self.counted:
-            return self.lengths[row] + torch.arange(new, device=self.lengths.device)
-        start = int(self.host_lengths[row])
-        return slice(start, start + new)
+    def append(self, tensor: Tensor, row: int, vectors: Tensor) -> None:
+        """Write vectors [K T ...] after what a row of a tensor [B K S ...] has seen."""
+        new = vectors.shape[1]
+        if self.counted:
+            tensor[row].narrow(1, self.host_lengths[row], new).copy_(vectors)
+        else:
+            places = self.lengths[row] + torch.arange(new, device=self.lengths.device)
+            tensor[row, :, places] = vectors
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Write keys, already rotated, and values [B T K E] after what each row has seen."""
@@ -77,9 +79,8 @@ class Layer:
                 places.copy_(vectors.transpose(1, 2))
             return
         for row in range(len(key)):
-            places = self.next_places(row, key.shape[1])
             for tensor, vectors in stored:
-                tensor[row, :, places] = vectors[row].transpose(0, 1)
+                self.append(tensor, row, vectors[row].transpose(0, 1))
 
     def keys_and_values(self, new: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values [B K S E] of all tokens seen and the `new` tokens after them.

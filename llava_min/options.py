@@ -38,6 +38,7 @@ TYPES: dict[str, tuple[type | UnionType, str]] = {
     "at": (tuple, "a list of times in seconds"),
     "subtitles": (str | Path | None, "the path of an .srt file"),
 }
+MOST_DRAFTED = 7  # tokens: decoder.py has the newest one and these in one forward
 NOT_IN_A_RAW_PROMPT = ("system", "template", "prefill", "timestamps")  # which is complete
 
 
@@ -78,6 +79,7 @@ class Options(Sampling):
     json_schema: str | None = None
     choices: tuple[str, ...] = ()
     regex: str | None = None
+    lookup: int = 0
     frames: int | None = None
     fps: float | None = None
     start: float | None = None
@@ -103,6 +105,9 @@ class Options(Sampling):
         for name, (kind, words) in TYPES.items():
             if not isinstance(getattr(self, name), kind):
                 raise wrong_value(name, words, getattr(self, name))
+        if type(self.lookup) is not int or not 0 <= self.lookup <= MOST_DRAFTED:
+            expected = f"a whole number from 0 to {MOST_DRAFTED}"
+            raise wrong_value("lookup", expected, self.lookup)
         self.check_times()
         for name in NOT_IN_A_RAW_PROMPT if self.raw else ():
             if getattr(self, name) != getattr(Options, name):

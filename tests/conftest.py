@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 import traceback
 
 import pytest
@@ -17,6 +18,9 @@ from hypothesis import settings
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
+
+# no test takes a decode step that somebody compiled on this machine (engine/compiled.py)
+os.environ["LLAVA_MIN_CACHE"] = os.path.join(tempfile.gettempdir(), f"no-packages-{os.getpid()}")
 
 for absent in filter(None, os.environ.get("TEST_WITHOUT", "").split(",")):
     sys.modules[absent] = None  # type: ignore[assignment]

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import llava_min
 from llava_min.base import cpu
 from llava_min.cache import Cache
-from llava_min.command.main import main
+from llava_min.command import arguments
+from llava_min.command.main import main, set_threads
 from llava_min.config import TextConfig
 from llava_min.decoder import Decoder
 from llava_min.engine.recording import recorded
@@ -112,6 +113,63 @@ def test_vectors_of_a_cpu_without_torch(text, machine, vectors, tmp_path, monkey
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     assert cpu.vector_instructions() == vectors
+
+
+def cpuinfo(cores: list[tuple[int, int]]) -> str:
+    """What Linux says of processors, each a (package, core)."""
+    return "\n".join(
+        f"processor\t: {number}\nphysical id\t: {package}\ncore id\t\t: {core}\n"
+        for number, (package, core) in enumerate(cores)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "allowed", "quota", "expected"),
+    [
+        ([(0, 0), (0, 0), (0, 1), (0, 1)], {0, 1, 2, 3}, "max 100000", 2),  # two threads a core
+        ([(0, 0), (0, 1), (0, 0), (0, 1)], {0, 1, 2, 3}, None, 2),  # numbered the other way
+        ([(0, 0), (0, 0), (0, 1), (0, 1)], {0, 1}, None, 1),  # taskset gave it one core
+        ([(0, 0), (0, 1), (1, 0), (1, 1)], {0, 1, 2, 3}, None, 4),  # two packages
+        ([(0, core) for core in range(8)], set(range(8)), "150000 100000", 2),
+        ([(0, core) for core in range(8)], set(range(8)), "20000 100000", 1),
+        ([(0, 0), (0, 1)], {0, 1}, "1600000 100000", 2),
+    ],
+)
+def test_cores_are_those_that_this_process_may_use(
+    monkeypatch, tmp_path, cores, allowed, quota, expected
+):
+    """A thread each: never the second thread of a core, another's core, or more than a quota."""
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda process: allowed, raising=False)
+    assert cpu.cores() is None and devices.threads(None, 16)[0] == 16
+    (tmp_path / "cpuinfo").write_text(cpuinfo(cores))
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    count, reason = cpu.cores()
+    assert count == expected and ("quota" in reason) == (expected < 3 and len(cores) == 8)
+    assert devices.threads(None, 16)[0] == expected
+    assert devices.threads(None, 1) == (1, "as torch takes by itself")
+    assert devices.threads(16, 1) == (16, "--threads 16")
+
+
+def test_threads_of_the_command(caplog):
+    """A number, auto, and the line of -v; the command's own number stays where it is chosen."""
+    before = torch.get_num_threads()
+    assert arguments.parse(["--threads", "auto", "What?"]).threads is None
+    assert arguments.parse(["--threads", "3", "What?"]).threads == 3
+    for wrong in ("0", "many", ""):
+        with pytest.raises(ParameterError, match="--threads must be"):
+            arguments.parse(["--threads", wrong, "What?"])
+    try:
+        with caplog.at_level(logging.DEBUG, "llava_min"):
+            set_threads(2)
+            assert torch.get_num_threads() == 2 and "threads 2: --threads 2" in caplog.text
+            torch.set_num_threads(1)
+            set_threads(None)
+        assert torch.get_num_threads() == 1 and "threads 1: " in caplog.text
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("file", [False, True])

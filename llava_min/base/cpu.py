@@ -1,16 +1,18 @@
-"""What this CPU says of itself: the dtype of a model where none was chosen, its vectors.
+"""What this CPU says of itself: the dtype of a model where none was chosen, vectors, cores.
 
-in:  /proc/cpuinfo, which Linux has
-out: the name of a dtype, and the reason; torch's name for its vector instructions
+in:  /proc/cpuinfo and a quota of cgroups, which Linux has
+out: the name of a dtype, and the reason; torch's name for its vector instructions; its cores
 
 No torch here: a plan, made before torch is imported, must say what loading will do.
 Read next: planning/forecast.py.
 """
 
+import os
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of work, and of time
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # instructions that multiply it; the last is Arm's
 SMALL = 2**25  # weights that a CPU's caches hold: half their bytes would gain nothing
 
@@ -33,6 +35,41 @@ def flags() -> list[str]:
         if name.strip() in ("flags", "Features"):  # x86, Arm; all cores of a machine agree
             return value.split()
     return []
+
+
+def cores() -> tuple[int, str] | None:
+    """(how many cores this process may use, why so many), None where the system does not tell.
+
+    Two threads of one core share its multipliers and its way to the memory: together they are no
+    faster than one. A container may have less than the machine has.
+    """
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+        allowed = os.sched_getaffinity(0)
+    except (OSError, AttributeError):  # the second: not on macOS and Windows
+        return None
+    found, numbers = set(), dict[str, str]()
+    for name, _, value in (line.partition(":") for line in [*lines, ""]):
+        if name.strip():
+            numbers[name.strip()] = value.strip()
+        elif "core id" in numbers and int(numbers["processor"]) in allowed:
+            found.add((numbers.get("physical id"), numbers["core id"]))
+            numbers = {}
+    if not found:
+        return None
+    share = quota()
+    if share is not None and share < len(found):
+        return share, "a quota of cgroups"
+    return len(found), "physical cores"
+
+
+def quota() -> int | None:
+    """The CPUs that a container's processes may keep busy, rounded up; None without a limit."""
+    try:
+        work, time = map(int, QUOTA.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):  # the second: "max", no limit
+        return None
+    return max(1, -(-work // time))
 
 
 def vector_instructions() -> str | None:

@@ -74,6 +74,7 @@ MISSING = {
     "num_beams": ("transformers", 1, "There is no beam search; {temperature} above 0 samples."),
     "presence_penalty": ("OpenAI, vLLM", 0, "{repetition_penalty} discourages what has occurred."),
     "frequency_penalty": ("OpenAI, vLLM", 0, "{repetition_penalty} discourages what has occurred."),
+    "prompt_lookup_num_tokens": ("transformers", None, "{lookup} drafts tokens in this way."),
     "chat_template": ("transformers", None, "{template} chooses how turns are written."),
     "conv_mode": ("LLaVA", None, "{template} chooses how turns are written."),
     "quantization_config": ("transformers", None, "{bits} quantises while loading."),
@@ -92,6 +93,7 @@ LOADED = (
     "context",
     "bits",
     "adapter",
+    "compile",
 )  # of load()
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps", "xpu"),
@@ -285,6 +287,8 @@ def loaded(given: Mapping[str, object]) -> dict[str, object]:
         raise wrong_value("context", f"a whole number from 1 to {LONGEST_CONTEXT}", context)
     if type(bits) is not int or bits not in (4, 8):
         raise wrong_value("bits", "4 or 8", bits)
+    if not isinstance(values.get("compile", True), bool):
+        raise wrong_value("compile", "True, False or None", values["compile"])
     config = values.get("config", {})
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise wrong_value("config", "keys of config.json with their values", config)

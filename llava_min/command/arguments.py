@@ -23,7 +23,7 @@ from .flags import BATCH_SIZE, DAILY, DETAILS
 NOT_TOGETHER = {
     # an option -> those that cannot act next to it
     "json": ("jsonl",),
-    "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace", "explain"),
+    "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace", "explain", "compile"),
     "explain": ("chat", "batch"),
     "batch": (
         "prompt",
@@ -36,6 +36,7 @@ NOT_TOGETHER = {
         "no_stream",
         "chat",
         "prompt_cache",
+        "lookup",
     ),
 }
 NEEDED = {
@@ -165,7 +166,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         images=tuple(given.image),
         videos=tuple(given.video),
         options=options,
-        load=loading(given),
+        load=loading(given) | compiling(given),
         kernels=given.kernels,
         threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
@@ -198,6 +199,11 @@ def loading(given: argparse.Namespace) -> "dict[str, Any]":
         "bits": given.bits[0] if given.bits else None,
         "config": dict(map(override, given.config)),
     } | ({"adapter": given.lora} if given.lora else {})
+
+
+def compiling(given: argparse.Namespace) -> "dict[str, Any]":
+    """The argument of load() about the compiled step, where there is one; a plan has none."""
+    return {} if given.compile is None or given.plan else {"compile": given.compile}
 
 
 def complaint(error: argparse.ArgumentError) -> ParameterError:

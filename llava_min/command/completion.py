@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ..errors import ParameterError
 from ..families.aliases import ALIASES
 from ..families.templates import TEMPLATES
-from .flags import DAILY, DETAILS, takes_a_value
+from .flags import DAILY, DETAILS, names, takes_a_value
 
 FILES = ("SRC", "FILE", "MODEL", "IN.JSONL", "OUT.JSONL")  # values that may be paths
 WORDS = {"--model": list(ALIASES), "--template": ["auto", *TEMPLATES]}  # which --help leaves out
@@ -46,12 +46,10 @@ def options() -> list[Option]:
     """Every option of the table."""
     found = [Option(["-h", "--help"], "show the daily options", False, False, [])]
     for flags, text, how in (*DAILY, *DETAILS):
-        names, metavar = flags.split(), how.get("metavar", "")
-        if names == ["--timestamps"]:
-            names.append("--no-timestamps")
+        written, metavar = names(flags, how), how.get("metavar", "")
         about = re.split(r"[:;(]", text)[0].strip()
-        words = WORDS.get(names[-1], metavar[1:-1].split(",") if "{" in metavar else [])
-        found.append(Option(names, about, takes_a_value(how), metavar in FILES, words))
+        words = WORDS.get(written[-1], metavar[1:-1].split(",") if "{" in metavar else [])
+        found.append(Option(written, about, takes_a_value(how), metavar in FILES, words))
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..base.habits import SHORT
 from ..errors import shown
+from ..options import MOST_DRAFTED
 
 Action = str | type[argparse.Action]
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         default: object
         dest: str
         metavar: str
+        nargs: str
 else:
     How = dict
 
@@ -86,9 +88,26 @@ def choice(*names: str) -> How:
     return How(type=convert, default=names[0], metavar=f"{{{','.join(names)}}}")
 
 
+def names(flags: str, how: How) -> list[str]:
+    """Every name of an option: one that may be true or false has a second one.
+
+    >>> names("--compile", How(action=argparse.BooleanOptionalAction))
+    ['--compile', '--no-compile']
+    """
+    found = flags.split(" ")
+    if how.get("action") is argparse.BooleanOptionalAction:
+        found += [f"--no-{name.removeprefix('--')}" for name in found]
+    return found
+
+
+def threads(text: str) -> int | None:
+    """A number of threads; None for auto."""
+    return None if text == "auto" else int(number(1, 1024)(text))
+
+
 def takes_a_value(how: How) -> bool:
-    """Whether the word after an option is its value."""
-    return how.get("action", "append") == "append"
+    """Whether the word after an option is its value, whatever it is."""
+    return how.get("action", "append") == "append" and "nargs" not in how
 
 
 def seconds(text: str) -> float:
@@ -278,6 +297,18 @@ DETAILS: tuple[Flag, ...] = (
         How(metavar="REGEX"),
     ),
     (
+        "--lookup",
+        f"draft up to N tokens ({MOST_DRAFTED}) from what came after the same words before, and "
+        "verify them in one step: faster where an answer repeats its prompt or itself",
+        How(
+            nargs="?",
+            type=number(1, MOST_DRAFTED),
+            const=MOST_DRAFTED,
+            default=0,
+            metavar="N",
+        ),
+    ),
+    (
         "--device",
         "auto, cpu, cuda, mps, xpu (mps, xpu: untested)",
         choice("auto", "cpu", "cuda", "mps", "xpu"),
@@ -308,7 +339,17 @@ DETAILS: tuple[Flag, ...] = (
         "auto, reference (plain torch, as on any device), triton",
         choice("auto", "reference", "triton"),
     ),
-    ("--threads", "threads on a CPU", How(type=number(1, 1024), metavar="N")),
+    (
+        "--compile",
+        "on a CPU: compile the decode step, once for a model's shape and format, which takes a "
+        "minute and a C++ compiler; later runs use it unasked",
+        How(action=argparse.BooleanOptionalAction),
+    ),
+    (
+        "--threads",
+        "threads on a CPU (auto: a thread for each core that this process may use)",
+        How(type=threads, metavar="N"),
+    ),
     (
         "--context",
         "the longest sequence, instead of the checkpoint's",

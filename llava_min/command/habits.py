@@ -18,7 +18,7 @@ from collections.abc import Collection
 
 from ..base import habits
 from ..errors import ParameterError, shown
-from .flags import DAILY, DETAILS, takes_a_value
+from .flags import DAILY, DETAILS, names, takes_a_value
 
 ENDINGS = {
     # the option for a file -> how its name ends
@@ -111,9 +111,9 @@ def absent() -> dict[str, tuple[str, str]]:
 
 def known() -> dict[str, bool]:
     """{option: whether it takes a value} of the table of options."""
-    found = {"-h": False, "--help": False, "--no-timestamps": False}
+    found = {"-h": False, "--help": False}
     for flags, _, how in (*DAILY, *DETAILS):
-        found |= dict.fromkeys(flags.split(" "), takes_a_value(how))
+        found |= dict.fromkeys(names(flags, how), takes_a_value(how))
     return found
 
 
@@ -128,6 +128,7 @@ class Words:
         self.options: list[str] = []
         self.prompts: list[str] = []
         self.takes, self.same, self.absent = known(), table(), absent()
+        self.optional = {flags for flags, _, how in DETAILS if "nargs" in how}
         self.left = deque(given)
         while self.left:
             self.take(self.left.popleft())
@@ -163,6 +164,8 @@ class Words:
             meant = after is not None and after.lower() in TRUTHS
             if meant or (value is not None and name in self.same):
                 raise ParameterError(f"{name} takes no value.")
+            if here in self.optional and value is None and (after or "").isdecimal():
+                value = self.left.popleft()
             self.options += here.split() if value is None else [f"{here}={value}"]
         elif here == PROMPT:
             if value is None and after is None:

@@ -139,7 +139,6 @@ def answer(settings: arguments.Settings) -> int:
     if settings.plan:
         return show_plan(settings)
     work = batch_file.Work.of(settings) if settings.batch else None
-    import torch
 
     from .. import trace
     from ..base.progress import Progress
@@ -149,8 +148,7 @@ def answer(settings: arguments.Settings) -> int:
 
     if settings.explain:
         check_writable(Path(settings.explain), "cannot write the explanation")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     use_kernels(settings.kernels)
     model = loading.load(
         settings.model, progress=Progress("loading", settings.quiet), **settings.load
@@ -177,6 +175,19 @@ def answer(settings: arguments.Settings) -> int:
             return explain(model, reporter, question, images, videos)
         asked = model.events(question, images=images, videos=videos, interruptible=True, **options)
         return 130 if reporter.follow(asked, question).finish_reason == "interrupted" else 0
+
+
+def set_threads(chosen: int | None) -> None:
+    """Let torch use so many threads of the CPU, by the rule of planning/devices.py."""
+    import torch
+
+    from ..planning import devices
+
+    usual = torch.get_num_threads()
+    count, reason = devices.threads(chosen, usual)
+    if count != usual:
+        torch.set_num_threads(count)
+    log.debug("threads %d: %s", count, reason)
 
 
 def explain(

@@ -91,11 +91,14 @@ class Reporter:
         usage, timings = answer.usage, answer.timings
         counts = (("image_tokens", "visual"), ("cached_tokens", "from the cache"))
         of_these = ", ".join(f"{usage[key]} {what}" for key, what in counts if usage.get(key))
+        taken = ""
+        if "drafted_tokens" in usage:
+            taken = f" ({usage['accepted_tokens']} of {usage['drafted_tokens']} drafted ones taken)"
         loading = 0 if self.settings.chat else timings["load_s"]
         self.line(
             f"[{usage['prompt_tokens']} prompt tokens{f' ({of_these})' if of_these else ''}, "
-            f"{usage['completion_tokens']} generated, first after {timings['ttft_s'] + loading:.2f}"
-            f" s{' with loading' if loading else ''}, "
+            f"{usage['completion_tokens']} generated{taken}, "
+            f"first after {timings['ttft_s'] + loading:.2f} s{' with loading' if loading else ''}, "
             f"{timings['tokens_per_s']:.0f} tokens/s, {answer.memory['peak_bytes'] / 2**20:.0f} "
             "MiB]"
         )

@@ -18,6 +18,7 @@ from ..base.habits import folder
 from ..errors import ParameterError
 from . import arguments
 from .flags import COUNT, DAILY, DETAILS, SWITCH, Flag, How, must_be, number
+from .main import set_threads
 
 LOADING = (
     "--model",
@@ -180,13 +181,10 @@ def main(given: list[str]) -> int:
         raise ParameterError(
             f"serve needs the package {error.name}: pip install 'llava_min[serve]'."
         ) from None
-    import torch
-
     from ..base.progress import Progress
     from ..engine.load import load
 
-    if found.threads:
-        torch.set_num_threads(found.threads)
+    set_threads(found.threads)
     use_kernels(found.kernels)
     listening = Listening(
         host=found.host,
@@ -201,7 +199,8 @@ def main(given: list[str]) -> int:
         log_requests=found.log_requests,
     )
     progress = Progress("loading", found.quiet)
-    work = partial(load, found.model, progress=progress, **arguments.loading(found))
+    settings = arguments.loading(found) | {"compile": False}  # slots make ordinary steps
+    work = partial(load, found.model, progress=progress, **settings)
     name = found.served_name or found.model or "llava_min-toy"
     serve(work, name, listening)
     return 0

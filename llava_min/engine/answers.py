@@ -8,7 +8,7 @@ Read generate.py first. Read next: engine/handle.py.
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -158,10 +158,17 @@ class Reply(Sequence):
         self.first = self.first or self.last
         return token
 
-    def answer(self, load_seconds: float, peak: int, cached: int | None = None) -> Answer:
+    def answer(
+        self,
+        load_seconds: float,
+        peak: int,
+        cached: int | None = None,
+        more: Mapping[str, int] | None = None,
+    ) -> Answer:
         """The Answer, once there is a reason for its end and `finish` was called.
 
         peak: bytes. cached: tokens of the prompt that were there already, where that was possible.
+        more: other counts, for its usage.
         """
         count, writing = len(self.new), self.last - self.first
         timings = {
@@ -180,6 +187,7 @@ class Reply(Sequence):
         }
         if cached is not None:
             usage["cached_tokens"] = cached
+        usage |= more or {}
         return Answer(
             text=self.text,
             token_ids=self.new,

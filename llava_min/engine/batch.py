@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.habits import ours
 from ..cache import Cache
-from ..errors import LlavaMinError, PromptError
+from ..errors import LlavaMinError, ParameterError, PromptError
 from ..options import Options
 from ..request.prepare import Prepared, prepare
 from ..segments import Plan
@@ -64,6 +64,8 @@ def ready_for(
     given: Request = ours((), (), request)
     media = given.pop("question", None), given.pop("images", ()), given.pop("videos", ())
     options = Options.of(**given)
+    if options.lookup:
+        raise ParameterError("lookup drafts for one answer alone; these are written together.")
     prepared = prepare(*media, options, model.config, model.tokenizer, headers=headers)
     model.admission.admit(prepared, options.max_tokens, held)
     return prepared, options

@@ -8,7 +8,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..errors import OutputError
 from ..explain.explanation import Explanation
 from ..explain.forced import before, log_probabilities
 from ..explain.gradients import gradient
-from ..generate import generate
+from ..generate import Step, generate
 from ..model import Network, Portion, finished
 from ..options import Options
 from ..planning.forecast import free_bytes
@@ -41,8 +41,10 @@ from ..tokenizer import Tokenizer
 from . import batch, chat, explaining
 from .admission import Admission
 from .answers import Answer, Asking, Clock, Event, Finished, Reply, Score, peak_bytes
+from .compiled import Compiled
 from .grammar import Vocabularies, grammar_rules
 from .looks import Encode
+from .lookup import Lookup
 from .pace import Pace
 from .prefix import Description, Prefix
 from .rules import Rule
@@ -68,6 +70,7 @@ class Model(Asking):
     load_seconds: float = 0.0
     details: tuple[str, ...] = ()  # keys of config.json that nothing reads
     kv_dtype: torch.dtype | None = None  # of every cache; None: that of the weights
+    compiled: Compiled | None = None  # the decode step, where it was compiled for a CPU
     vocabularies: Vocabularies = field(default_factory=dict)  # of grammars (engine/grammar.py)
 
     def __repr__(self) -> str:
@@ -119,9 +122,12 @@ class Model(Asking):
                 cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
         reading = self.reading(plan, visuals, cache, reply.looking)
         logits = yield from reply.reading.around(reading)
-        step = decoding(self.network, cache, self.known_ids)
+        step, lookup = self.step(cache), None
+        if options.lookup:
+            common = self.network, cache, self.known_ids
+            lookup = Lookup(*common, step, prepared.ids, options.lookup)
         try:
-            yield from generate(reply, logits, step)
+            yield from generate(reply, logits, lookup or step)
         except KeyboardInterrupt:
             if not interruptible:
                 raise
@@ -131,7 +137,8 @@ class Model(Asking):
             prefix.append(reply.new)
             if prompt_cache is not None and not stored:
                 self.keep(prefix, prompt_cache, prepared)
-        yield self.answer(reply, cached=None if prefix is None else prefix.reused)
+        counts = None if lookup is None else lookup.usage
+        yield self.answer(reply, None if prefix is None else prefix.reused, counts)
 
     def keep(self, prefix: Prefix, path: str | Path, prepared: Prepared) -> None:
         """Write a prompt cache; a failure costs the file, not the answer, and is a warning."""
@@ -221,6 +228,13 @@ class Model(Asking):
         reading = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
         return finished(reading), cache
 
+    def step(self, cache: Cache) -> Step:
+        """How one answer's tokens are made over a cache of one row."""
+        common = self.network, cache, self.known_ids
+        if self.compiled is not None and self.compiled.takes(cache):
+            return self.compiled.step(*common)
+        return decoding(*common)
+
     def reply(
         self, prepared: Prepared, options: Options, began: float, rules: Iterable[Rule] = ()
     ) -> Reply:
@@ -229,9 +243,14 @@ class Model(Asking):
         rules = [*rules, *grammar_rules(options, self.tokenizer, eos, self.vocabularies)]
         return Reply(prepared, options, self.known_ids, eos, self.tokenizer, began, rules)
 
-    def answer(self, reply: Reply, cached: int | None = None) -> Answer:
+    def answer(
+        self,
+        reply: Reply,
+        cached: int | None = None,
+        more: Mapping[str, int] | None = None,
+    ) -> Answer:
         """The Answer that a reply has become."""
-        return reply.answer(self.load_seconds, peak_bytes(self.network.device), cached)
+        return reply.answer(self.load_seconds, peak_bytes(self.network.device), cached, more)
 
     # What looks inside ----------------------------------------------------------
 

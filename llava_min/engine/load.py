@@ -28,6 +28,7 @@ from ..weights.adapter import Adapter
 from ..weights.checkpoint import Checkpoint
 from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
+from . import compiled
 from .handle import KV_DTYPES, Model
 from .prefix import description
 from .recording import RecordedTower, recorded
@@ -55,12 +56,14 @@ def load(
     context: int | None = None,
     bits: int | None = None,
     adapter: str | Path | None = None,
+    compile: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
     With `adapter`, a folder, a LoRA is merged into it, and with `bits`, 4 or 8, it is quantised
-    while loading. progress(done, total) is called after each tensor. Raises LlavaMinError.
+    while loading. compile: see compiled.for_device. progress(done, total) is called after each
+    tensor. Raises LlavaMinError.
     """
     start = time.perf_counter()
     device, path = pick_device(device), EMBEDDED
@@ -96,9 +99,10 @@ def load(
     packed.ready(network)
     if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
+    ready = compiled.for_device(network, compile)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
-    return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept)
+    return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept, ready)
 
 
 def pick_device(device: str) -> str:

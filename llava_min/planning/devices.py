@@ -41,6 +41,23 @@ def default_dtype(device: str, large: bool) -> tuple[str, str]:
     return "bfloat16", "half the bytes of float32, and its range"
 
 
+def threads(chosen: int | None, usual: int) -> tuple[int, str]:
+    """(threads on a CPU, reason): those chosen, or what torch takes, but no more than cores.
+
+    usual: what torch takes by itself: cores as Intel's library counts them, or every thread of
+    each core, or OMP_NUM_THREADS.
+
+    >>> threads(3, usual=2)
+    (3, '--threads 3')
+    """
+    if chosen is not None:
+        return chosen, f"--threads {chosen}"
+    found = cpu.cores()
+    if found is not None and found[0] < usual:
+        return found
+    return usual, "as torch takes by itself"
+
+
 def path(device: str, choice: str = "auto") -> tuple[str, str]:
     """(path, reason) by the rule of kernels/paths.py, from what the machine says without torch."""
     found = capability() if device == "cuda" else None

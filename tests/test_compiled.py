@@ -1,0 +1,427 @@
+"""The decode step that is compiled ahead of time: equal to the ordinary one, and never a wrong one.
+
+What builds a package needs a C++ compiler, and is skipped without one. All of it here shares one
+package, of a model with two layers in four bits.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llava_min
+from llava_min import trace
+from llava_min.base import cpu
+from llava_min.cache import Cache
+from llava_min.command.main import main
+from llava_min.engine import compiled, compiling
+from llava_min.engine.step import eager
+from llava_min.errors import ParameterError
+from llava_min.kernels import choose
+
+ON_CPU = choose.rule("cpu", None)[0] == "cpu"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+needs_path = pytest.mark.skipif(not ON_CPU, reason="a CPU on the reference path compiles nothing")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler, g++ or CXX")
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+FORMAT = {"device": "cpu", "dtype": "float32", "bits": 4}
+
+pytestmark = needs_path
+
+
+def checkpoint(folder, **text):
+    config = small.hf_config(**SIZES, **text)
+    return small.write(folder, config, small.tensors_of(small.random_model(config, 3), "hf"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A cache folder of this file's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_MIN_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def built(home, source):
+    """The model with its package, which is built here."""
+    if not COMPILER:
+        pytest.skip("needs a C++ compiler, g++ or CXX")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # a package serves any number
+    model = llava_min.load(source, **FORMAT, compile=True)
+    torch.set_num_threads(threads)
+    assert model.compiled is not None
+    return model
+
+
+@pytest.fixture(scope="module")
+def ordinary(home, source):
+    return llava_min.load(source, **FORMAT, compile=False)
+
+
+@pytest.fixture(scope="module")
+def oracle(source):
+    """The same codes and scales in float64."""
+    return llava_min.load(source, device="cpu", dtype="float64", bits=4)
+
+
+def random_cache(model, seen, spare, seed, dtype=torch.float32):
+    cache = Cache.empty(model.config.text, 1, seen + spare, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (cache.keys, cache.values):
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        tensor[:, :, :, seen:] = torch.nan  # what no token has written
+    cache.advance(seen)
+    return cache
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 508), st.integers(0, 9))
+def test_a_step_is_an_ordinary_step(built, ordinary, oracle, seen, spare, newest, seed):
+    """After any number of tokens, in a cache of any capacity: its error against float64 is at most
+    twice that of the ordinary step; it writes the token's place and no other.
+    """
+    models = oracle, ordinary, built
+    caches = [random_cache(ordinary, seen, spare, seed) for _ in models]
+    caches[0] = random_cache(ordinary, seen, spare, seed, torch.float64)
+    before = caches[2].keys.clone(), caches[2].values.clone()
+    steps = [
+        eager(oracle.network, caches[0], 512),
+        eager(ordinary.network, caches[1], 512),
+        built.compiled.step(built.network, caches[2], 512),
+    ]
+    exact, plain, found = (step([newest]) for step in steps)
+    assert found[0].dtype == torch.float32 and found[0].shape == plain[0].shape
+    assert found[1] == found[0].argmax(-1).tolist()
+    error, allowed = ((one[0] - exact[0]).abs().max() for one in (found, plain))
+    assert error <= 2 * allowed
+    for name, held in zip(("keys", "values"), before):
+        exact, plain, found = (getattr(cache, name) for cache in caches)
+        error, allowed = (
+            (one[:, :, :, seen] - exact[:, :, :, seen]).abs().max() for one in (found, plain)
+        )
+        assert error <= 2 * allowed
+        found[:, :, :, seen] = torch.nan
+        assert torch.equal(found.nan_to_num(9.0), held.nan_to_num(9.0))
+    assert caches[2].host_lengths.tolist() == caches[2].lengths.tolist() == [seen + 1]
+
+
+def asked(model, **options):
+    return model.generate("What is in the picture?", images=[small.picture(70, 50)], **options)
+
+
+def test_the_answers_are_those_of_ordinary_steps(built, ordinary):
+    for options in ({}, {"temperature": 0.8, "seed": 3}, {"lookup": 7}):
+        options |= {"max_tokens": 40, "ignore_eos": True}
+        assert asked(built, **options).token_ids == asked(ordinary, **options).token_ids
+    chats = [model.chat(max_tokens=12, ignore_eos=True) for model in (built, ordinary)]
+    for question in ("Where?", "Why?", "Again?"):
+        first, second = (chat.ask(question) for chat in chats)
+        assert first.token_ids == second.token_ids and first.usage == second.usage
+
+
+def test_it_is_the_package_that_runs(built, monkeypatch):
+    """Of an answer's tokens, the ordinary step makes none; while somebody watches, all."""
+    calls, decode = [], built.network.decode
+    monkeypatch.setattr(built.network, "decode", lambda *args: calls.append(1) or decode(*args))
+    plain = asked(built, max_tokens=9, ignore_eos=True)
+    assert not calls
+    with trace.watch("hidden") as hidden:
+        watched = asked(built, max_tokens=9, ignore_eos=True)
+    assert watched.token_ids == plain.token_ids and len(calls) == 8 and len(hidden) == 9
+
+
+def test_a_cache_of_eight_bits_takes_ordinary_steps(built, source, home):
+    eight = llava_min.load(source, **FORMAT, kv_dtype="int8")
+    assert eight.compiled is not None and not eight.compiled.takes(eight.empty_cache(4))
+    assert not eight.compiled.takes(built.empty_cache(4, 2)) and eight.compiled.takes(
+        built.empty_cache(4)
+    )
+    without = llava_min.load(source, **FORMAT, kv_dtype="int8", compile=False)
+    options = {"max_tokens": 12, "ignore_eos": True}
+    assert asked(eight, **options).token_ids == asked(without, **options).token_ids
+
+
+def test_threads_share_it(built):
+    ask = lambda seed: asked(built, max_tokens=8, temperature=1.0, seed=seed).token_ids
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(8))) == alone
+
+
+def test_weights_are_handed_over_and_not_copied(built):
+    """A change of a weight changes the next step: the package has none of its own."""
+    cache = random_cache(built, 9, 4, 0)
+    step, norm = built.compiled.step(built.network, cache, 512), built.network.decoder.norm.weight
+    first = step([7])[0].clone()
+    before = norm.clone()
+    norm.mul_(2)
+    cache.rewind(1)
+    second = step([7])[0]
+    norm.copy_(before)
+    assert torch.allclose(second, 2 * first, rtol=1e-4)
+    assert built.compiled.path.stat().st_size < 2**23
+
+
+# Which package is opened ---------------------------------------------------------
+
+
+def test_once_built_it_is_used_unasked(built, source, home):
+    """By another process, without the compiler's modules, and it says so with -v."""
+    code = f"""
+import logging, sys, llava_min
+logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("llava_min").setLevel(logging.DEBUG)
+for given in ({{}}, {{"compile": True}}, {{"compile": False}}):
+    model = llava_min.load({str(source)!r}, device="cpu", dtype="float32", bits=4, **given)
+    print(model.compiled is not None, len(model.generate([5, 6], max_tokens=3).token_ids))
+print([name for name in ("torch._inductor", "torch._dynamo", "sympy") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines() == ["True 3", "True 3", "False 3", "[]"], run.stderr
+    assert run.stderr.count(f"decode step: compiled, from {built.compiled.path}") == 2
+    assert "compiling" not in run.stderr
+
+
+def changed(monkeypatch, what):
+    """Make this machine another one, for what packages are made with."""
+    if what == "torch":
+        monkeypatch.setattr(torch, "__version__", "2.99.0")
+    elif what == "instructions":
+        flags = cpu.flags()
+        monkeypatch.setattr(cpu, "flags", lambda: [*flags, "amx_tile"])
+    elif what == "vectors":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    else:
+        monkeypatch.setattr(compiled, "code", lambda: "another")
+
+
+@pytest.mark.parametrize("what", ["torch", "instructions", "vectors", "code"])
+def test_a_package_of_another_machine_is_not_opened(home, ordinary, monkeypatch, what, caplog):
+    """Neither by its name nor, where somebody gave it the right name, by what is in it."""
+    decoder = ordinary.network.decoder
+    made = compiled.made_with(decoder)
+    path = compiled.path_of(made)
+    if not path.exists():
+        write_notes(path, made)
+    with monkeypatch.context() as patch:
+        changed(patch, what)
+        other = compiled.path_of(compiled.made_with(decoder))
+        assert other != path and compiled.opened(decoder) is None
+        shutil.copy(path, other)
+        caplog.clear()
+        assert compiled.opened(decoder) is None and "no whole package" in caplog.text
+        other.unlink()
+
+
+def write_notes(path, made):
+    """A file that says what a package says, without its code."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"package/extra/{compiled.NOTES}", json.dumps({"made_with": made,
+                                                                     "numbers": {}}))  # fmt: skip
+
+
+def test_names_differ_by_shape_and_format(home, tmp_path):
+    """Every shape and format has a name of its own; a context of another length has not."""
+    kinds = {
+        "float32": {"dtype": "float32"},
+        "int4": {"bits": 4},
+        "int8": {"bits": 8},
+        "bfloat16": {"dtype": "bfloat16"},
+        "int4, scales of bfloat16": {"dtype": "bfloat16", "bits": 4},
+    }
+    shapes = [{}, {"rope_theta": 1e4}, {"num_hidden_layers": 3}, {"vocab_size": 544}]
+    paths = {}
+    for number, text in enumerate(shapes):
+        folder = checkpoint(tmp_path / str(number), **text)
+        for name, form in kinds.items():
+            model = llava_min.load(folder, device="cpu", compile=False, **form)
+            paths[number, name] = compiled.path_of(compiled.made_with(model.network.decoder))
+    assert len(set(paths.values())) == len(shapes) * len(kinds)
+    longer = llava_min.load(tmp_path / "0", device="cpu", dtype="float32", context=99)
+    again = compiled.path_of(compiled.made_with(longer.network.decoder))
+    assert again == paths[0, "float32"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
+def test_a_damaged_package_is_not_opened(built, source, tmp_path, monkeypatch, damage, caplog):
+    """Cut at many places, with a byte changed at many, or something else altogether."""
+    data, decoder = built.compiled.path.read_bytes(), built.network.decoder
+    monkeypatch.setenv("LLAVA_MIN_CACHE", str(tmp_path))
+    path = compiled.path_of(compiled.made_with(decoder))
+    path.parent.mkdir(parents=True)
+    places = {"empty": [0], "text": [0], "cut": [10, len(data) // 2, len(data) - 1]}
+    with zipfile.ZipFile(built.compiled.path) as file:
+        inside = [info.header_offset + 200 + info.file_size // 2 for info in file.infolist()
+                  if info.file_size > 10_000]  # fmt: skip
+    for place in places.get(damage, inside):
+        wrong = bytearray(data)
+        wrong[place] ^= 1
+        content = {"empty": b"", "text": b"no package", "cut": data[:place]}
+        path.write_bytes(content.get(damage, bytes(wrong)))
+        assert compiled.opened(decoder) is None and "is not opened" in caplog.text
+    path.write_bytes(data)
+    assert compiled.opened(decoder) is not None
+    shutil.rmtree(path.parent)
+
+
+# Builds that come to nothing -------------------------------------------------------
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAVA_MIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "compiled"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyboardInterrupt(), "compiling was interrupted: the ordinary decode step is used."),
+        (OSError(28, "No space left on device"), "is not compiled: OSError: [Errno 28] No space"),
+        (RuntimeError("C++ compile error\n\nmuch"), "compiled: RuntimeError: C++ compile error"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_build_that_fails_leaves_the_ordinary_step(
+    empty, source, monkeypatch, caplog, error, line
+):
+    def write(decoder, path, work):
+        (work / "half").write_bytes(b"x" * 1000)
+        raise error
+
+    monkeypatch.setattr(compiling, "write", write)
+    monkeypatch.setenv("CXX", sys.executable)  # any compiler that is there
+    with caplog.at_level(logging.INFO, "llava_min"):
+        model = llava_min.load(source, **FORMAT, compile=True)
+    assert model.compiled is None and len(asked(model, max_tokens=3).token_ids) == 3
+    (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
+    assert line in said and "\n" not in said
+    assert list(empty.iterdir()) == []
+
+
+def test_without_a_compiler(empty, source, monkeypatch, caplog):
+    from torch._inductor import cpp_builder, exc
+
+    def missing():
+        raise exc.InvalidCxxCompiler()
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    model = llava_min.load(source, **FORMAT, compile=True)
+    assert model.compiled is None and len(asked(model, max_tokens=3).token_ids) == 3
+    assert "torch finds no C++ compiler, such as g++" in caplog.text
+
+
+@needs_compiler
+def test_a_build_that_is_killed_leaves_no_package(empty, source):
+    """kill -9 while the compiler runs. A day later its folder is removed by the next build."""
+    code = f"import llava_min; llava_min.load({str(source)!r}, **{FORMAT!r}, compile=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(empty.glob("build-*/*/*/*.cpp")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (left,) = empty.iterdir()
+    assert left.name.startswith("build-") and any(left.iterdir())
+    model = llava_min.load(source, **FORMAT)
+    assert model.compiled is None
+    compiling.remove_stale(empty)
+    assert left.exists()  # another process may be building there
+    os.utime(left, (time.time() - 2 * compiling.STALE,) * 2)
+    compiling.remove_stale(empty)
+    assert not left.exists()
+
+
+def test_what_compile_may_be(source):
+    for wrong in (1, "yes"):
+        with pytest.raises(ParameterError, match="compile"):
+            llava_min.load(source, compile=wrong)
+
+
+def test_the_reference_path_compiles_nothing(empty, source, caplog):
+    with choose.using("reference"):
+        model = llava_min.load(source, device="cpu", compile=True)
+    assert model.compiled is None and not empty.exists()
+    assert "the decode step is not compiled: --kernels reference." in caplog.text
+
+
+def test_the_command(built, source, capsys, caplog):
+    """Its options, and that a plan has nothing to compile."""
+    words = ["-m", str(source), "--int4", "--dtype", "float32", "--device", "cpu", "-v"]
+    said = []
+    for more in ([], ["--compile"], ["--no-compile"]):
+        assert main([*words, *more, "What?", "--max-tokens", "2"]) == 0
+        said.append(caplog.text.count("decode step: compiled, from"))
+        caplog.clear()
+    assert said == [1, 1, 0]
+    assert main(["--plan", "--compile", "What?"]) == 2
+    assert "--plan and --compile cannot be used together" in capsys.readouterr().err
+    assert main(["--plan", "--no-compile", "What?"]) == 0
+
+
+# What takes minutes ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_two_builds_at_once(empty, source):
+    code = (
+        f"import llava_min; m = llava_min.load({str(source)!r}, **{FORMAT!r}, compile=True)\n"
+        "print(m.compiled is not None, m.generate([5, 6], max_tokens=5).token_ids)"
+    )
+    call = [sys.executable, "-c", code]
+    runs = [subprocess.Popen(call, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate()[0] for run in runs]
+    assert said[0] == said[1] and said[0].startswith("True")
+    assert [path.suffix for path in empty.iterdir()] == [".pt2"]
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    "given", [{"dtype": "bfloat16", "bits": 4}, {"dtype": "bfloat16"}, {"bits": 8}, {}], ids=str
+)
+def test_five_hundred_scenes(tmp_path, monkeypatch, given):
+    """The embedded checkpoint answers questions about 500 scenes as it does without a package.
+
+    Where an answer differs, its first other token was as likely as the ordinary one, but for the
+    rounding of 16 bits.
+    """
+    from llava_min.weights.tiny import scenes
+
+    monkeypatch.setenv("LLAVA_MIN_CACHE", str(tmp_path))
+    model = llava_min.load(device="cpu", compile=True, **given)
+    plain = llava_min.load(device="cpu", compile=False, **given)
+    assert model.compiled is not None
+    rng, different = np.random.default_rng(23), 0
+    for _ in range(500):
+        scene = scenes.draw_scene(rng, (84, 84))
+        picture, questions = scenes.render(scene), scenes.picture_questions(rng, scene)
+        _, text, _ = questions[int(rng.integers(len(questions)))]
+        one, other = (m.generate(text, images=[picture], max_tokens=48) for m in (model, plain))
+        different += one.text != other.text
+    print(f"{given}: {different} of 500 answers differ")
+    assert different == 0
