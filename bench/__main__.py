@@ -117,7 +117,8 @@ def on_cpu(settings: Namespace) -> Path:
 
         return devices.run(models[0], contexts, pairs, out)
     sections = settings.only or list(cpu.SECTIONS)
-    return cpu.run(models[0], contexts, sections, settings.formats, pairs, out)
+    about = models[0], contexts, sections, settings.formats, pairs, out
+    return cpu.run(*about, settings.also)
 
 
 # On any machine ------------------------------------------------------------------------

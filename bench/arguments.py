@@ -79,6 +79,13 @@ def generate(commands) -> argparse.ArgumentParser:
         choices=("float32", "bf16", "int8", "int4"),
         help="on a CPU (default bf16 int4)",
     )
+    command.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        choices=("compiled", "lookup"),
+        help="on a CPU: other ways of the decode step, in the same turns",
+    )
     sections(command, ("vision", "prefill", "decode", "profile"))
     pairs(command, 7)
     return command

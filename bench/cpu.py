@@ -2,10 +2,12 @@
 llama.cpp: prefill, decode, a tile.
 
     python -m bench generate --device cpu --context 1500 --only decode
+    python -m bench generate --device cpu --only decode --also compiled lookup
 
 All candidates of a section take turns in one process; a ratio is the median of the ratios of the
-turns. Every candidate answers from the same folder. `profile` says where the time of each section
-goes at the first context, by torch's own profiler.
+turns. Every candidate answers from the same folder. `--also` adds the compiled decode step, and the
+two ends between which prompt lookup is: every drafted token taken, or none. `profile` says where
+the time of each section goes at the first context, by torch's own profiler.
 Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 """
 
@@ -17,6 +19,11 @@ import torch
 
 import llava_min
 from llava_min.cache import Cache
+from llava_min.engine import compiling
+from llava_min.engine.lookup import Lookup
+from llava_min.engine.step import eager
+from llava_min.generate import Step
+from llava_min.options import MOST_DRAFTED
 from llava_min.segments import Plan, Text
 
 from . import checkpoints, ledger, llamacpp, plots
@@ -36,13 +43,23 @@ GROUPS = {  # of operators, by a part of their names
 CONTEXTS = (200, 1500, 6000)
 AGAINST = "transformers bf16"
 STEPS = 8  # tokens of one turn of decoding
+KNOWN = 100_000  # ids among which a step finds the most likely one: about a tokenizer's
+ALSO = {
+    # other ways of our decode step: what they are made of
+    "compiled": {"llava_min-compiled": lambda ours: Compiled(ours)},
+    "lookup": {
+        "llava_min-all-drafts-taken": lambda ours: Drafted(ours, True),
+        "llava_min-no-draft-taken": lambda ours: Drafted(ours, False),
+    },
+}
 
 
 class Ours:
     """This project's model: `section` readies a section and gives the function to be timed."""
 
     def __init__(self, folder: Path, form: str):
-        self.network = llava_min.load(folder, device="cpu", **FORMATS[form]).network
+        model = llava_min.load(folder, device="cpu", compile=False, **FORMATS[form])
+        self.network = model.network
 
     def cache(self, capacity: int) -> Cache:
         weight = self.network.decoder.embedding.weight
@@ -58,10 +75,15 @@ class Ours:
         plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
         return lambda: self.network.prefill(plan, [], self.cache(context))
 
-    def decode(self, context: int):
-        cache, ids = self.cache(context + STEPS), torch.tensor([7])
+    def filled(self, context: int, more: int = STEPS) -> Cache:
+        """A cache that has read so many tokens, with room for `more`."""
+        cache = self.cache(context + more)
         plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
         self.network.prefill(plan, [], cache)
+        return cache
+
+    def decode(self, context: int):
+        cache, ids = self.filled(context), torch.tensor([7])
 
         def steps():
             for _ in range(STEPS):
@@ -69,6 +91,48 @@ class Ours:
             cache.rewind(STEPS)
 
         return steps
+
+
+class Compiled:
+    """Our decode step compiled for this CPU, which is built where it is missing."""
+
+    def __init__(self, ours: Ours):
+        self.ours, self.package = ours, compiling.for_device(ours.network, True)
+        if self.package is None:
+            raise SystemExit("bench: the decode step cannot be compiled here (see above)")
+
+    def decode(self, context: int):
+        cache = self.ours.filled(context)
+        return repeated(self.package.step(self.ours.network, cache, KNOWN), cache)
+
+
+class Drafted:
+    """Our decode step with prompt lookup, of whose drafts all are taken, or none."""
+
+    def __init__(self, ours: Ours, taken: bool):
+        self.ours, self.taken = ours, taken
+
+    def decode(self, context: int):
+        network, cache = self.ours.network, self.ours.filled(context, STEPS + MOST_DRAFTED)
+        step = Lookup(network, cache, KNOWN, eager(network, cache, KNOWN), [7] * 9, MOST_DRAFTED)
+
+        def missed(ids: list[int]):
+            found = step(ids)
+            step.waiting.clear()  # as if another token had been chosen
+            return found
+
+        return repeated(step if self.taken else missed, cache)
+
+
+def repeated(step: Step, cache: Cache):
+    """A turn of decoding: STEPS times the same token."""
+
+    def steps():
+        for _ in range(STEPS):
+            step([7])
+        cache.rewind(STEPS)
+
+    return steps
 
 
 class Theirs:
@@ -187,7 +251,7 @@ def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]
     return found
 
 
-def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
+def run(shape: str, contexts, sections, formats, pairs: int, out: Path, also=()) -> Path:
     """Everything asked for, written as it comes."""
     path = out / "generate-cpu.jsonl"
     folder = checkpoints.folder_of(shape)
@@ -196,6 +260,10 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path) -> Path:
         if "bits" not in FORMATS[form]:
             candidates[f"transformers {form}"] = Theirs(folder, form)
     in_torch = dict(candidates)
+    for form in formats:
+        ways = {name: make for way in also for name, make in ALSO[way].items()}
+        ours = candidates[f"llava_min {form}"]
+        candidates |= {f"{name} {form}": make(ours) for name, make in ways.items()}
     decodes = {"prefill", "decode"} & set(sections)
     # llama.cpp ignores ATEN_CPU_CAPABILITY
     if decodes and llamacpp.INSTALLED and "ATEN_CPU_CAPABILITY" not in os.environ:
@@ -232,7 +300,7 @@ def table(rows: list[dict]) -> str:
         what = f"{row['section']} {row['context'] or ''}"
         ratio = f"{row['ratio']:6.2f}x" if "ratio" in row else ""
         lines.append(
-            f"{what:14} {row['name']:13} {row['format']:8} {row['per_second']:9.1f} "
+            f"{what:14} {row['name']:26} {row['format']:8} {row['per_second']:9.1f} "
             f"{row['unit']:9} {ratio}"
         )
     return "\n".join(lines)

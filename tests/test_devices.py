@@ -18,7 +18,8 @@ import llava_min
 from llava_min.base import cpu
 from llava_min.cache import Cache
 from llava_min.command import arguments
-from llava_min.command.main import main, set_threads
+from llava_min.command.main import main
+from llava_min.command.threads import set_threads
 from llava_min.config import TextConfig
 from llava_min.decoder import Decoder
 from llava_min.engine.recording import recorded

@@ -35,6 +35,7 @@ WRONG = {
     "template": [3],
     "raw": [0],
     "prefill": [3],
+    "lookup": [-1, 8, 1.5, "3", True],
     "ignore_eos": ["yes"],
     "stop": ["", ["a", ""], [3], 3],
     "json_schema": ["no JSON", "[1]", 3, [1]],

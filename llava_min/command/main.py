@@ -22,6 +22,7 @@ from .. import use_kernels
 from ..base.habits import folder
 from ..errors import LlavaMinError, OutputError
 from . import arguments, batch_file, report
+from .threads import set_threads
 
 TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
@@ -175,19 +176,6 @@ def answer(settings: arguments.Settings) -> int:
             return explain(model, reporter, question, images, videos)
         asked = model.events(question, images=images, videos=videos, interruptible=True, **options)
         return 130 if reporter.follow(asked, question).finish_reason == "interrupted" else 0
-
-
-def set_threads(chosen: int | None) -> None:
-    """Let torch use so many threads of the CPU, by the rule of planning/devices.py."""
-    import torch
-
-    from ..planning import devices
-
-    usual = torch.get_num_threads()
-    count, reason = devices.threads(chosen, usual)
-    if count != usual:
-        torch.set_num_threads(count)
-    log.debug("threads %d: %s", count, reason)
 
 
 def explain(

@@ -18,7 +18,7 @@ from ..base.habits import folder
 from ..errors import ParameterError
 from . import arguments
 from .flags import COUNT, DAILY, DETAILS, SWITCH, Flag, How, must_be, number
-from .main import set_threads
+from .threads import set_threads
 
 LOADING = (
     "--model",

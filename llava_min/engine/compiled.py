@@ -160,26 +160,3 @@ def opened(decoder: Decoder) -> Compiled | None:
         log.warning(f"{path} is no whole package for this model, and is not opened.")
         return None
     return Compiled(path, decoder, numbers)
-
-
-def for_device(network: Network, wanted: bool | None) -> Compiled | None:
-    """The compiled step of a model that is laid out for its device, None for the ordinary one.
-
-    wanted: True builds it where there is none; None takes one that is there; False takes none.
-    """
-    path, reason = choose.explained(network.device)
-    if wanted is False or path != "cpu":
-        if wanted:
-            log.warning(f"the decode step is not compiled: {reason}.")
-        return None
-    found = opened(network.decoder)
-    if found is None and wanted:
-        from .compiling import built
-
-        if built(network.decoder):
-            found = opened(network.decoder)
-    if found is None:
-        log.debug("decode step: ordinary; --compile builds one for this model and CPU")
-    else:
-        log.debug(f"decode step: compiled, from {found.path}")
-    return found

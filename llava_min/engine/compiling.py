@@ -1,7 +1,8 @@
 """One decode step is traced, compiled ahead of time for this CPU, and kept as a package.
 
 in:  a decoder laid out for a CPU
-out: a package in the cache folder (engine/compiled.py), or a line that says why there is none
+out: a package in the cache folder (engine/compiled.py), or a line that says why there is none;
+     `for_device`: the compiled step of a loaded model, where it is wanted and can be had
 
 What is traced is the decoder itself, over one token and a cache of any capacity that has seen any
 number of tokens. Weights in an order of their own (kernels/onednn.py) cannot be traced; a tensor of
@@ -32,7 +33,9 @@ from torch import Tensor, nn
 
 from ..cache import Layer
 from ..decoder import Decoder
-from .compiled import NOTES, made_with, path_of
+from ..kernels import choose
+from ..model import Network
+from .compiled import NOTES, Compiled, made_with, opened, path_of
 
 log = logging.getLogger("llava_min")
 Module = TypeVar("Module", bound=nn.Module)
@@ -114,7 +117,7 @@ def traceable(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
-def traced(decoder: Decoder) -> tuple[torch.export.ExportedProgram, tuple[object, ...]]:
+def traced(decoder: Decoder) -> "tuple[torch.export.ExportedProgram, tuple[object, ...]]":
     """One step of a decoder as a program, for any capacity and any number of tokens seen."""
     config, dtype = decoder.config, decoder.embedding.weight.dtype
     shape, layers = (1, config.num_kv_heads, CAPACITY, config.head_dim), range(config.num_layers)
@@ -188,3 +191,23 @@ def remove_stale(folder: Path) -> None:
     for left in folder.glob("build-*"):
         if time.time() - left.stat().st_mtime > STALE:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def for_device(network: Network, wanted: bool | None) -> Compiled | None:
+    """The compiled step of a model that is laid out for its device, None for the ordinary one.
+
+    wanted: True builds it where there is none; None takes one that is there; False takes none.
+    """
+    path, reason = choose.explained(network.device)
+    if wanted is False or path != "cpu":
+        if wanted:
+            log.warning(f"the decode step is not compiled: {reason}.")
+        return None
+    found = opened(network.decoder)
+    if found is None and wanted and built(network.decoder):
+        found = opened(network.decoder)
+    if found is None:
+        log.debug("decode step: ordinary; --compile builds one for this model and CPU")
+    else:
+        log.debug(f"decode step: compiled, from {found.path}")
+    return found

@@ -28,7 +28,7 @@ from ..weights.adapter import Adapter
 from ..weights.checkpoint import Checkpoint
 from ..weights.kept import with_kept_codes
 from ..weights.tied import with_own_head
-from . import compiled
+from . import compiling
 from .handle import KV_DTYPES, Model
 from .prefix import description
 from .recording import RecordedTower, recorded
@@ -62,7 +62,7 @@ def load(
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
     With `adapter`, a folder, a LoRA is merged into it, and with `bits`, 4 or 8, it is quantised
-    while loading. compile: see compiled.for_device. progress(done, total) is called after each
+    while loading. compile: see compiling.for_device. progress(done, total) is called after each
     tensor. Raises LlavaMinError.
     """
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def load(
     packed.ready(network)
     if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
-    ready = compiled.for_device(network, compile)
+    ready = compiling.for_device(network, compile)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept, ready)
