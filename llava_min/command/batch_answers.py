@@ -3,7 +3,7 @@
 in:  answers as lines of bytes, as they come
 out: the lines in the order of the input; from an earlier output, the answers that still hold
 
-Read command/batch_lines.py first. Read next: command/batch_file.py.
+Read command/batch_lines.py first. Read next: command/batch_shares.py.
 """
 
 from __future__ import annotations  # typing takes a twentieth of --help to import
@@ -36,8 +36,11 @@ def key_of(entry: Entry) -> Key:
     return ("id", json.dumps(entry["id"])) if "id" in entry else ("line", entry["line"])
 
 
-def answered(target: Path) -> list[Entry]:
-    """The answers in an output file. An error, or a half-written last line, is no answer."""
+def entries_of(target: Path) -> list[Entry]:
+    """The whole lines of an output file, answers and errors; a half-written last one is left out.
+
+    OutputError for what is neither.
+    """
     kept = []
     for number, text in enumerate(target.read_bytes().splitlines(keepends=True), start=1):
         try:
@@ -49,9 +52,14 @@ def answered(target: Path) -> list[Entry]:
                 where = f"{shown(str(target))}, line {number}"
                 raise OutputError("cannot resume", where, "an answer", "none") from None
             continue
-        if "error" not in entry and text.endswith(b"\n"):
+        if text.endswith(b"\n"):
             kept.append(entry)
     return kept
+
+
+def answered(target: Path) -> list[Entry]:
+    """The answers in an output file. An error, or a half-written last line, is no answer."""
+    return [entry for entry in entries_of(target) if "error" not in entry]
 
 
 def still_right(
@@ -98,6 +106,7 @@ class Answers:
 
     keys: list[Key]
     target: Path
+    writer: str = ""  # tells files in the making apart, where machines share a folder
     others = "; --resume goes on with the others"
 
     @property
@@ -122,7 +131,7 @@ class Answers:
 
     def write(self, entries: Iterable[bytes]) -> None:
         """Write the output file with these entries, whole or not at all."""
-        fresh = self.target.with_name(f"{self.target.name}.{os.getpid()}.part")
+        fresh = self.target.with_name(f"{self.target.name}.{self.writer}{os.getpid()}.part")
         try:
             fresh.write_bytes(b"".join(entries))
             fresh.replace(self.target)

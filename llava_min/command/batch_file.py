@@ -9,13 +9,15 @@ Each answer is written when it ends; to stdout, which is -, when those before it
 With --resume, an answer stays if its line asks the same question about the same media with the same
 settings, wherever that line is now; each answer carries a digest of these. Answers to lines that
 are gone are left out. A line that is half written or was an error is tried again.
-Read command/batch_lines.py, command/batch_answers.py, engine/batch.py first.
+Under torchrun or srun each process answers its share of the lines (command/batch_shares.py).
+Read command/batch_shares.py, engine/batch.py first.
 """
 
 from __future__ import annotations  # typing takes a twentieth of --help to import
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,11 +26,12 @@ from pathlib import Path
 
 from ..base.files import regular
 from ..base.progress import Progress
-from ..errors import LlavaMinError, OutputError, shown
+from ..errors import LlavaMinError, OutputError, ParameterError, shown
 from . import report
 from .arguments import Settings
-from .batch_answers import Answers, Stdout, answered, encoded, still_right
+from .batch_answers import Answers, Stdout, encoded, still_right
 from .batch_lines import STREAM, Key, Line, digest_of, lines_of, read
+from .batch_shares import Share, join, left_before, parts_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,31 +51,41 @@ log = logging.getLogger("llava_min")
 class Work:
     """What is to be done: the lines of the input, and the answers that are there already.
 
-    digests: of each line as its media were when the work began. before: answers that stay.
+    digests: of each line as its media were when the work began. before: answers that stay. Where
+    processes share a batch, `lines` are this one's, and `keys` those of all.
     """
 
     lines: list[Line]
     digests: dict[Key, str]
     output: Answers | Stdout
     before: dict[Key, bytes]
+    keys: list[Key]
+    share: Share
+    target: Path
 
     @classmethod
     def of(cls, settings: Settings) -> Work:
         """Read both files; PromptError or OutputError before any weight is loaded."""
         assert settings.batch is not None and settings.answers is not None
-        target = Path(settings.answers)
-        there = settings.answers != STREAM and target.exists()
-        if there and not (settings.resume and regular(target)):
-            what, where = "cannot write the answers", shown(str(target))
+        target, share = Path(settings.answers), Share.of(os.environ)
+        if share.count > 1 and STREAM in (settings.batch, settings.answers):
+            raise ParameterError(f"{str(share).capitalize()} needs --batch and -o with names, not -.")
+        others = (share.part(target, rank) for rank in range(share.count) if rank != share.rank)
+        mine = {target, *parts_of(target)} - set(others)  # theirs may be in the making
+        there = settings.answers != STREAM and sorted(path for path in mine if path.exists())
+        if there and not (settings.resume and all(map(regular, there))):
+            what, where = "cannot write the answers", shown(str(there[0]))
             hint = "--resume goes on with it, or name another."
             raise OutputError(what, where, "no such file yet", "one", hint)
         lines = lines_of(read(settings.batch), settings.batch)
         digests, before = {line.key: digest_of(line, settings) for line in lines}, {}
-        if there:
-            before = still_right(answered(target), lines, digests, shown(settings.batch))
+        if settings.resume:
+            before = still_right(left_before(target), lines, digests, shown(settings.batch))
         keys = [line.key for line in lines]
-        output = Stdout(keys) if settings.answers == STREAM else Answers(keys, target)
-        return cls(lines, digests, output, before)
+        lines = [line for index, line in enumerate(lines) if share.owns(index)]
+        before = {line.key: before[line.key] for line in lines if line.key in before}
+        output = Stdout(keys) if settings.answers == STREAM else Answers(keys, share.part(target))
+        return cls(lines, digests, output, before, keys, share, target)
 
     def answer(self, model: Model, settings: Settings) -> int:
         """Answer all lines without an answer; the exit code is that of the first line in error."""
@@ -99,7 +112,18 @@ class Work:
             counts = f"{len(todo) - len(codes)} answered, {len(self.before)} before"
             seconds = f"{len(codes)} in error, {time.time() - start:.1f} s"
             print(f"[{counts}, {seconds}]", file=sys.stderr)
+        if self.share.count > 1 or parts_of(self.target):
+            missing = join(self.share, self.keys, self.target)
+            log.info(f"{self.share}: {self.joined(missing)}")
         return codes[min(codes)] if codes else 0
+
+    def joined(self, missing: list[int]) -> str:
+        """What became of the parts."""
+        name = shown(str(self.target))
+        if not missing:
+            return f"{name} has all {len(self.keys)} lines"
+        ranks = ", ".join(map(str, missing))
+        return f"{name} is made once the parts in its folder of ranks {ranks} are whole too"
 
     def tell(self, line: Line, error: LlavaMinError, count: int) -> None:
         """Show the first few errors, and where the others are."""

@@ -151,6 +151,8 @@ def answer(settings: arguments.Settings) -> int:
         check_writable(Path(settings.explain), "cannot write the explanation")
     set_threads(settings.threads)
     use_kernels(settings.kernels)
+    if work and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(work.share.local % torch.cuda.device_count())
     model = loading.load(
         settings.model, progress=Progress("loading", settings.quiet), **settings.load
     )
