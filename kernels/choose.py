@@ -32,6 +32,11 @@ def use(choice: str) -> None:
     _choice = choice
 
 
+def chosen() -> str:
+    """The rule's override, "auto" where there is none."""
+    return _choice
+
+
 @contextmanager
 def using(choice: str):
     """Override the rule inside a `with` block."""

@@ -114,6 +114,9 @@ def load(
     bits: int | None = None,
     adapter: "str | Path | None" = None,
     compile: bool | None = None,
+    devices: "Sequence[str]" = (),
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
@@ -122,8 +125,10 @@ def load(
     context: the longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder
     while loading. adapter: a folder with a LoRA, as PEFT writes it, which is merged into the
     weights. compile: on a CPU, True compiles the decode step, once for a model's shape and format,
-    which takes a minute; None uses it where it was compiled before, False never. Names and types of
-    other libraries are taken too (base/habits.py).
+    which takes a minute; None uses it where it was compiled before, False never. devices: share the
+    layers among several of one kind. tensor_parallel, pipeline_parallel: share each layer, or the
+    layers, among so many processes, which end with this one; if one of them fails, they end this
+    one too. Names and types of other libraries are taken too (base/habits.py).
     Raises LlavaMinError.
     """
     from .engine.load import load
@@ -138,6 +143,9 @@ def load(
         bits=bits,
         adapter=adapter,
         compile=compile,
+        devices=devices,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
     )
 
 

@@ -93,6 +93,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, and the head, which may be the embedding itself ("tied")."""
 
+    parts = 1  # processes or devices that hold its blocks
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
@@ -107,14 +109,22 @@ class Decoder(nn.Module):
         """ids [B T] -> rows [B T D]."""
         return see("embedded", self.embedding(ids), "B T D")
 
-    def forward(self, rows: Tensor, cache: Cache) -> Tensor:
-        """Rows [B T D] -> hidden [B T D], writing into the cache without advancing it."""
+    def forward(self, rows: Tensor, cache: Cache, kept: int | None = None) -> Tensor:
+        """Rows [B T D] -> hidden [B T D], writing into the cache without advancing it.
+
+        kept: of how many of the newest rows the hidden is wanted, if not of all.
+        """
+        hidden = self.norm.whole_stream(*self.through(rows, cache), len(self.blocks))[1]
+        hidden = see("hidden", hidden, "B T D")
+        return hidden if kept is None else hidden[:, hidden.shape[1] - kept :]
+
+    def through(self, rows: Tensor, cache: Cache) -> tuple[Tensor, Tensor | None]:
+        """Rows [B T D] through all blocks: (the stream, what the last block adds to it)."""
         positions = cache.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
         angles, update = self.angles(positions, rows.dtype), None
         for block, layer in zip(self.blocks, cache.layers()):
             rows, update = block(rows, update, angles, layer)
-        hidden = self.norm.whole_stream(rows, update, len(self.blocks))[1]
-        return see("hidden", hidden, "B T D")
+        return rows, update
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Cosine and sine of positions [B T], in float32 at least: [2 B T E]."""

@@ -137,10 +137,11 @@ class Network(nn.Module):
         done = 0
         for rows in chunks(self.rows(plan, visuals), chunk):
             if len(rows):
-                hidden = self.decoder(rows[None], cache)
-                cache.advance(len(rows))
                 done += len(rows)
-                kept = [*kept, hidden] if keep == "all" else [hidden[:, -1:].clone()]
+                last = None if keep == "all" else int(done == plan.tokens)
+                hidden = self.decoder(rows[None], cache, last)
+                cache.advance(len(rows))
+                kept = [*kept, hidden] if keep == "all" else [hidden.clone()]
                 del hidden
             del rows  # while the next tiles are in the tower
             yield Portion(done, plan.tokens)

@@ -164,7 +164,7 @@ def test_ctrl_c_while_the_prompt_is_read_takes_the_question_back(model, monkeypa
     chat.ask("What?", images=[small.picture(100, 60)])
     turns, decoder = list(chat.turns), model.network.decoder.forward
     with monkeypatch.context() as patch:
-        patch.setattr(model.network.decoder, "forward", lambda rows, cache: raise_interrupt())
+        patch.setattr(model.network.decoder, "forward", lambda rows, cache, kept: raise_interrupt())
         with pytest.raises(KeyboardInterrupt):
             chat.ask("And now?", images=[small.picture(60, 60)])
     assert chat.turns == turns and model.network.decoder.forward == decoder

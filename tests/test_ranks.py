@@ -1,13 +1,26 @@
 """More than one process, and more than one device: prompts, layers and heads over ranks."""
 
+import functools
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import split_model
+import torch
+
+import llava_min
 
 from llava_min.command.batch_shares import Share, parts_of
 from llava_min.command.main import main
 from llava_min.errors import ParameterError
+from llava_min.families.folder import EMBEDDED, config_of
+from llava_min.planning.memory import Storage
+from llava_min.planning.split import Split, Traffic
+
+CONFIG = config_of(EMBEDDED, None, None)
 
 # Prompts over ranks ----------------------------------------------------------------
 
@@ -117,3 +130,115 @@ def test_a_share_that_cannot_be_is_refused(environment):
 def test_ranks_need_files_with_names(batch):
     run, target = batch
     assert run(0, 2, "-o", "-") == 2
+
+
+# One model over ranks and devices ----------------------------------------------------
+
+
+@functools.cache
+def alone(dtype: str, bits: int | None = None) -> dict[str, object]:
+    """What one process answers."""
+    return split_model.answers(llava_min.load(dtype=dtype, bits=bits))
+
+
+def over_ranks(tmp_path, **load) -> dict[str, object]:
+    """What a model answers that is split as load() is told, led by a process of its own."""
+    words = [sys.executable, split_model.__file__, str(tmp_path / "found"), json.dumps(load)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return torch.load(tmp_path / "found", weights_only=False)
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = [str(Path(llava_min.__file__).parent.parent), str(Path(split_model.__file__).parent)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | more
+
+
+def same(found: object, wanted: object) -> bool:
+    if isinstance(wanted, torch.Tensor):
+        return torch.equal(found, wanted)
+    return found == wanted
+
+
+def planned(split: Split, rows: int, kept: int, dtype: str) -> Traffic:
+    """What --plan says that the first rank hands to others."""
+    storage = Storage(dtype)
+    share = split.shares(CONFIG, storage, [])[0]
+    return Traffic.of(share, split, rows, kept, storage.size)
+
+
+LAYERS = [
+    # dtype, bits, ranks
+    ("float32", None, 2),
+    ("float32", 4, 3),
+    pytest.param("float32", None, 3, marks=pytest.mark.slow),
+    pytest.param("float32", None, 4, marks=pytest.mark.slow),
+    pytest.param("float32", 4, 2, marks=pytest.mark.slow),
+    pytest.param("float32", 4, 4, marks=pytest.mark.slow),
+    pytest.param("bfloat16", None, 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("dtype, bits, count", LAYERS)
+def test_layers_over_ranks_give_the_same_bits(tmp_path, dtype, bits, count):
+    found = over_ranks(tmp_path, dtype=dtype, bits=bits, pipeline_parallel=count)
+    for name, wanted in alone(dtype, bits).items():
+        assert same(found[name], wanted), name
+    parameters, layers, heads = found["held"]
+    assert layers == 4 // count and heads == 2  # the first stage, which has the tower, holds least
+    prompt, tokens = found["tokens"]
+    chunks, steps, sent = -(-prompt // 1024), tokens - 1, found["traffic"]
+    plan = planned(Split(pipeline=count), prompt + steps, 1 + steps, dtype)
+    assert (sent["send"], sent["recv"]) == (chunks + steps, 1 + steps)
+    assert (sent["send bytes"], sent["recv bytes"]) == (plan.passed, plan.back)
+    assert sent.keys() == {"send", "send bytes", "recv", "recv bytes"}
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_layers_over_devices_give_the_same_bits(bits, count):
+    model = llava_min.load(dtype="float32", bits=bits, devices=["cpu"] * count)
+    found, wanted = split_model.answers(model), alone("float32", bits)
+    assert all(same(found[name], wanted[name]) for name in wanted)
+    assert model.network.decoder.parts == count
+
+
+def worst(found: dict[str, object], wanted: dict[str, object]) -> float:
+    """The largest difference of their numbers."""
+    names = [name for name, value in wanted.items() if isinstance(value, torch.Tensor)]
+    return max(float((found[name].double() - wanted[name].double()).abs().max()) for name in names)
+
+
+def test_heads_over_ranks_give_the_same_numbers(tmp_path):
+    found, wanted = over_ranks(tmp_path, dtype="float64", tensor_parallel=2), alone("float64")
+    assert worst(found, wanted) < 1e-10
+    assert all(found[name] == wanted[name] for name in ("greedy", "sampled", "chat", "batch"))
+    _, layers, heads = found["held"]
+    assert (layers, heads) == (4, 1)
+    prompt, tokens = found["tokens"]
+    chunks, steps, sent = -(-prompt // 1024), tokens - 1, found["traffic"]
+    plan = planned(Split(tensor=2), prompt + steps, 1 + steps, "float64")
+    assert (sent["all_reduce"], sent["broadcast"]) == (2 * 4 * (chunks + steps), chunks + steps)
+    assert (sent["all_reduce bytes"], sent["broadcast bytes"]) == (plan.summed, plan.entering)
+    assert sent.keys() == {"all_reduce", "all_reduce bytes", "broadcast", "broadcast bytes"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [
+    {"dtype": "float64", "tensor_parallel": 2, "pipeline_parallel": 2},
+    {"dtype": "float64", "tensor_parallel": 2, "pipeline_parallel": 4},
+])  # fmt: skip
+def test_heads_and_layers_over_ranks_give_the_same_numbers(tmp_path, load):
+    found, wanted = over_ranks(tmp_path, **load), alone("float64")
+    assert worst(found, wanted) < 1e-10
+    assert all(found[name] == wanted[name] for name in ("greedy", "sampled", "chat", "batch"))
+
+
+@pytest.mark.parametrize("dtype, bits", [
+    ("float32", None),
+    pytest.param("bfloat16", None, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_heads_over_ranks_are_as_exact_as_one_process(tmp_path, dtype, bits):
+    exact = alone("float64")
+    found = over_ranks(tmp_path, dtype=dtype, bits=bits, tensor_parallel=2)
+    assert worst(found, exact) <= 2 * worst(alone(dtype, bits), exact)

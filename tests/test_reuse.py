@@ -236,11 +236,11 @@ def test_a_chunk_is_small_only_while_somebody_waits(model, monkeypatch):
     sizes, decoder = [], model.network.decoder
     forward = decoder.forward
 
-    def slow(rows, cache):
+    def slow(rows, cache, kept=None):
         if rows.shape[1] > 1:
             sizes.append(rows.shape[1])
             time.sleep(rows.shape[1] / 400)  # 100 tokens in 250 ms
-        return forward(rows, cache)
+        return forward(rows, cache, kept)
 
     monkeypatch.setattr(decoder, "forward", slow)
     slots = Slots(model, 2, 900)

@@ -10,6 +10,7 @@ Read weights/hub.py, weights/index.py, weights/formulas.py first. Read next: wei
 Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,8 +25,10 @@ from . import header
 from .foreign import Foreign
 from .formulas import multiplied_out
 from .index import index
+from .slices import Range, Slices
 
 MERGE = "Name the base with -m, and this folder with --lora."
+Cut = Callable[[str, tuple[int, ...]], Range | None]  # of a name and shape, what is wanted
 PARTS_ONLY = (
     # a file of a folder that is no checkpoint: what the folder is, and what to do with it
     ("adapter_config.json", "an adapter without its base", MERGE),
@@ -93,36 +96,38 @@ class Checkpoint:
                     yield name, tuple(part.get_shape()), part.get_dtype()
 
     def tensors(
-        self, progress: Callable[[int, int], None] | None = None
+        self, progress: Callable[[int, int], None] | None = None, cut: Cut | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of all, shard after shard, one tensor in memory at a time.
 
         After each, progress(done, total) is called. What another program quantised is multiplied
-        out, unless its codes are kept.
+        out, unless its codes are kept. cut: of which tensors only a part is wanted, and read.
         """
-        stored = self.stored(progress)
+        stored = self.stored(progress, cut)
         if self.foreign is None:
             return stored
         return multiplied_out(self.foreign, self.names, stored)
 
     def stored(
-        self, progress: Callable[[int, int], None] | None = None
+        self, progress: Callable[[int, int], None] | None = None, cut: Cut | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all, as they are in the files."""
+        """(name, tensor) of all, or of the parts that are wanted, as they are in the files."""
         done = 0
         for path in dict.fromkeys(self.shards.values()):
-            with open_shard(path) as shard:
+            with open_shard(path) as shard, contextlib.closing(Slices(path)) as slices:
                 for name in (name for name, where in self.shards.items() if where == path):
-                    yield name, read_tensor(shard, name, path, self.foreign is not None)
+                    check_dtype(shard, name, path, self.foreign is not None)
+                    part = cut and cut(name, tuple(shard.get_slice(name).get_shape()))
+                    yield name, read_tensor(shard, slices, name, part)
                     done += 1
                     if progress is not None:
                         progress(done, len(self.shards))
 
 
-def read_tensor(shard: safe_open, name: str, path: Path, foreign: bool = False) -> Tensor:
-    """One tensor of an open shard, after a check of the dtype that it is stored in.
+def check_dtype(shard: safe_open, name: str, path: Path, foreign: bool = False) -> None:
+    """CheckpointError for a dtype that no weight is stored in.
 
-    foreign: any that another program has for codes and scales.
+    foreign: any that another program has for codes and scales is right.
     """
     dtype = shard.get_slice(name).get_dtype()
     codes = name.endswith(".packed")
@@ -131,10 +136,18 @@ def read_tensor(shard: safe_open, name: str, path: Path, foreign: bool = False) 
         floats = ", ".join(key for key in header.DTYPES if key not in header.CODES)
         allowed = " or ".join(header.CODES) if codes else f"one of {floats}"
         raise CheckpointError(f"cannot load {shown(name)}", path.name, allowed, shown(dtype))
+
+
+def read_tensor(shard: safe_open, slices: Slices, name: str, part: Range | None) -> Tensor:
+    """One tensor of an open shard, or a part of it."""
     try:
-        return shard.get_tensor(name)
+        if part is None:
+            return shard.get_tensor(name)
+        stored = shard.get_slice(name)
+        return slices.read(name, stored.get_dtype(), tuple(stored.get_shape()), part)
     except (SafetensorError, OSError):
-        raise header.damaged(path, f"the whole of {shown(name)}", "the file cut short") from None
+        expected = f"the whole of {shown(name)}"
+        raise header.damaged(slices.path, expected, "the file cut short") from None
 
 
 def open_shard(path: Path) -> safe_open:

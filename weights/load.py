@@ -6,7 +6,7 @@ out: Network with every parameter filled, or CheckpointError
 Every tensor of the checkpoint is used once or dropped by a named rule. What is dropped is not read,
 so it may be of any dtype. Every parameter of the model is filled once, whole, with its own shape.
 Anything else is an error: nothing is ever left at random. Peak memory is the model and one tensor.
-Read weights/names.py, weights/tied.py first. Read next: weights/packed.py.
+Read weights/names.py, weights/tied.py, weights/share.py first. Read next: weights/packed.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from ..model import Network
 from . import names, packed
 from .checkpoint import Checkpoint
 from .index import ELSEWHERE
+from .share import Share
 
 Tensors = Iterator[tuple[str, Tensor]]  # of a checkpoint, by name
 
@@ -62,21 +63,26 @@ def fill(
     device: str,
     progress: Callable[[int, int], None] | None = None,
     convert: Sequence[Callable[[Tensors], Tensors]] = (),
+    share: Share | None = None,
 ) -> None:
     """Fill the meta model from the checkpoint, cast to `dtype`, on `device`.
 
     progress(done, total) is called after each tensor. Each of `convert` may change the stream of
-    (name, tensor) on its way.
+    (name, tensor) on its way. share: the part of the checkpoint that the model is, if not all.
     """
     config = model.config
-    wanted = pieces(model, config)
+    share = share or Share.whole(config.text)
+    wanted = {key: shape for key, shape in pieces(model, config).items() if share.holds(key[0])}
     filled: dict[tuple[str, str | None], str] = {}
-    used = checkpoint.only(lambda name: unused(name, config) is None)
-    tensors: Tensors = used.tensors(progress)
+    used = checkpoint.only(
+        lambda name: unused(name, config) is None and share.own(names.ours(name)[0]) is not None
+    )
+    tensors: Tensors = used.tensors(progress, share.cut)
     for change in convert:
         tensors = change(tensors)
     for name, tensor in tensors:
         own, piece = names.ours(name)
+        own = share.own(own) or own
         shape = wanted.get((own, piece))
         if shape is None:
             raise CheckpointError(

@@ -55,6 +55,8 @@ NAMES = {
     "ctx_size": ("llama.cpp", "context"),
     "kv_cache_dtype": ("vLLM", "kv_dtype"),
     "hf_overrides": ("vLLM", "config"),
+    "tensor_parallel_size": ("vLLM", "tensor_parallel"),
+    "pipeline_parallel_size": ("vLLM", "pipeline_parallel"),
     "adapter_path": ("mlx-vlm", "adapter"),
     "lora_path": ("several", "adapter"),
 }
@@ -94,6 +96,9 @@ LOADED = (
     "bits",
     "adapter",
     "compile",
+    "devices",
+    "tensor_parallel",
+    "pipeline_parallel",
 )  # of load()
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps", "xpu"),

@@ -25,6 +25,10 @@ NOT_TOGETHER = {
     "json": ("jsonl",),
     "plan": ("chat", "batch", "prompt_cache", "show_prompt", "trace", "explain", "compile"),
     "explain": ("chat", "batch"),
+    # what looks at every layer, or keeps them, needs all of them in one place
+    "devices": ("prompt_cache", "explain", "trace", "lora"),
+    "tensor_parallel": ("prompt_cache", "explain", "trace", "lora", "devices"),
+    "pipeline_parallel": ("prompt_cache", "explain", "trace", "lora", "devices"),
     "batch": (
         "prompt",
         "image",
@@ -198,7 +202,18 @@ def loading(given: argparse.Namespace) -> "dict[str, Any]":
         "context": given.context,
         "bits": given.bits[0] if given.bits else None,
         "config": dict(map(override, given.config)),
-    } | ({"adapter": given.lora} if given.lora else {})
+    } | several(given)
+
+
+def several(given: argparse.Namespace) -> "dict[str, Any]":
+    """Those of the arguments of load() that are not at their defaults, and are rarely given."""
+    rare = {
+        "adapter": given.lora,
+        "devices": given.devices,
+        "tensor_parallel": given.tensor_parallel,
+        "pipeline_parallel": given.pipeline_parallel,
+    }
+    return {name: value for name, value in rare.items() if value not in (None, (), 1)}
 
 
 def compiling(given: argparse.Namespace) -> "dict[str, Any]":
@@ -240,8 +255,8 @@ def check_together(given: argparse.Namespace) -> None:
     if given.bits and len(set(given.bits)) > 1:
         raise ParameterError("--int4 and --int8 cannot be used together.")
     for name, others in NOT_TOGETHER.items():
-        for other in others if getattr(given, name) else ():
-            if getattr(given, other):
+        for other in others if asked(given, name) else ():
+            if asked(given, other):
                 raise ParameterError(f"{option(name)} and {option(other)} cannot be used together.")
     if given.batch and not given.output:
         raise ParameterError("--batch needs -o OUT.JSONL, the file for its answers.")
@@ -254,6 +269,12 @@ def check_needs(given: argparse.Namespace) -> None:
     for name, (others, words) in NEEDED.items():
         if getattr(given, name) and not any(getattr(given, other) for other in others):
             raise ParameterError(f"{option(name)} needs {words}.")
+
+
+def asked(given: argparse.Namespace, name: str) -> bool:
+    """Whether an option asks for something; one process or one device is nothing."""
+    value = getattr(given, name)
+    return bool(value) and (value is True or value != 1)
 
 
 def option(name: str) -> str:

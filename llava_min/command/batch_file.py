@@ -67,7 +67,9 @@ class Work:
     def of(cls, settings: Settings) -> Work:
         """Read both files; PromptError or OutputError before any weight is loaded."""
         assert settings.batch is not None and settings.answers is not None
-        target, share = Path(settings.answers), Share.of(os.environ)
+        target = Path(settings.answers)
+        one_model = settings.load.keys() & {"tensor_parallel", "pipeline_parallel"}
+        share = Share() if one_model else Share.of(os.environ)
         if share.count > 1 and STREAM in (settings.batch, settings.answers):
             raise ParameterError(f"{str(share).capitalize()} needs --batch and -o with names, not -.")
         others = (share.part(target, rank) for rank in range(share.count) if rank != share.rank)

@@ -147,6 +147,11 @@ def alternatives(text: str) -> tuple[str, ...]:
     return found
 
 
+def devices(text: str) -> tuple[str, ...]:
+    """Devices with commas between them."""
+    return tuple(text.split(","))
+
+
 def explanation(text: str) -> str:
     """The name of a file that an explanation can be written to."""
     if not text.endswith((".html", ".safetensors")):
@@ -312,6 +317,21 @@ DETAILS: tuple[Flag, ...] = (
         "--device",
         "auto, cpu, cuda, mps, xpu (mps, xpu: untested)",
         choice("auto", "cpu", "cuda", "mps", "xpu"),
+    ),
+    (
+        "--devices",
+        "share the layers among several: cuda:0,cuda:1,... or cpu,cpu",
+        How(type=devices, default=(), metavar="D,D,..."),
+    ),
+    (
+        "-tp --tensor-parallel",
+        "share each layer among N processes, which makes tokens faster (docs/scale.md)",
+        How(type=COUNT, default=1, metavar="N"),
+    ),
+    (
+        "-pp --pipeline-parallel",
+        "share the layers among N processes, which makes long prompts faster",
+        How(type=COUNT, default=1, metavar="N"),
     ),
     (
         "--dtype",

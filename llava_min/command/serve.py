@@ -23,6 +23,9 @@ from .threads import set_threads
 LOADING = (
     "--model",
     "--device",
+    "--devices",
+    "--tensor-parallel",
+    "--pipeline-parallel",
     "--dtype",
     "--int4",
     "--int8",

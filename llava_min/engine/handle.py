@@ -9,7 +9,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 import logging
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ..base.habits import accepting
 from ..base.memory import memory_guard
 from ..cache import Cache
 from ..config import LlavaConfig
-from ..errors import OutputError
+from ..errors import OutputError, ParameterError
 from ..explain.explanation import Explanation
 from ..explain.forced import before, log_probabilities
 from ..explain.gradients import gradient
@@ -103,6 +103,8 @@ class Model(Asking):
         raised. To close the iterator stops the work at the next event. Raises LlavaMinError.
         """
         options, began = Options.of(**given), time.perf_counter()
+        if prompt_cache is not None and self.network.decoder.parts > 1:
+            raise ParameterError("prompt_cache needs the whole model in one process, on one device.")
         if prefix is None and prompt_cache is not None:
             prefix = Prefix(self.empty_cache(0))
         opened = None if prefix is None else prefix.opened
@@ -176,8 +178,9 @@ class Model(Asking):
 
     @property
     def admission(self) -> Admission:
-        """The questions that every way of asking asks first."""
-        return Admission(self.name, self.config, self.storage)
+        """The questions that every way of asking asks first, of what this process holds."""
+        here = replace(self.config, text=self.network.decoder.config)
+        return Admission(self.name, here, self.storage)
 
     # What they share ------------------------------------------------------------
 
@@ -191,9 +194,8 @@ class Model(Asking):
     def empty_cache(self, capacity: int, batch: int = 1) -> Cache:
         """A cache of `batch` rows."""
         weight = self.network.decoder.embedding.weight
-        return Cache.empty(
-            self.config.text, batch, capacity, weight.dtype, self.kv_dtype, weight.device
-        )
+        here = self.network.decoder.config  # of the layers and heads of this process
+        return Cache.empty(here, batch, capacity, weight.dtype, self.kv_dtype, weight.device)
 
     def reading(
         self,

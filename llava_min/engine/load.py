@@ -8,7 +8,7 @@ Read families/folder.py, weights/load.py first. Read next: engine/handle.py.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,21 @@ from ..errors import ParameterError, wrong_value
 from ..families.folder import EMBEDDED, TOY, config_of
 from ..families.vocabulary import read_tokenizer
 from ..kernels import choose
+from ..model import Network
 from ..planning.devices import NAMES, default_dtype
 from ..planning.forecast import free_bytes, is_large
+from ..planning.memory import Storage
+from ..planning.split import Way
 from ..weights import hub, packed, quantize
 from ..weights import load as weights
 from ..weights.adapter import Adapter
 from ..weights.checkpoint import Checkpoint
 from ..weights.kept import with_kept_codes
+from ..weights.share import Share
 from ..weights.tied import with_own_head
 from . import compiling
 from .handle import KV_DTYPES, Model
-from .prefix import description
+from .prefix import Description, description
 from .recording import RecordedTower, recorded
 
 log = logging.getLogger("llava_min")
@@ -57,16 +61,21 @@ def load(
     bits: int | None = None,
     adapter: str | Path | None = None,
     compile: bool | None = None,
+    devices: Sequence[str] = (),
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
     With `adapter`, a folder, a LoRA is merged into it, and with `bits`, 4 or 8, it is quantised
-    while loading. compile: see compiling.for_device. progress(done, total) is called after each
-    tensor. Raises LlavaMinError.
+    while loading. compile: see compiling.for_device. devices, tensor_parallel, pipeline_parallel:
+    how it is split (engine/several.py). progress(done, total) is called after each tensor. Raises
+    LlavaMinError.
     """
     start = time.perf_counter()
-    device, path = pick_device(device), EMBEDDED
+    way = Way.of(devices, tensor_parallel, pipeline_parallel, adapter)
+    device, path = pick_device(way.devices[0] if way.devices else device), EMBEDDED
     kept = pick_kv_dtype(kv_dtype, device)
     if folder is not None:  # with bits: some keep 16, in all about a byte a weight
         itemsize = pick_dtype(dtype, device, large=True).itemsize if bits is None else 1
@@ -87,19 +96,36 @@ def load(
     if bits is not None:
         settings = replace(settings, quantization=quantize.on_load(settings, bits))
         convert.append(partial(quantize.converted, config=settings))
-    network = weights.on_meta(settings)
     torch_dtype = pick_dtype(dtype, device, is_large(settings))
     if dtype == "auto":
         log.debug("dtype %s: %s", *default_dtype(device, is_large(settings)))
     log.debug("kernels %s: %s", *choose.explained(torch.device(device)))
     if settings.quantization is not None:
         log.debug("weights %s", packed.explained(settings.quantization, torch.device(device)))
-    weights.fill(network, checkpoint, torch_dtype, device, progress, convert)
-    made = description(network)
-    packed.ready(network)
+    made: Description = {}
+
+    def part(share: Share, device: str) -> Network:
+        """A share of the weights, laid out for a device."""
+        network = weights.on_meta(share.local(settings))
+        told = progress if share.rest else None
+        weights.fill(network, checkpoint, torch_dtype, device, told, convert, share)
+        if share == Share.whole(settings.text):
+            made.update(description(network))
+        packed.ready(network)
+        return network
+
+    if way.split.ranks == 1 and not way.devices:
+        network = part(Share.whole(settings.text), device)
+    else:
+        from .several import assembled  # imports torch.distributed
+
+        chosen = {"device": device, "dtype": dtype, "kv_dtype": kv_dtype, "bits": bits}
+        chosen |= {"folder": str(path), "config": config, "context": context}
+        storage = Storage(str(torch_dtype).removeprefix("torch."), bits, device=device)
+        network = assembled(part, settings, storage, way, kept, chosen)
     if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
-    ready = compiling.for_device(network, compile)
+    ready = compiling.for_device(network, compile) if network.decoder.parts == 1 else None
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept, ready)
@@ -109,10 +135,12 @@ def pick_device(device: str) -> str:
     """The device by name; "auto" is a GPU where there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in NAMES:
+    kind, _, index = device.partition(":")
+    if kind not in NAMES or (index and not (kind == "cuda" and index.isdecimal())):
         raise wrong_value("device", "auto, cpu, cuda, mps or xpu", device)
-    if device != "cpu" and not getattr(torch, device).is_available():
-        found = "no CUDA GPU" if device == "cuda" else f"no {device} device"
+    count = None if kind == "cpu" else getattr(torch, kind).device_count()
+    if count is not None and count <= int(index or 0):
+        found = "no CUDA GPU" if kind == "cuda" else f"no {kind} device"
         raise ParameterError(f"torch finds {found} that it can use; --device cpu needs none.")
     return device
 
@@ -130,7 +158,7 @@ def pick_kv_dtype(kv_dtype: str, device: str) -> torch.dtype | None:
     """The dtype of the cache; "auto" is that of the weights. A GPU converts fp8 from sm_89 on."""
     if kv_dtype not in KV_DTYPES:
         raise wrong_value("kv_dtype", f"one of {', '.join(KV_DTYPES)}", kv_dtype)
-    old = device == "cuda" and torch.cuda.get_device_capability() < (8, 9)
+    old = device.startswith("cuda") and torch.cuda.get_device_capability() < (8, 9)
     if kv_dtype == "fp8" and (old or device in ("mps", "xpu")):
         raise ParameterError(
             "kv_dtype fp8 needs a GPU of compute capability 8.9 or newer, or a CPU; "

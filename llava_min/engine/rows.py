@@ -31,8 +31,8 @@ class Rows:
     The numbers of visuals are keyed: nobody can prepare a picture that passes for another's.
     """
 
-    def __init__(self, cache: Cache) -> None:
-        count = len(cache.host_lengths)
+    def __init__(self, cache: Cache, reuse: bool = True) -> None:
+        count, self.reuse = len(cache.host_lengths), reuse
         self.cache, self.key = cache, secrets.token_bytes(16)
         self.numbers = [np.empty(0, np.int64)] * count
         self.first: list[list[Tensor] | None] = [None] * count  # of a free row, its first token
@@ -57,6 +57,8 @@ class Rows:
 
     def held(self, row: int, free: list[int]) -> np.ndarray:
         """The numbers of the tokens whose keys and values are in a row."""
+        if not self.reuse:
+            return self.numbers[row][:0]
         if row in free:
             return self.numbers[row]
         return self.numbers[row][: int(self.cache.host_lengths[row])]

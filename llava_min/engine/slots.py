@@ -79,7 +79,7 @@ class Slots:
     ):
         self.model, self.capacity, self.watched = model, capacity, watched
         self.cache = model.empty_cache(capacity, rows)
-        self.held = Rows(self.cache)
+        self.held = Rows(self.cache, reuse=model.network.decoder.parts == 1)
         self.looks = Looks(model.encode, looks)
         self.pace = Pace.of(model.network.device.type) if watched else Pace()
         self.step = decoding(model.network, self.cache, model.known_ids)

@@ -69,9 +69,9 @@ def decoding(network: Network, cache: Cache, known: int) -> generate.Step:
     """How this device makes one step after another: recorded where the kernels are Triton's.
 
     These read the lengths on the device. Plain torch is told by Python where a row ends, and so
-    reads no more of the cache than was seen.
+    reads no more of the cache than was seen. A decoder in several parts is led by the host.
     """
-    if not recorded(network.device):
+    if network.decoder.parts > 1 or not recorded(network.device):
         return eager(network, cache, known)
     return memory_guard("continue the answer")(Step(network, cache, known).__call__)
 

@@ -253,11 +253,11 @@ def is_large(config: LlavaConfig) -> bool:
 
 def free_bytes(device: str) -> int | None:
     """The memory that a model could take on a device now, None where the system does not tell."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + kept
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

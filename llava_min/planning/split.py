@@ -1,0 +1,162 @@
+"""How a model is split over ranks or devices: which heads and which blocks each of them holds.
+
+in:  a configuration, the numbers of ranks, what is free on each device
+out: a Share for each rank; ParameterError where it does not divide, with what does
+
+Rank r holds the part r mod T of the heads of stage r // T, with T ranks that share heads. The first
+rank of all also holds tower, projector, embedding and head.
+No torch here: --plan asks too.
+Read weights/share.py, planning/memory.py first. Read next: engine/ranks.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from ..config import LlavaConfig
+from ..errors import ParameterError, wrong_value
+from ..weights.share import BLOCK, Share
+from .memory import Storage, weight_bytes
+
+
+@dataclass(frozen=True)
+class Split:
+    """`tensor` ranks share the heads of each layer, and `pipeline` stages share the layers."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline
+
+    def check(self, config: LlavaConfig) -> None:
+        """ParameterError where the model cannot be split so, with the numbers that can be."""
+        text = config.text
+        if self.pipeline > text.num_layers:
+            raise ParameterError(
+                f"--pipeline-parallel {self.pipeline} is more than the {text.num_layers} layers "
+                "that the decoder has."
+            )
+        if reason := undivided(config, self.tensor):
+            can = [n for n in range(1, text.num_kv_heads + 1) if not undivided(config, n)]
+            numbers = " or ".join(filter(None, (", ".join(map(str, can[:-1])), str(can[-1]))))
+            raise ParameterError(
+                f"--tensor-parallel {self.tensor} does not go: {reason}. {numbers} would."
+            )
+
+    def shares(self, config: LlavaConfig, storage: Storage, rooms: Sequence[int]) -> list[Share]:
+        """The part of each rank. rooms: bytes free for each stage, or nothing to share evenly."""
+        stages = blocks_of_stages(config, storage, self.pipeline, rooms)
+        return [
+            Share(config.text, first, stop, head, self.tensor, rest=first == head == 0)
+            for first, stop in stages
+            for head in range(self.tensor)
+        ]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model runs on more than one device: split over ranks, or over devices of one process."""
+
+    split: Split
+    devices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, devices: Sequence[str], tensor: int, pipeline: int, adapter: object = None
+    ) -> "Way":
+        """From the arguments of load(); ParameterError where they do not go together."""
+        for name, count in (("tensor_parallel", tensor), ("pipeline_parallel", pipeline)):
+            if type(count) is not int or count < 1:
+                raise wrong_value(name, "a whole number of at least 1", count)
+        way = cls(Split(tensor, pipeline), tuple(devices))
+        if way.devices and way.split.ranks > 1:
+            raise ParameterError("devices and a number of ranks cannot be used together.")
+        kinds = {device.partition(":")[0] for device in way.devices}
+        if isinstance(devices, str) or len(kinds) > 1 or len(way.devices) == 1:
+            raise wrong_value("devices", "two or more devices of one kind, as cuda:0,cuda:1", devices)
+        if adapter is not None and (way.devices or way.split.ranks > 1):
+            raise ParameterError("An adapter is merged into a whole model: it cannot be split here.")
+        return way
+
+
+def undivided(config: LlavaConfig, count: int) -> str:
+    """Why the heads and MLP of a decoder cannot be shared by so many ranks, or nothing.
+
+    The inputs of a quantised layer are cut between scales only.
+    """
+    text = config.text
+    if count == 1:
+        return ""
+    if text.num_heads % count or text.num_kv_heads % count:
+        return (
+            f"{text.num_heads} heads and {text.num_kv_heads} key/value heads do not divide by it"
+        )
+    if text.intermediate_size % BLOCK or text.intermediate_size // BLOCK < count:
+        return f"{text.intermediate_size} numbers of the MLP are not so many blocks of {BLOCK}"
+    inputs = text.num_heads // count * text.head_dim
+    if config.quantization is not None and inputs % BLOCK:
+        return f"{inputs} inputs of a quantised layer are no multiple of {BLOCK}"
+    return ""
+
+
+def blocks_of_stages(
+    config: LlavaConfig, storage: Storage, count: int, rooms: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(first, stop) of each stage's layers: as many as its room is of all room, at least one.
+
+    The first stage's room is what is free besides tower, embedding and head.
+    """
+    layers = config.text.num_layers
+    rest = weight_bytes(config, storage) - block_bytes(config, storage) * layers
+    left = [max(0, room - (0 if stage else rest)) for stage, room in enumerate(rooms)]
+    if not sum(left):
+        left = [1] * count
+    ends = [0]
+    for stage, part in enumerate(accumulate(left), start=1):
+        end = round(layers * part / sum(left))
+        ends.append(min(max(end, ends[-1] + 1), layers - (count - stage)))
+    return list(zip(ends, ends[1:]))
+
+
+def block_bytes(config: LlavaConfig, storage: Storage) -> int:
+    """Bytes of the weights of one layer."""
+    empty = replace(config, text=replace(config.text, num_layers=0))
+    more = weight_bytes(config, storage) - weight_bytes(empty, storage)
+    return more // config.text.num_layers
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that the first rank hands to others and gets from them, for some rows.
+
+    entering: the rows, to each rank that shares its heads. summed: what is added up among these;
+    with n ranks in a ring each sends 2 (n - 1) / n of it. passed: the stream, to the next stage.
+    back: the stream that is wanted, from the last stage.
+    """
+
+    entering: int = 0
+    summed: int = 0
+    passed: int = 0
+    back: int = 0
+
+    @classmethod
+    def of(cls, share: Share, split: Split, rows: int, kept: int, size: int) -> "Traffic":
+        """For `rows` tokens of which the last `kept` are wanted, in numbers of `size` bytes.
+
+        Two sums a layer: attention's and the MLP's.
+        """
+        row = share.text.hidden_size * size
+        heads, stages = split.tensor > 1, split.pipeline > 1
+        return cls(
+            entering=heads * rows * row,
+            summed=heads * rows * row * 2 * (share.stop - share.first),
+            passed=stages * rows * row,
+            back=stages * kept * row,
+        )
+
+    def sent(self, split: Split) -> int:
+        """Bytes that leave the first rank."""
+        others = split.tensor - 1
+        return self.entering * others + 2 * self.summed * others // split.tensor + self.passed
