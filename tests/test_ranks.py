@@ -3,8 +3,12 @@
 import functools
 import json
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,8 @@ from llava_min.planning.memory import Storage
 from llava_min.planning.split import Split, Traffic
 
 CONFIG = config_of(EMBEDDED, None, None)
+PHOTO = split_model.PHOTO
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 # Prompts over ranks ----------------------------------------------------------------
 
@@ -242,3 +248,205 @@ def test_heads_over_ranks_are_as_exact_as_one_process(tmp_path, dtype, bits):
     exact = alone("float64")
     found = over_ranks(tmp_path, dtype=dtype, bits=bits, tensor_parallel=2)
     assert worst(found, exact) <= 2 * worst(alone(dtype, bits), exact)
+
+
+# Failures --------------------------------------------------------------------------
+
+COMMAND = (
+    "from llava_min.engine import followers; "
+    "followers.CODE = 'import saboteur; saboteur.main()'; "
+    "from llava_min.command.main import run; run()"
+)
+LIMIT = 5.0  # seconds from a rank's end to that of all
+
+
+class Command:
+    """The command in a process of its own, with one follower or more that may fail on purpose."""
+
+    def __init__(self, tmp_path, *words: str, sabotage: str = "", code: str = COMMAND):
+        self.stamp = tmp_path / "stamp"
+        told = {"SABOTAGE": f"{sabotage} {self.stamp}"} if sabotage else {}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *words, "-q", "--threads", "1"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=environment(**told), start_new_session=True,
+        )  # fmt: skip
+
+    def ask(self, question: str) -> str:
+        """A question of the chat, and the line that answers it."""
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+    def followers(self) -> list[int]:
+        """The processes that it started."""
+        here = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in here.read_text().split()]
+
+    def ended(self, since: float | None = None) -> tuple[int, str]:
+        """(exit code, stderr) once it has ended, soon enough after a rank did."""
+        self.process.wait(60)
+        since = since or float(self.stamp.read_text())
+        assert time.time() - since < LIMIT
+        return self.process.returncode, self.process.stderr.read()
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Until none of these processes is there any more."""
+    until = time.time() + LIMIT
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists() and not zombie(pid)]:
+        assert time.time() < until, left
+        time.sleep(0.02)
+
+
+def zombie(pid: int) -> bool:
+    """Whether a process has ended, and only its parent's question is left."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+SPLITS = {"layers": ("-pp", "2"), "heads": ("-tp", "2"), "both": ("-tp", "2", "-pp", "2")}
+PLACES = [("layers", "1", "decode")] + [
+    pytest.param(split, rank, place, marks=pytest.mark.slow)
+    for split, ranks in (("layers", "1"), ("heads", "1"), ("both", "123"))
+    for rank in ranks
+    for place in ("loading", "prefill", "decode")
+]
+
+
+@linux
+@pytest.mark.parametrize("how, rank, place", PLACES)
+def test_a_dead_rank_ends_all_with_one_line(tmp_path, how, rank, place):
+    words = ("--chat", *SPLITS[how], "--max-tokens", "30", "--ignore-eos")
+    command = Command(tmp_path, *words, sabotage=f"{rank} {place} kill")
+    pids = []
+    while not pids and command.process.poll() is None:
+        pids = command.followers()
+    command.process.stdin.write("Where is the star?\n")
+    command.process.stdin.flush()
+    code, told = command.ended()
+    count = 4 if how == "both" else 2
+    assert (code, told.strip().splitlines()) == (1, [
+        f"llava_min: error: rank {rank} of {count} was ended by signal 9: the others cannot go on."
+    ])  # fmt: skip
+    wait_for_end(pids)
+
+
+@linux
+@pytest.mark.parametrize("way, code, line", [
+    ("memory", 5, "llava_min: error: rank 1 of 2: cannot follow: memory: expected enough, found "),
+    pytest.param("exit", 1, "llava_min: error: rank 1 of 2 ended with 11: the others cannot go on.",
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_rank_that_fails_ends_all_with_its_code(tmp_path, way, code, line):
+    command = Command(tmp_path, "Hello", *SPLITS["layers"], sabotage=f"1 prefill {way}")
+    found, told = command.ended()
+    assert found == code and told.strip().startswith(line) and told.count("error") == 1, told
+
+
+@linux
+@pytest.mark.parametrize("how", ["layers", pytest.param("both", marks=pytest.mark.slow)])
+def test_a_rank_that_dies_while_nobody_asks_ends_all(tmp_path, how):
+    command = Command(tmp_path, "--chat", *SPLITS[how], "--max-tokens", "3")
+    assert command.ask("Hello")
+    pids = command.followers()
+    os.kill(pids[-1], signal.SIGKILL)
+    code, told = command.ended(time.time())
+    assert code == 1 and "was ended by signal 9" in told and len(told.split("\n")) == 3
+    wait_for_end(pids)
+
+
+@linux
+@pytest.mark.parametrize("how, busy", [
+    ("layers", False),
+    *(pytest.param(how, busy, marks=pytest.mark.slow)
+      for how in ("layers", "both") for busy in (False, True)),
+])  # fmt: skip
+def test_no_rank_outlives_its_leader(tmp_path, how, busy):
+    words = ("--chat", *SPLITS[how], "--max-tokens", "500" if busy else "3", "--ignore-eos")
+    command = Command(tmp_path, *words)
+    pids = []
+    if busy:
+        command.process.stdin.write("Hello\n")
+        command.process.stdin.flush()
+        assert command.process.stdout.read(3)
+    else:
+        assert command.ask("Hello")
+    pids = command.followers()
+    assert len(pids) == (3 if how == "both" else 1)
+    command.process.kill()
+    wait_for_end(pids)
+    assert command.process.communicate()[1] == ""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["layers", "heads", "both"])
+def test_ctrl_c_at_any_moment_leaves_the_ranks_in_step(tmp_path, how):
+    """Answers after 20 interrupted ones are those of a chat without any."""
+    words = ("--chat", *SPLITS[how], "--max-tokens", "200", "--ignore-eos", "--dtype", "float32")
+    command, draw = Command(tmp_path, *words, "--image", PHOTO), random.Random(how)
+    for _ in range(20):
+        command.process.stdin.write("Describe the picture.\n")
+        command.process.stdin.flush()
+        command.process.stdout.read(1)
+        time.sleep(draw.random() / 2)
+        command.process.send_signal(signal.SIGINT)
+        command.process.stdout.readline()
+    command.process.stdin.write("/clear\n")
+    last = command.ask(f"/image {PHOTO}\nWhere is the star?")
+    command.process.stdin.close()
+    told = command.process.stderr.read()
+    assert command.process.wait(30) == 0, told
+    plain = Command(tmp_path, *words)
+    assert last == plain.ask(f"/image {PHOTO}\nWhere is the star?")
+    plain.process.communicate(timeout=30)
+
+
+@linux
+@pytest.mark.parametrize("how", ["layers", pytest.param("both", marks=pytest.mark.slow)])
+def test_ranks_wait_for_a_question_longer_than_for_each_other(tmp_path, how):
+    shorter = "from llava_min.engine import ranks; ranks.SECONDS = 2; "
+    code = shorter + COMMAND.replace("'import", f"'{shorter}import")
+    command = Command(tmp_path, "--chat", *SPLITS[how], "--max-tokens", "3", code=code)
+    first = command.ask("Hello")
+    time.sleep(4)
+    assert command.ask("/clear\nHello") == first != ""
+    command.process.stdin.close()
+    assert command.process.wait(30) == 0 and command.process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("words, line", [
+    (("-pp", "5"), "--pipeline-parallel 5 is more than the 4 layers"),
+    (("-tp", "3"), "4 heads and 2 key/value heads do not divide by it. 1 or 2 would."),
+    (("-tp", "4", "--int4"), "4 heads and 2 key/value heads do not divide by it"),
+    (("-tp", "2", "--prompt-cache", "x"), "--tensor-parallel and --prompt-cache cannot be used"),
+    (("-pp", "2", "--devices", "cpu,cpu"), "--pipeline-parallel and --devices cannot be used"),
+    (("-pp", "2", "--explain", "x.html"), "--explain cannot be used together"),
+    (("--devices", "cpu"), "two or more devices of one kind"),
+    (("--devices", "cpu,cuda:0"), "two or more devices of one kind"),
+])  # fmt: skip
+def test_what_does_not_divide_is_refused_by_name(words, line, capsys):
+    assert main(["Hello", "-q", *words]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_the_launcher_must_have_started_as_many_ranks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert main(["Hello", "-q", "-tp", "2", "-pp", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "WORLD_SIZE is 8, but --tensor-parallel 2 x --pipeline-parallel 2 = 4." in told
+
+
+def test_only_ranks_know_torch_distributed():
+    """And a model in one process never imports them."""
+    names = [path for folder in ("llava_min", "kernels", "weights")
+             for path in (Path(__file__).parent.parent / folder).rglob("*.py")
+             if re.search(r"^ *(import|from) torch.distributed", path.read_text("utf-8"), re.M)]  # fmt: skip
+    assert [path.name for path in names] == ["ranks.py", "train.py"]  # which trains the toy
+    asked = "import sys, llava_min; llava_min.load(); print('llava_min.engine.ranks' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, env=environment())
+    assert done.stdout == b"False\n"

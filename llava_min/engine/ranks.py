@@ -256,6 +256,9 @@ class Ranks:
         backend = "nccl" if 0 < cards and split.ranks <= cards or cards and not store else "gloo"
         found = None if store is None else dist.FileStore(store, split.ranks)
         with talking():
+            if found is not None:  # the others still import torch
+                found.set(str(rank), b"")
+                found.wait([str(other) for other in range(split.ranks)], FOREVER)
             dist.init_process_group(
                 backend,
                 timeout=timedelta(seconds=SECONDS),

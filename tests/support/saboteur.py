@@ -23,20 +23,20 @@ def main() -> None:
     from llava_min.weights import load
 
     if WORDS and os.environ["RANK"] == WORDS[0]:
-        fill, run, steps = load.fill, ranks.Stage.run, []
+        fill, run, steps = load.fill, ranks.whole_stream, []
 
         def filling(*given):
             if WORDS[1] == "loading":
                 fail()
             return fill(*given)
 
-        def running(self, header, rows):
-            steps.append(header.new)
-            if WORDS[1] == "prefill" and header.new > 1:
+        def running(decoder, rows, cache):
+            steps.append(rows.shape[1])
+            if WORDS[1] == "prefill" and steps[-1] > 1:
                 fail()
             if WORDS[1] == "decode" and steps[-3:] == [1, 1, 1]:
                 fail()
-            return run(self, header, rows)
+            return run(decoder, rows, cache)
 
-        load.fill, ranks.Stage.run = filling, running
+        load.fill, ranks.whole_stream = filling, running
     follower.main()
