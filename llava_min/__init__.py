@@ -117,6 +117,7 @@ def load(
     devices: "Sequence[str]" = (),
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
+    offload: bool = False,
 ) -> "Model":
     """A Model from a checkpoint folder, or the embedded checkpoint.
 
@@ -128,7 +129,8 @@ def load(
     which takes a minute; None uses it where it was compiled before, False never. devices: share the
     layers among several of one kind. tensor_parallel, pipeline_parallel: share each layer, or the
     layers, among so many processes, which end with this one; if one of them fails, they end this
-    one too. Names and types of other libraries are taken too (base/habits.py).
+    one too. offload: keep layers that do not fit on the device in the host's memory. Names and
+    types of other libraries are taken too (base/habits.py).
     Raises LlavaMinError.
     """
     from .engine.load import load
@@ -146,6 +148,7 @@ def load(
         devices=devices,
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
+        offload=offload,
     )
 
 
@@ -163,6 +166,10 @@ def plan(
     context: int | None = None,
     bits: int | None = None,
     adapter: "str | Path | None" = None,
+    devices: "Sequence[str]" = (),
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    offload: bool = False,
     kernels: str = "auto",
     memory: float | None = None,
     **options: object,
@@ -170,8 +177,8 @@ def plan(
     """What a question to a checkpoint will cost, without torch: a Forecast.
 
     The Forecast holds tokens, bytes and seconds. It prints as text and has json(). device, dtype,
-    kv_dtype, config, context, bits and adapter are those of load(), options those of generate(),
-    kernels those of use_kernels().
+    kv_dtype, config, context, bits, adapter, devices, numbers of ranks and offload are those of
+    load(), options those of generate(), kernels those of use_kernels().
     memory: the GB that it should fit in, by default what is free. Raises LlavaMinError.
     """
     from .planning.forecast import forecast
@@ -188,6 +195,10 @@ def plan(
         context=context,
         bits=bits,
         adapter=adapter,
+        devices=devices,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        offload=offload,
         kernels=kernels,
         memory=memory,
         **options,

@@ -16,9 +16,9 @@ import split_model
 import torch
 
 import llava_min
-
 from llava_min.command.batch_shares import Share, parts_of
 from llava_min.command.main import main
+from llava_min.engine import offload
 from llava_min.errors import ParameterError
 from llava_min.families.folder import EMBEDDED, config_of
 from llava_min.planning.memory import Storage
@@ -35,7 +35,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs L
 def batch(tmp_path):
     """A batch of 200 questions, some of them wrong, and a way to run it as a rank of n."""
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"question": f"What number is {n}?"} | ({"id": n} if n % 3 else {}) for n in range(197)]
+    lines = [
+        {"question": f"What number is {n}?"} | ({"id": n} if n % 3 else {}) for n in range(197)
+    ]
     texts = [json.dumps(line) for line in lines]
     source.write_text("\n".join([*texts[:50], "nonsense", *texts[50:], '{"question": ""}', ""]))
 
@@ -207,6 +209,18 @@ def test_layers_over_devices_give_the_same_bits(bits, count):
     found, wanted = split_model.answers(model), alone("float32", bits)
     assert all(same(found[name], wanted[name]) for name in wanted)
     assert model.network.decoder.parts == count
+
+
+@pytest.mark.parametrize("bits, held", [(None, 0), (None, 1), (4, 2), (None, 3)])
+def test_streamed_layers_give_the_same_bits(monkeypatch, bits, held):
+    """With an even and an odd number of streamed layers, and with one."""
+    monkeypatch.setattr(offload, "blocks_in_place", lambda *given: held)
+    model = llava_min.load(dtype="float32", bits=bits, offload=True)
+    decoder = model.network.decoder
+    assert (len(decoder.blocks), len(decoder.streamed)) == (held, 4 - held)
+    found, wanted = split_model.answers(model), alone("float32", bits)
+    assert all(same(found[name], wanted[name]) for name in wanted)
+    assert len(decoder.places) == 2
 
 
 def worst(found: dict[str, object], wanted: dict[str, object]) -> float:
@@ -433,6 +447,15 @@ def test_what_does_not_divide_is_refused_by_name(words, line, capsys):
     assert line in capsys.readouterr().err
 
 
+def test_numbers_that_share_a_model_are_whole():
+    for name in ("tensor_parallel", "pipeline_parallel"):
+        for value in (0, 1.5, True, "2"):
+            with pytest.raises(ParameterError, match=name):
+                llava_min.load(**{name: value})
+    with pytest.raises(ParameterError, match="only one can be used"):
+        llava_min.load(offload=True, pipeline_parallel=2)
+
+
 def test_the_launcher_must_have_started_as_many_ranks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -443,10 +466,15 @@ def test_the_launcher_must_have_started_as_many_ranks(monkeypatch, capsys):
 
 def test_only_ranks_know_torch_distributed():
     """And a model in one process never imports them."""
-    names = [path for folder in ("llava_min", "kernels", "weights")
-             for path in (Path(__file__).parent.parent / folder).rglob("*.py")
-             if re.search(r"^ *(import|from) torch.distributed", path.read_text("utf-8"), re.M)]  # fmt: skip
+    wanted = re.compile(r"^ *(import|from) torch.distributed", re.M)
+    root = Path(__file__).parent.parent
+    files = [
+        path for name in ("llava_min", "kernels", "weights") for path in (root / name).rglob("*.py")
+    ]
+    names = [path for path in files if wanted.search(path.read_text("utf-8"))]
     assert [path.name for path in names] == ["ranks.py", "train.py"]  # which trains the toy
-    asked = "import sys, llava_min; llava_min.load(); print('llava_min.engine.ranks' in sys.modules)"
+    asked = (
+        "import sys, llava_min; llava_min.load(); print('llava_min.engine.ranks' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, env=environment())
     assert done.stdout == b"False\n"

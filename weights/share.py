@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"decoder\.blocks\.(\d+)\.(\w+)\.")
 class Share:
     """Blocks [first, stop) of a decoder, and of each the part `head` of `heads`.
 
-    text: the whole decoder. rest: whether tower, projector, embedding, last norm and head are in it.
+    text: the whole decoder. rest: whether tower, projector, embedding, last norm and head are in.
     """
 
     text: TextConfig

@@ -43,7 +43,7 @@ class Slices:
         kept = [stop - begin if place == axis else size for place, size in enumerate(shape)]
         found = torch.empty(kept, dtype=STORED[dtype])
         size, data = found.element_size(), self.first + self.ranges[name][0]
-        into = memoryview(found.flatten().view(torch.uint8).numpy())
+        into = memoryview(found.flatten().view(torch.uint8).numpy().data)
         row = size * (shape[1] if len(shape) > 1 else 1)  # bytes in the file
         if axis == 0:
             self.fill(into, data + begin * row, name)

@@ -99,6 +99,7 @@ LOADED = (
     "devices",
     "tensor_parallel",
     "pipeline_parallel",
+    "offload",
 )  # of load()
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps", "xpu"),

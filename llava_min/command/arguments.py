@@ -27,8 +27,9 @@ NOT_TOGETHER = {
     "explain": ("chat", "batch"),
     # what looks at every layer, or keeps them, needs all of them in one place
     "devices": ("prompt_cache", "explain", "trace", "lora"),
-    "tensor_parallel": ("prompt_cache", "explain", "trace", "lora", "devices"),
-    "pipeline_parallel": ("prompt_cache", "explain", "trace", "lora", "devices"),
+    "tensor_parallel": ("prompt_cache", "explain", "trace", "lora", "devices", "offload"),
+    "pipeline_parallel": ("prompt_cache", "explain", "trace", "lora", "devices", "offload"),
+    "offload": ("prompt_cache", "lora", "devices"),
     "batch": (
         "prompt",
         "image",
@@ -212,8 +213,13 @@ def several(given: argparse.Namespace) -> "dict[str, Any]":
         "devices": given.devices,
         "tensor_parallel": given.tensor_parallel,
         "pipeline_parallel": given.pipeline_parallel,
+        "offload": given.offload,
     }
-    return {name: value for name, value in rare.items() if value not in (None, (), 1)}
+    return {
+        name: value
+        for name, value in rare.items()
+        if asked(given, "lora" if name == "adapter" else name)
+    }
 
 
 def compiling(given: argparse.Namespace) -> "dict[str, Any]":

@@ -71,7 +71,9 @@ class Work:
         one_model = settings.load.keys() & {"tensor_parallel", "pipeline_parallel"}
         share = Share() if one_model else Share.of(os.environ)
         if share.count > 1 and STREAM in (settings.batch, settings.answers):
-            raise ParameterError(f"{str(share).capitalize()} needs --batch and -o with names, not -.")
+            raise ParameterError(
+                f"{str(share).capitalize()} needs --batch and -o with names, not -."
+            )
         others = (share.part(target, rank) for rank in range(share.count) if rank != share.rank)
         mine = {target, *parts_of(target)} - set(others)  # theirs may be in the making
         there = settings.answers != STREAM and sorted(path for path in mine if path.exists())

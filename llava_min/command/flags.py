@@ -334,6 +334,11 @@ DETAILS: tuple[Flag, ...] = (
         How(type=COUNT, default=1, metavar="N"),
     ),
     (
+        "--offload",
+        "keep layers that do not fit on the GPU in the host's memory, and stream them",
+        SWITCH,
+    ),
+    (
         "--dtype",
         "auto, bfloat16, float16, float32, float64",
         choice("auto", "bfloat16", "float16", "float32", "float64"),

@@ -26,6 +26,7 @@ LOADING = (
     "--devices",
     "--tensor-parallel",
     "--pipeline-parallel",
+    "--offload",
     "--dtype",
     "--int4",
     "--int8",

@@ -199,6 +199,8 @@ def for_device(network: Network, wanted: bool | None) -> Compiled | None:
     wanted: True builds it where there is none; None takes one that is there; False takes none.
     """
     path, reason = choose.explained(network.device)
+    if network.decoder.parts > 1:
+        path, reason = "", "the model is split"
     if wanted is False or path != "cpu":
         if wanted:
             log.warning(f"the decode step is not compiled: {reason}.")

@@ -104,7 +104,7 @@ class Model(Asking):
         """
         options, began = Options.of(**given), time.perf_counter()
         if prompt_cache is not None and self.network.decoder.parts > 1:
-            raise ParameterError("prompt_cache needs the whole model in one process, on one device.")
+            raise ParameterError("prompt_cache needs the whole model in one process and device.")
         if prefix is None and prompt_cache is not None:
             prefix = Prefix(self.empty_cache(0))
         opened = None if prefix is None else prefix.opened

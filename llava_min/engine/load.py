@@ -34,6 +34,7 @@ from ..weights.share import Share
 from ..weights.tied import with_own_head
 from . import compiling
 from .handle import KV_DTYPES, Model
+from .offload import offloaded
 from .prefix import Description, description
 from .recording import RecordedTower, recorded
 
@@ -64,17 +65,18 @@ def load(
     devices: Sequence[str] = (),
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
+    offload: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint folder, a hub name or the embedded checkpoint, ready to answer.
 
     With `adapter`, a folder, a LoRA is merged into it, and with `bits`, 4 or 8, it is quantised
     while loading. compile: see compiling.for_device. devices, tensor_parallel, pipeline_parallel:
-    how it is split (engine/several.py). progress(done, total) is called after each tensor. Raises
-    LlavaMinError.
+    how it is split (engine/several.py). offload: layers that do not fit on the device stay off it
+    (engine/offload.py). progress(done, total) is called after each tensor. Raises LlavaMinError.
     """
     start = time.perf_counter()
-    way = Way.of(devices, tensor_parallel, pipeline_parallel, adapter)
+    way = Way.of(devices, tensor_parallel, pipeline_parallel, adapter, offload)
     device, path = pick_device(way.devices[0] if way.devices else device), EMBEDDED
     kept = pick_kv_dtype(kv_dtype, device)
     if folder is not None:  # with bits: some keep 16, in all about a byte a weight
@@ -114,18 +116,20 @@ def load(
         packed.ready(network)
         return network
 
-    if way.split.ranks == 1 and not way.devices:
+    storage = Storage(str(torch_dtype).removeprefix("torch."), bits, device=device)
+    if way.whole:
         network = part(Share.whole(settings.text), device)
+    elif way.offload:
+        network = offloaded(part, settings, storage, device)
     else:
         from .several import assembled  # imports torch.distributed
 
-        chosen = {"device": device, "dtype": dtype, "kv_dtype": kv_dtype, "bits": bits}
-        chosen |= {"folder": str(path), "config": config, "context": context}
-        storage = Storage(str(torch_dtype).removeprefix("torch."), bits, device=device)
+        chosen: dict[str, object] = {"folder": str(path), "config": config, "context": context}
+        chosen |= {"device": device, "dtype": dtype, "kv_dtype": kv_dtype, "bits": bits}
         network = assembled(part, settings, storage, way, kept, chosen)
     if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
-    ready = compiling.for_device(network, compile) if network.decoder.parts == 1 else None
+    ready = compiling.for_device(network, compile)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept, ready)

@@ -35,7 +35,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .. import trace
 from ..base.memory import memory_guard
 from ..cache import Cache
-from ..decoder import Decoder
+from ..decoder import Block, Decoder
 from ..errors import LlavaMinError, ParameterError
 from ..planning.split import Split
 
@@ -69,7 +69,7 @@ class Stage:
 
     def __init__(self, decoder: Decoder, kv_dtype: torch.dtype | None):
         self.decoder, self.kv_dtype = decoder, kv_dtype
-        self.weight = decoder.blocks[0].attention_norm.weight
+        self.weight: Tensor = decoder.blocks.get_parameter("0.attention_norm.weight")
         self.caches: dict[int, Cache] = {}
 
     def cache(self, header: Header) -> Cache:
@@ -106,7 +106,9 @@ def whole_stream(decoder: Decoder, rows: Tensor, cache: Cache) -> Tensor:
     The kernel of a norm adds it, and rounds the sum as the next block would find it.
     """
     stream, update = decoder.through(rows, cache)
-    return decoder.blocks[-1].mlp_norm.added(stream, update)[0]
+    block = decoder.blocks[-1]
+    assert isinstance(block, Block)
+    return block.mlp_norm.added(stream, update)[0]
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -117,7 +119,9 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
 class Team(Protocol):
     """The other parts, as the leader sees them."""
 
-    parts: int
+    @property
+    def parts(self) -> int:
+        """All parts, with the leader's."""
 
     def begin(self, header: Header, rows: Tensor) -> None:
         """Let those who share the leader's blocks have the rows."""
@@ -139,7 +143,9 @@ class Leader(Decoder):
     def forward(self, rows: Tensor, cache: Cache, kept: int | None = None) -> Tensor:
         """As in Decoder, whole as if nothing were shared."""
         if trace.observed() or rows.requires_grad:
-            raise ParameterError("What looks at every layer needs the whole decoder in one process.")
+            raise ParameterError(
+                "What looks at every layer needs the whole decoder in one process."
+            )
         with uninterrupted():
             header = self.header(rows, cache, rows.shape[1] if kept is None else kept)
             self.team.begin(header, rows)
@@ -159,7 +165,7 @@ class Leader(Decoder):
             cache=number,
             rows=storage.nbytes() // cache.lengths.element_size(),
             capacity=cache.capacity,
-            first=cache.lengths.storage_offset(),
+            first=int(cache.lengths.storage_offset()),
             starts=starts,
             new=rows.shape[1],
             kept=kept,
@@ -253,18 +259,18 @@ class Ranks:
     ) -> "Ranks":
         """Meet the other ranks: through a file, or as torchrun's variables say."""
         cards = torch.cuda.device_count() if device.type == "cuda" else 0
-        backend = "nccl" if 0 < cards and split.ranks <= cards or cards and not store else "gloo"
-        found = None if store is None else dist.FileStore(store, split.ranks)
+        backend = "nccl" if cards and (store is None or split.ranks <= cards) else "gloo"
+        seconds = timedelta(seconds=SECONDS)
         with talking():
-            if found is not None:  # the others still import torch
-                found.set(str(rank), b"")
+            if store is None:
+                dist.init_process_group(backend, timeout=seconds)
+            else:
+                found = dist.FileStore(store, split.ranks)
+                found.set(str(rank), "here")  # others may still import torch
                 found.wait([str(other) for other in range(split.ranks)], FOREVER)
-            dist.init_process_group(
-                backend,
-                timeout=timedelta(seconds=SECONDS),
-                **({} if found is None else {"store": found, "rank": rank,
-                                             "world_size": split.ranks}),
-            )  # fmt: skip
+                dist.init_process_group(
+                    backend, store=found, rank=rank, world_size=split.ranks, timeout=seconds
+                )
             control = dist.new_group(backend="gloo", timeout=FOREVER)
             heads = None
             for stage in range(split.pipeline if split.tensor > 1 else 0):
@@ -296,9 +302,9 @@ class Ranks:
 
     def share_sums(self, decoder: Decoder) -> None:
         """Let the blocks add up what the ranks of a stage computed."""
-        for block in decoder.blocks if self.heads is not None else ():
-            block.output = Summed(block.output, self.heads)
-            block.down = Summed(block.down, self.heads)
+        for block in decoder.blocks:
+            for name in ("output", "down") if self.heads is not None else ():
+                setattr(block, name, Summed(block.get_submodule(name), self.heads))
 
     # The leader
 
@@ -397,7 +403,7 @@ class Ranks:
 class Summed(nn.Module):
     """A layer of which each rank has some inputs: the sum of their products."""
 
-    def __init__(self, layer: nn.Module, group: dist.ProcessGroup):
+    def __init__(self, layer: nn.Module, group: dist.ProcessGroup | None):
         super().__init__()
         self.layer, self.group = layer, group
 

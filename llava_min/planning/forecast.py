@@ -4,12 +4,12 @@ in:  a checkpoint's config.json, its tokenizer if it has one, a question, the he
 out: Forecast: text for a terminal, or JSON; MemoryBudgetError where it cannot fit
 
 No torch here, unless a GPU must be asked for its memory. One GB is 10^9 bytes.
-Read segments.py, planning/memory.py, planning/page.py, request/prepare.py first. Read next:
+Read segments.py, planning/predict.py, planning/page.py, request/prepare.py first. Read next:
 engine/handle.py.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import segments as plans
 from ..base import cpu
-from ..config import LlavaConfig
+from ..config import LlavaConfig, Quantization
 from ..errors import MemoryBudgetError, wrong_value
 from ..families.folder import EMBEDDED, EXAMPLE_PICTURE, EXAMPLE_QUESTION, config_of
 from ..families.vocabulary import read_tokenizer
@@ -32,6 +32,7 @@ from ..segments import Plan
 from ..tokenizer import VISUAL, Tokenizer
 from ..weights import hub
 from ..weights.kept import with_kept_codes
+from ..weights.share import Share
 from ..weights.tied import with_own_head
 from . import memory as needs
 from . import page
@@ -39,6 +40,8 @@ from .devices import default_device, default_dtype
 from .devices import path as path_of
 from .memory import GB, Memory, Storage
 from .page import counted
+from .predict import CARDS, LINKS, USUAL, Prediction, predicted, streamed
+from .split import Split, Way, rank_memory
 
 KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 4))
 WAYS = [(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
@@ -79,13 +82,44 @@ class Forecast:
     seconds: dict[str, float] | None = None
     results: int = 0
     kernels: tuple[str, str] | None = None
+    split: Split = Split()
+    offload: bool = False
 
     def memory(self, storage: Storage | None = None, saved: int = 0) -> Memory:
-        """What is needed, or would be with other storage, or `saved` tokens less in the cache."""
+        """What is needed, or would be with other storage, or `saved` tokens less in the cache.
+
+        Of a split model, what the fullest rank needs.
+        """
         storage = storage or self.storage
-        need = needs.alone(self.config, self.plan, self.answer, storage)
-        cache = need.cache - saved * needs.token_bytes(self.config.text, storage)
-        return replace(need, cache=cache, activations=need.activations + self.results)
+        need, share = max(self.ranks(storage), key=lambda rank: rank[0].total)
+        cache = need.cache - saved * needs.token_bytes(share.local(self.config).text, storage)
+        weights = need.weights
+        if self.offload:  # two layers have a place on the device
+            two = Share(self.config.text, 0, min(2, self.config.text.num_layers))
+            weights = needs.weight_bytes(two.local(self.config), storage)
+        more = need.activations + self.results
+        return replace(need, weights=weights, cache=cache, activations=more)
+
+    def ranks(self, storage: Storage | None = None) -> list[tuple[Memory, Share]]:
+        """What each rank needs, with its share of the weights."""
+        storage = storage or self.storage
+        shares = self.split.shares(self.config, storage, [])
+        return [
+            (rank_memory(self.config, self.plan, self.answer, storage, share), share)
+            for share in shares
+        ]
+
+    def predictions(self) -> dict[str, Prediction]:
+        """Of a split model: what it should take on some cards and links, by their names."""
+        if self.offload:
+            pcie = LINKS["PCIe"]
+            what = self.config, self.storage, self.plan.tokens
+            return {name: streamed(*what, CARDS[name], pcie) for name, _ in USUAL}
+        if self.split.ranks == 1:
+            return {}
+        ways = {f"{card}, {link}": (CARDS[card], LINKS[link]) for card, link in USUAL}
+        asked = self.config, self.storage, self.split, self.plan.tokens
+        return {name: predicted(*asked, *way) for name, way in ways.items()}
 
     @property
     def fits(self) -> bool | None:
@@ -153,7 +187,25 @@ class Forecast:
             "fits": self.fits,
             "seconds": self.seconds,
             "what_would_fit": self.remedies() if self.fits is False else [],
-        }
+        } | self.split_json()
+
+    def split_json(self) -> dict[str, Any]:
+        """Of a split model: what each rank holds, and predictions."""
+        guesses = {name: asdict(guess) for name, guess in self.predictions().items()}
+        if self.split.ranks == 1:
+            return {"predicted": guesses} if guesses else {}
+        ranks = [
+            {
+                "rank": rank,
+                "layers": [share.first, share.stop],
+                "heads": self.config.text.num_heads // share.heads,
+                "mlp": share.mlp[1] - share.mlp[0],
+                **asdict(need),
+                "total": need.total,
+            }
+            for rank, (need, share) in enumerate(self.ranks())
+        ]
+        return {"ranks": ranks, "predicted": guesses}
 
     def rows(self) -> list[dict[str, Any]]:
         """The table over ways of storing."""
@@ -200,14 +252,22 @@ def forecast(
     config: Mapping[str, object] | None = None,
     context: int | None = None,
     adapter: str | Path | None = None,
+    devices: Sequence[str] = (),
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    offload: bool = False,
     kernels: str = "auto",
     memory: float | None = None,
     **options: object,
 ) -> Forecast:
     """What a question to a checkpoint, named as for load(), will cost; its weights are not fetched.
 
-    memory: GB to fit in, instead of what is free. An adapter, once it is merged, costs nothing.
+    memory: GB to fit in, instead of what is free, on each device. An adapter, once it is merged,
+    costs nothing. Ranks on CPUs share what is free there.
     """
+    way = Way.of(devices, tensor_parallel, pipeline_parallel, adapter, offload)
+    split = Split(pipeline=len(devices)) if devices else way.split
+    device = devices[0].partition(":")[0] if devices else device
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen = Options.of(**options)
     settings = with_own_head(config_of(path, config, context), path)
@@ -228,7 +288,10 @@ def forecast(
         raise wrong_value("kernels", f"one of {', '.join(CHOICES)}", kernels)
     if settings.quantization is not None:
         bits = settings.quantization.bits
+    split.check(replace(settings, quantization=Quantization(bits) if bits else None))
     room = round(memory * GB) if memory else free_bytes(device)
+    if room is not None and device == "cpu" and not memory:
+        room //= split.ranks
     found = Forecast(
         name="embedded toy" if folder is None else str(folder),
         config=settings,
@@ -239,8 +302,11 @@ def forecast(
         room=room,
         guessed=tokenizer is None,
         kernels=path_of(device, kernels),
+        split=split,
+        offload=offload,
     )
-    return replace(found, seconds=estimate(found)) if device == "cpu" else found
+    alone = device == "cpu" and split.ranks == 1
+    return replace(found, seconds=estimate(found)) if alone else found
 
 
 def is_large(config: LlavaConfig) -> bool:

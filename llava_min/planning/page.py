@@ -26,7 +26,8 @@ BAR = 50
 def page(found: Forecast, width: int) -> str:
     """Everything, in lines of at most `width` characters, or 40; more than 79 are not used."""
     width = max(NARROWEST, min(width, WIDTH))
-    return "\n".join([*token_lines(found, width), *memory_lines(found, width)])
+    lines = [*token_lines(found, width), *memory_lines(found, width), *rank_lines(found, width)]
+    return "\n".join(lines)
 
 
 def token_lines(found: Forecast, width: int) -> list[str]:
@@ -85,6 +86,29 @@ def memory_lines(found: Forecast, width: int) -> list[str]:
         for line in (arithmetic, room + verdicts[found.fits], way, times)
     )
     return [*above, *lines, *(line for part in below for line in part)]
+
+
+def rank_lines(found: Forecast, width: int) -> list[str]:
+    """Of a split or streamed model: what each rank holds, what is sent, what that should take."""
+    whole, sizes = found.json(), [*Memory.__annotations__, "total"]
+    if "predicted" not in whole:
+        return []
+    sizes = sizes if width == WIDTH else sizes[-1:]
+    head = f"  rank  layers   heads    MLP  {''.join(f'{name:>12}' for name in sizes)}"
+    lines = [head] if "ranks" in whole else []
+    for rank in whole.get("ranks", []):
+        first, stop = rank["layers"]
+        numbers = "".join(f"{rank[name] / GB:12.3f}" for name in sizes)
+        held = f"{rank['heads']:>5} {rank['mlp']:>6}"
+        lines.append(f"  {rank['rank']:<5} {f'{first}-{stop - 1}':8}{held}  {numbers}")
+    sent = next(iter(whole["predicted"].values()))
+    prompt, token = sent["prompt_bytes"] / 1e6, sent["token_bytes"] / 1e3
+    what = "sent by rank 0" if "ranks" in whole else "layers that come to the device"
+    below = [f"{what}: {prompt:,.1f} MB for the prompt, {token:,.1f} kB a token"]
+    for name, guess in whole["predicted"].items():
+        times = f"{guess['prompt']:.2g} s for the prompt, {guess['token'] * 1e3:.2g} ms a token"
+        below.append(f"predicted for {name}, not measured: {times}")
+    return [*lines, *(line for text in below for line in textwrap.wrap(text, width))]
 
 
 def cut(text: str, most: int) -> str:

@@ -15,8 +15,9 @@ from itertools import accumulate
 
 from ..config import LlavaConfig
 from ..errors import ParameterError, wrong_value
+from ..segments import Plan
 from ..weights.share import BLOCK, Share
-from .memory import Storage, weight_bytes
+from .memory import Memory, Storage, alone, prefill_bytes, row_bytes, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,46 @@ class Split:
 
 @dataclass(frozen=True)
 class Way:
-    """How a model runs on more than one device: split over ranks, or over devices of one process."""
+    """How a model runs on more than one device.
+
+    It is split over ranks, or over devices of one process, or some of its layers stay in the host's
+    memory (offload).
+    """
 
     split: Split
     devices: tuple[str, ...] = ()
+    offload: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is in one process, on one device."""
+        return self.split.ranks == 1 and not self.devices and not self.offload
 
     @classmethod
     def of(
-        cls, devices: Sequence[str], tensor: int, pipeline: int, adapter: object = None
+        cls,
+        devices: Sequence[str],
+        tensor: int,
+        pipeline: int,
+        adapter: object = None,
+        offload: bool = False,
     ) -> "Way":
         """From the arguments of load(); ParameterError where they do not go together."""
         for name, count in (("tensor_parallel", tensor), ("pipeline_parallel", pipeline)):
             if type(count) is not int or count < 1:
                 raise wrong_value(name, "a whole number of at least 1", count)
-        way = cls(Split(tensor, pipeline), tuple(devices))
-        if way.devices and way.split.ranks > 1:
-            raise ParameterError("devices and a number of ranks cannot be used together.")
+        way = cls(Split(tensor, pipeline), tuple(devices), offload)
+        if bool(way.devices) + (way.split.ranks > 1) + offload > 1:
+            raise ParameterError("Of devices, a number of ranks, and offload only one can be used.")
         kinds = {device.partition(":")[0] for device in way.devices}
         if isinstance(devices, str) or len(kinds) > 1 or len(way.devices) == 1:
-            raise wrong_value("devices", "two or more devices of one kind, as cuda:0,cuda:1", devices)
-        if adapter is not None and (way.devices or way.split.ranks > 1):
-            raise ParameterError("An adapter is merged into a whole model: it cannot be split here.")
+            raise wrong_value(
+                "devices", "two or more devices of one kind, as cuda:0,cuda:1", devices
+            )
+        if adapter is not None and not way.whole:
+            raise ParameterError(
+                "An adapter is merged into a whole model: it cannot be split here."
+            )
         return way
 
 
@@ -90,9 +110,7 @@ def undivided(config: LlavaConfig, count: int) -> str:
     if count == 1:
         return ""
     if text.num_heads % count or text.num_kv_heads % count:
-        return (
-            f"{text.num_heads} heads and {text.num_kv_heads} key/value heads do not divide by it"
-        )
+        return f"{text.num_heads} heads and {text.num_kv_heads} key/value heads do not divide by it"
     if text.intermediate_size % BLOCK or text.intermediate_size // BLOCK < count:
         return f"{text.intermediate_size} numbers of the MLP are not so many blocks of {BLOCK}"
     inputs = text.num_heads // count * text.head_dim
@@ -125,6 +143,20 @@ def block_bytes(config: LlavaConfig, storage: Storage) -> int:
     empty = replace(config, text=replace(config.text, num_layers=0))
     more = weight_bytes(config, storage) - weight_bytes(empty, storage)
     return more // config.text.num_layers
+
+
+def rank_memory(
+    config: LlavaConfig, plan: Plan, answer: int, storage: Storage, share: Share
+) -> Memory:
+    """What a rank needs for a prompt and its answer: as a model of its own, less what it lacks."""
+    need = alone(share.local(config), plan, answer, storage)
+    if share.rest:
+        return need
+    _, chunk = storage.portions
+    reading = prefill_bytes(share.local(config).text, plan.tokens, storage, chunk)
+    rows = row_bytes(config, 2 * min(chunk, plan.tokens), storage)
+    weights = block_bytes(share.local(config), storage) * (share.stop - share.first)
+    return Memory(weights, need.cache, reading + rows)
 
 
 @dataclass(frozen=True)

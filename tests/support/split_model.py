@@ -27,7 +27,9 @@ def answers(model) -> dict[str, object]:
         "text": model.logits("hello"),
         "score": torch.tensor(model.score(QUESTION, ANSWER, images=[PHOTO]).log_probabilities),
         "greedy": model.generate(QUESTION, images=[PHOTO], max_tokens=24).token_ids,
-        "sampled": model.generate(QUESTION, images=[PHOTO], max_tokens=9, temperature=1.5).token_ids,
+        "sampled": model.generate(
+            QUESTION, images=[PHOTO], max_tokens=9, temperature=1.5
+        ).token_ids,
     }
     chat = model.chat(max_tokens=6)
     first = chat.ask("Where is the star?", images=[PHOTO]).token_ids
