@@ -1,5 +1,5 @@
 """python -m bench kernels | generate | batch | load | devices | quality | explain | frames | \
-ask | video | serve | niah | long | lease | lmms: how fast and how good, beside peers and limits.
+ask | video | serve | scale | niah | long | lease | lmms: how fast and good, beside peers.
 
 Results go to bench/results/ as one JSON line for each row, plots beside them as SVG.
 Read arguments.py first.
@@ -158,6 +158,13 @@ def serve(settings: Namespace) -> int:
     return 0
 
 
+def scale(settings: Namespace) -> int:
+    from . import scale
+
+    print(scale.run(settings.model, settings.dry_run, settings.lines, settings.out))
+    return 0
+
+
 def lmms(settings: Namespace) -> int:
     from . import lmms
 
@@ -209,6 +216,7 @@ OTHERS = {
     "lmms": lmms,
     "niah": niah,
     "long": long,
+    "scale": scale,
     "lease": lease,
     "plot": plot,
 }

@@ -19,6 +19,7 @@ def parse(given: list[str], about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
     measured = kernels, generate, load, devices, quality, explain, frames, ask, batch, video, serve
+    measured += (scale,)
     for add in measured:
         command = add(commands)
         command.add_argument(
@@ -186,6 +187,15 @@ def serve(commands) -> argparse.ArgumentParser:
     command.add_argument("--requests", type=int, default=64, help="of a load (default 64)")
     sections(command, ("closed", "open", "gaps"))
     pairs(command, 3)
+    return command
+
+
+def scale(commands) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "scale", help="a model over several processes, and a batch; predictions beside it"
+    )
+    command.add_argument("--model", default="embedded", help="embedded, 0.5B, 7B (%(default)s)")
+    command.add_argument("--lines", type=int, default=200, help="of the batch (%(default)s)")
     return command
 
 

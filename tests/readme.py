@@ -518,6 +518,13 @@ def fields() -> str:
     return "\n".join(rows)
 
 
+def predictions() -> str:
+    """What splits of published sizes should take."""
+    from bench import scale
+
+    return table(scale.HEADS, scale.predictions())
+
+
 PARTS = {
     "README.md": (reading, summary),
     "docs/design.md": (trace, conductor, rooms),
@@ -542,6 +549,7 @@ PARTS = {
     "docs/serving.md": (fields,),
     "docs/verified.md": (verified, expectations),
     "docs/evaluation.md": (evaluation,),
+    "docs/scale.md": (predictions,),
 }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import random
 import re
@@ -9,20 +10,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import split_model
 import torch
+from safetensors.torch import save_file
 
 import llava_min
 from llava_min.command.batch_shares import Share, parts_of
 from llava_min.command.main import main
+from llava_min.config import Quantization
 from llava_min.engine import offload
-from llava_min.errors import ParameterError
+from llava_min.errors import CheckpointError, ParameterError
 from llava_min.families.folder import EMBEDDED, config_of
-from llava_min.planning.memory import Storage
+from llava_min.planning.memory import Storage, weight_bytes
+from llava_min.planning.predict import CARDS, LINKS, predicted
 from llava_min.planning.split import Split, Traffic
+from llava_min.weights import checkpoint, load, names, quantize
+from llava_min.weights.checkpoint import Checkpoint
+from llava_min.weights.slices import Slices
 
 CONFIG = config_of(EMBEDDED, None, None)
 PHOTO = split_model.PHOTO
@@ -449,7 +458,7 @@ def test_what_does_not_divide_is_refused_by_name(words, line, capsys):
 
 def test_numbers_that_share_a_model_are_whole():
     for name in ("tensor_parallel", "pipeline_parallel"):
-        for value in (0, 1.5, True, "2"):
+        for value in (0, -1, 1.5, True, "2"):
             with pytest.raises(ParameterError, match=name):
                 llava_min.load(**{name: value})
     with pytest.raises(ParameterError, match="only one can be used"):
@@ -478,3 +487,164 @@ def test_only_ranks_know_torch_distributed():
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, env=environment())
     assert done.stdout == b"False\n"
+
+
+# What a rank reads -------------------------------------------------------------------
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    text = Path("/proc/self/io").read_text()
+    return int(text.split("rchar: ")[1].split()[0]) - len(text)
+
+
+@linux
+@pytest.mark.parametrize("axis, begin, stop", [(0, 3, 17), (1, 5, 12), (0, 0, 40), (1, 0, 1)])
+def test_exactly_the_bytes_of_a_part_are_read(tmp_path, axis, begin, stop):
+    whole, path = torch.randn(40, 24, dtype=torch.bfloat16), tmp_path / "a.safetensors"
+    save_file({"before": torch.zeros(7), "a": whole, "after": torch.zeros(5)}, path)
+    file = Slices(path)
+    before = bytes_read()
+    found = file.read("a", "BF16", (40, 24), (axis, begin, stop))
+    count = bytes_read() - before
+    assert torch.equal(found, whole.narrow(axis, begin, stop - begin))
+    own = len(Path("/proc/self/io").read_text())  # the first look is counted by the second
+    assert found.nbytes <= count <= found.nbytes + 2 * own
+    file.close()
+
+
+def test_a_part_of_a_file_cut_short_is_an_error(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.randn(40, 24)}, path)
+    file = Slices(path)
+    os.truncate(path, path.stat().st_size - 1)
+    file.read("a", "F32", (40, 24), (0, 0, 39))
+    with pytest.raises(CheckpointError, match="the file cut short"):
+        file.read("a", "F32", (40, 24), (1, 20, 24))
+
+
+PARTS = [Split(2, 1), Split(1, 2), Split(1, 3), Split(2, 2)]
+
+
+@pytest.mark.parametrize("split", PARTS, ids=str)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_parts_of_a_checkpoint_are_the_checkpoint(monkeypatch, split, bits):
+    """Every number of a block that is cut is in one rank, others in each, and so are the bytes."""
+    config = replace(CONFIG, quantization=Quantization(bits) if bits else None)
+    convert = [functools.partial(quantize.converted, config=config)] if bits else []
+    read, reader = [], checkpoint.read_tensor
+
+    def counting(shard, slices, name, part):
+        tensor = reader(shard, slices, name, part)
+        read.append((name, tensor.nbytes))
+        return tensor
+
+    monkeypatch.setattr(checkpoint, "read_tensor", counting)
+    stored = Checkpoint.open(EMBEDDED)
+    sizes = {name: 2 * math.prod(shape) for name, shape, _ in stored.headers()}
+    whole = load.on_meta(config)
+    load.fill(whole, stored, torch.float32, "cpu", None, convert)
+    read.clear()
+    seen = Counter()
+    for share in split.shares(config, Storage(), []):
+        part = load.on_meta(share.local(config))
+        load.fill(part, stored, torch.float32, "cpu", None, convert, share)
+        blocks = part.decoder.blocks
+        assert len(blocks) == share.stop - share.first
+        for index, block in enumerate(blocks):
+            for name, parameter in block.named_parameters():
+                own = whole.decoder.blocks[share.first + index].get_parameter(name)
+                seen[share.first + index, name] += parameter.numel()
+                assert set(parameter.unique().tolist()) <= set(own.unique().tolist())
+        held = sum(p.numel() for p in blocks.parameters()) if not bits else None
+        if held is not None:  # as --plan counts them
+            local = share.local(config)
+            empty = replace(local, text=replace(local.text, num_layers=0))
+            counted = weight_bytes(local, Storage()) - weight_bytes(empty, Storage())
+            assert held * 4 == counted
+    for (index, name), count in seen.items():
+        own = whole.decoder.blocks[index].get_parameter(name).numel()
+        assert count == own * (split.tensor if "norm" in name else 1), name
+    found = Counter()
+    for name, count in read:
+        found[name] += count
+    for name, count in found.items():
+        ours, _ = names.ours(name)
+        twice = ours.startswith("decoder.blocks.") and "norm" in ours
+        assert count == sizes[name] * (split.tensor if twice else 1), name
+    assert found.keys() == {name for name in sizes if load.unused(name, config) is None}
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_an_mlp_is_shared_in_whole_blocks(count):
+    """72B's 231 blocks of 128 do not divide by any of these."""
+    text = replace(CONFIG.text, intermediate_size=29_568, num_heads=64, num_kv_heads=8)
+    shares = Split(count).shares(replace(CONFIG, text=text), Storage(), [])
+    ranges = [share.mlp for share in shares]
+    assert [begin for begin, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == 29_568 and all(begin % 128 == 0 for begin, _ in ranges)
+    sizes = {(stop - begin) // 128 for begin, stop in ranges}
+    assert sizes == {231 // count, 231 // count + 1}
+
+
+@pytest.mark.parametrize("rooms, wanted", [
+    ([], [14, 14]),
+    ([80, 80], [14, 14]),
+    ([20, 60], [7, 21]),
+    ([0, 60], [1, 27]),
+    ([60, 0], [27, 1]),
+    ([1, 1, 1], [9, 10, 9]),
+])  # fmt: skip
+def test_layers_are_shared_by_what_is_free(rooms, wanted):
+    text = replace(CONFIG.text, num_layers=28)
+    config = replace(CONFIG, text=text)
+    rest = weight_bytes(replace(config, text=replace(text, num_layers=0)), Storage())
+    free = [room * 10**12 + (0 if stage else rest) for stage, room in enumerate(rooms)]
+    shares = Split(pipeline=len(wanted)).shares(config, Storage(), free)
+    assert [share.stop - share.first for share in shares] == wanted
+    assert shares[0].first == 0 and shares[-1].stop == 28
+
+
+def test_the_plan_of_ranks(capsys):
+    """The fullest rank decides; all ranks together hold the blocks and the cache once."""
+    asked = ["--plan", "--json", "--dtype", "float32"]
+    plans = []
+    for more in (
+        (),
+        ("-pp", "2"),
+        ("-tp", "2"),
+        ("-tp", "2", "-pp", "2"),
+        ("--devices", "cpu,cpu"),
+    ):
+        assert main([*asked, *more]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    whole = next(row for row in plans[0]["memory"] if row["chosen"])
+    for plan in plans[1:]:
+        assert sum(rank["cache"] for rank in plan["ranks"]) == whole["cache"]
+        fullest = max(rank["total"] for rank in plan["ranks"])
+        assert next(row for row in plan["memory"] if row["chosen"])["total"] == fullest
+        assert plan["ranks"][0]["weights"] < whole["weights"]
+        assert plan["predicted"]["H100, NVLink"]["prompt"] > 0
+    layers = [rank["layers"] for rank in plans[1]["ranks"]]
+    assert layers == [[0, 2], [2, 4]] == [rank["layers"] for rank in plans[4]["ranks"]]
+    rows = plans[0]["tokens"]["text"] + plans[0]["tokens"]["visual"]
+    assert plans[1]["predicted"]["H100, NVLink"]["prompt_bytes"] == rows * 256 * 4
+    assert "ranks" not in plans[0] and "predicted" not in plans[0]
+    assert main([*asked, "--offload"]) == 0
+    offloaded = json.loads(capsys.readouterr().out)
+    row = next(row for row in offloaded["memory"] if row["chosen"])
+    assert row["weights"] < whole["weights"] and row["cache"] == whole["cache"]
+
+
+def test_a_pipeline_is_as_fast_as_its_slowest_stage():
+    """Many chunks over n stages take about a part in n; one chunk gains nothing."""
+    text = replace(CONFIG.text, num_layers=28, hidden_size=3584, intermediate_size=18_944)
+    config, card, link = replace(CONFIG, text=text), CARDS["H100"], LINKS["NVLink"]
+
+    def seconds(split: Split, tokens: int) -> float:
+        return predicted(config, Storage("bfloat16"), split, tokens, card, link).prompt
+
+    for count in (2, 4):
+        split = Split(pipeline=count)
+        assert seconds(split, 200_000) < seconds(Split(), 200_000) / count * 1.15
+        assert seconds(split, 2_000) > seconds(Split(), 2_000)

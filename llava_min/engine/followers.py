@@ -64,7 +64,7 @@ class Followers:
             line = f"rank {rank} of {len(self.children) + 1} {how}: the others cannot go on."
             with contextlib.suppress(OSError):
                 print(f"\nllava_min: error: {line}", file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         self.stop(seconds=0)
         os._exit(code if code in OURS else 1)

@@ -19,11 +19,12 @@ B rows of a batch, T new tokens, D width.
 """
 
 import contextlib
+import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -60,8 +61,17 @@ class Header:
     starts: tuple[int, ...]
     new: int
     kept: int
-    dtype: torch.dtype
+    dtype: str  # of the rows, as torch calls it
     forget: tuple[int, ...]
+
+    def message(self) -> Tensor:
+        """It as bytes of JSON; nothing that a rank gets is ever unpickled."""
+        return torch.frombuffer(bytearray(json.dumps(asdict(self)).encode()), dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, message: Tensor) -> "Header":
+        """The header of such bytes."""
+        return cls(**json.loads(bytes(message.tolist())))
 
 
 class Stage:
@@ -169,7 +179,7 @@ class Leader(Decoder):
             starts=starts,
             new=rows.shape[1],
             kept=kept,
-            dtype=rows.dtype,
+            dtype=str(rows.dtype).removeprefix("torch."),
             forget=tuple(gone),
         )
 
@@ -277,10 +287,10 @@ class Ranks:
                 first = stage * split.tensor
                 group = dist.new_group(list(range(first, first + split.tensor)))
                 heads = group if rank // split.tensor == stage else heads
-            rooms: list[int] = [0] * split.ranks
-            dist.all_gather_object(rooms, free or 0, group=control)
+            rooms = [torch.zeros(1, dtype=torch.int64) for _ in range(split.ranks)]
+            dist.all_gather(rooms, torch.tensor([free or 0]), group=control)
         staged = backend == "gloo" and device.type != "cpu"
-        return cls(split, rank, device, control, heads, staged, rooms)
+        return cls(split, rank, device, control, heads, staged, [int(room) for room in rooms])
 
     @property
     def parts(self) -> int:
@@ -340,17 +350,24 @@ class Ranks:
         """A header to those who share this stage's heads, by the first of them."""
         if self.first_head:
             for rank in range(self.rank + 1, self.rank + self.split.tensor):
-                dist.send_object_list([header], dst=rank, group=self.control)
+                self.tell(header, rank)
+
+    def tell(self, header: Header | None, rank: int) -> None:
+        """A header to another rank, its length first; one of no length is the end."""
+        message = torch.empty(0, dtype=torch.uint8) if header is None else header.message()
+        dist.send(torch.tensor([len(message)]), dst=rank, group=self.control)
+        if len(message):
+            dist.send(message, dst=rank, group=self.control)
 
     def tell_next(self, header: Header | None) -> None:
         """A header to the next stage, by the first of this one."""
         if self.first_head and not self.last:
-            dist.send_object_list([header], dst=self.rank + self.split.tensor, group=self.control)
+            self.tell(header, self.rank + self.split.tensor)
 
     def pass_on(self, header: Header, stream: Tensor) -> None:
         """A header, and then each rank's stream, to the next stage."""
         with talking():
-            self.tell_next(replace(header, dtype=stream.dtype))
+            self.tell_next(replace(header, dtype=str(stream.dtype).removeprefix("torch.")))
             self.send(stream, self.rank + self.split.tensor, None)
 
     def send(self, rows: Tensor, rank: int, group: dist.ProcessGroup | None) -> None:
@@ -373,7 +390,7 @@ class Ranks:
         """Do what the headers say until one says that it is over."""
         while (header := self.next_header()) is not None:
             shape = len(header.starts), header.new, stage.decoder.config.hidden_size
-            rows = torch.empty(shape, dtype=header.dtype, device=self.device)
+            rows = torch.empty(shape, dtype=getattr(torch, header.dtype), device=self.device)
             if self.rank >= self.split.tensor:
                 self.receive(rows, self.rank - self.split.tensor, None)
             else:
@@ -390,14 +407,17 @@ class Ranks:
 
     def next_header(self) -> Header | None:
         """Wait for a header, and hand it to those who share this stage's heads."""
-        told: list[Header | None] = [None]
-        source = self.rank - self.split.tensor
+        source, length = self.rank - self.split.tensor, torch.zeros(1, dtype=torch.int64)
         if not self.first_head:
             source = self.rank - self.rank % self.split.tensor
         with talking():
-            dist.recv_object_list(told, src=source, group=self.control)
-            self.tell_heads(told[0])
-        return told[0]
+            dist.recv(length, src=source, group=self.control)
+            message = torch.empty(int(length), dtype=torch.uint8)
+            if len(message):
+                dist.recv(message, src=source, group=self.control)
+            header = Header.of(message) if len(message) else None
+            self.tell_heads(header)
+        return header
 
 
 class Summed(nn.Module):

@@ -266,8 +266,8 @@ def forecast(
     costs nothing. Ranks on CPUs share what is free there.
     """
     way = Way.of(devices, tensor_parallel, pipeline_parallel, adapter, offload)
-    split = Split(pipeline=len(devices)) if devices else way.split
-    device = devices[0].partition(":")[0] if devices else device
+    split = Split(pipeline=len(way.devices)) if way.devices else way.split
+    device = way.devices[0].partition(":")[0] if way.devices else device
     path = EMBEDDED if folder is None else hub.find(folder, files=hub.DESCRIPTION)
     chosen = Options.of(**options)
     settings = with_own_head(config_of(path, config, context), path)
@@ -303,7 +303,7 @@ def forecast(
         guessed=tokenizer is None,
         kernels=path_of(device, kernels),
         split=split,
-        offload=offload,
+        offload=way.offload,
     )
     alone = device == "cpu" and split.ranks == 1
     return replace(found, seconds=estimate(found)) if alone else found

@@ -76,24 +76,31 @@ class Way:
     @classmethod
     def of(
         cls,
-        devices: Sequence[str],
-        tensor: int,
-        pipeline: int,
+        devices: Sequence[str] | None,
+        tensor: int | None,
+        pipeline: int | None,
         adapter: object = None,
-        offload: bool = False,
+        offload: bool | None = False,
     ) -> "Way":
-        """From the arguments of load(); ParameterError where they do not go together."""
+        """From the arguments of load(), of which None is the default.
+
+        ParameterError where they are nonsense, or do not go together.
+        """
+        devices = () if devices is None else devices
+        tensor, pipeline = (1 if n is None else n for n in (tensor, pipeline))
         for name, count in (("tensor_parallel", tensor), ("pipeline_parallel", pipeline)):
             if type(count) is not int or count < 1:
                 raise wrong_value(name, "a whole number of at least 1", count)
-        way = cls(Split(tensor, pipeline), tuple(devices), offload)
-        if bool(way.devices) + (way.split.ranks > 1) + offload > 1:
+        if not isinstance(offload, bool | None):
+            raise wrong_value("offload", "True or False", offload)
+        several = isinstance(devices, list | tuple) and all(isinstance(d, str) for d in devices)
+        kinds = {device.partition(":")[0] for device in devices} if several else set()
+        if not several or len(kinds) > 1 or len(devices) == 1:
+            expected = "two or more devices of one kind, as cuda:0,cuda:1"
+            raise wrong_value("devices", expected, devices)
+        way = cls(Split(tensor, pipeline), tuple(devices), bool(offload))
+        if bool(way.devices) + (way.split.ranks > 1) + way.offload > 1:
             raise ParameterError("Of devices, a number of ranks, and offload only one can be used.")
-        kinds = {device.partition(":")[0] for device in way.devices}
-        if isinstance(devices, str) or len(kinds) > 1 or len(way.devices) == 1:
-            raise wrong_value(
-                "devices", "two or more devices of one kind, as cuda:0,cuda:1", devices
-            )
         if adapter is not None and not way.whole:
             raise ParameterError(
                 "An adapter is merged into a whole model: it cannot be split here."
