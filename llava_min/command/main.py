@@ -140,6 +140,7 @@ def answer(settings: arguments.Settings) -> int:
     if settings.plan:
         return show_plan(settings)
     work = batch_file.Work.of(settings) if settings.batch else None
+    import torch
 
     from .. import trace
     from ..base.progress import Progress
