@@ -565,6 +565,7 @@ def replaced(text: str, part: Callable[[], str]) -> str:
 
 
 def main(wanted: list[str]) -> None:
+    sys.path.insert(0, str(ROOT))  # for bench, which is not installed
     known = {part.__name__ for parts in PARTS.values() for part in parts}
     if unknown := set(wanted) - known:
         sys.exit(
