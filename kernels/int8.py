@@ -225,7 +225,7 @@ def linear(
     float16 stay so (half.py).
     """
     flat = rows.reshape(-1, rows.shape[-1])
-    if words.is_mkldnn:
+    if int8_cpu.ordered(words, scales):
         assert limit is not None
         product = int8_cpu.linear_torch(flat, words, scales, limit)
     elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:

@@ -35,6 +35,12 @@ def prepack(weight: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
+def ordered(words: Tensor, scales: Tensor) -> bool:
+    """Whether words are as `prepack` leaves them. In a trace a plain tensor is in their place."""
+    traced = torch.compiler.is_exporting() and scales.dtype == torch.float32
+    return words.is_mkldnn or (traced and exact())
+
+
 def product(
     rows: Tensor, words: Tensor, scales: Tensor, dtype: torch.dtype, step: float = 1.0
 ) -> Tensor:
@@ -111,7 +117,7 @@ def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> 
     count, dtype = len(rows), torch.promote_types(rows.dtype, torch.bfloat16)
     if not count:
         return rows.new_empty(0, len(scales))
-    if count == 1:
+    if count == 1 and not torch.compiler.is_exporting():  # it asks for a number on the way
         return one_row(rows, words, scales)
     largest = largest_of(rows)
     if count <= FEW:

@@ -89,9 +89,9 @@ def test_a_repeated_answer_takes_fewer_forwards(model, monkeypatch):
     forwards, decoder = [], model.network.decoder
     forward = decoder.forward
 
-    def counted(rows, cache):
+    def counted(rows, cache, *kept):
         forwards.append(rows.shape[1])
-        return forward(rows, cache)
+        return forward(rows, cache, *kept)
 
     monkeypatch.setattr(decoder, "forward", counted)
     options = {"max_tokens": 200, "ignore_eos": True}
