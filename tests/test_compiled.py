@@ -151,15 +151,16 @@ def test_it_is_the_package_that_runs(built, monkeypatch):
     assert watched.token_ids == plain.token_ids and len(calls) == 8 and len(hidden) == 9
 
 
-def test_a_cache_of_eight_bits_takes_ordinary_steps(built, source, home):
+def test_a_cache_of_eight_bits_takes_ordinary_steps(built, source, caplog):
+    """And so do several rows; asked for, a package is not even built, and a line says why."""
     eight = llava_min.load(source, **FORMAT, kv_dtype="int8")
-    assert eight.compiled is not None and not eight.compiled.takes(eight.empty_cache(4))
-    assert not eight.compiled.takes(built.empty_cache(4, 2)) and eight.compiled.takes(
-        built.empty_cache(4)
-    )
-    without = llava_min.load(source, **FORMAT, kv_dtype="int8", compile=False)
-    options = {"max_tokens": 12, "ignore_eos": True}
-    assert asked(eight, **options).token_ids == asked(without, **options).token_ids
+    assert eight.compiled is None and not caplog.records
+    eight = llava_min.load(source, **FORMAT, kv_dtype="int8", compile=True)
+    assert eight.compiled is None
+    assert "not compiled: a cache of 8 bits takes ordinary steps." in caplog.text
+    assert not built.compiled.takes(eight.empty_cache(4))
+    assert not built.compiled.takes(built.empty_cache(4, 2))
+    assert built.compiled.takes(built.empty_cache(4))
 
 
 def test_threads_share_it(built):
@@ -284,7 +285,14 @@ def test_a_damaged_package_is_not_opened(built, source, tmp_path, monkeypatch, d
         assert compiled.opened(decoder) is None and "is not opened" in caplog.text
     path.write_bytes(data)
     assert compiled.opened(decoder) is not None
+    monkeypatch.setattr(compiled, "Compiled", refused)
+    caplog.clear()
+    assert compiled.opened(decoder) is None and "cannot be opened" in caplog.text
     shutil.rmtree(path.parent)
+
+
+def refused(*args):
+    raise RuntimeError("failed to map segment\nand more")
 
 
 # Builds that come to nothing -------------------------------------------------------

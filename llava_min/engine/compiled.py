@@ -159,4 +159,9 @@ def opened(decoder: Decoder) -> Compiled | None:
     if numbers is None:
         log.warning(f"{path} is no whole package for this model, and is not opened.")
         return None
-    return Compiled(path, decoder, numbers)
+    try:
+        return Compiled(path, decoder, numbers)
+    except RuntimeError as error:  # such as a temporary folder from which no code may run
+        first = str(error).strip().partition("\n")[0]
+        log.warning(f"{path} cannot be opened, and the ordinary decode step is used: {first}")
+        return None

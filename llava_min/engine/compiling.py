@@ -193,14 +193,19 @@ def remove_stale(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def for_device(network: Network, wanted: bool | None) -> Compiled | None:
+def for_device(
+    network: Network, wanted: bool | None, kv_dtype: torch.dtype | None = None
+) -> Compiled | None:
     """The compiled step of a model that is laid out for its device, None for the ordinary one.
 
     wanted: True builds it where there is none; None takes one that is there; False takes none.
+    kv_dtype: of all caches, None for that of the weights.
     """
     path, reason = choose.explained(network.device)
-    if network.decoder.parts > 1:
-        path, reason = "", "the model is split"
+    if path == "cpu" and network.decoder.parts > 1:
+        path, reason = "ordinary", "the model is split"
+    if path == "cpu" and kv_dtype is not None:
+        path, reason = "ordinary", "a cache of 8 bits takes ordinary steps"
     if wanted is False or path != "cpu":
         if wanted:
             log.warning(f"the decode step is not compiled: {reason}.")

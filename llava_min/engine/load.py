@@ -129,7 +129,7 @@ def load(
         network = assembled(part, settings, storage, way, kept, chosen)
     if recorded(torch.device(device)):
         network.vision = RecordedTower(network.vision)
-    ready = compiling.for_device(network, compile)
+    ready = compiling.for_device(network, compile, kept)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start
     return Model(name, settings, network, tokenizer, made, seconds, settings.ignored, kept, ready)
