@@ -14,7 +14,7 @@ import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import checkpoints, explain, kv_cache, ledger, llamacpp, long, paired, shapes
+from bench import checkpoints, cpu, explain, kv_cache, ledger, llamacpp, long, paired, shapes
 from llava_min.engine import explaining
 from llava_min.families import layouts
 from llava_min.segments import Plan, Text
@@ -152,3 +152,22 @@ def test_llama_cpp_reads_the_same_decoder(tmp_path, monkeypatch, form, alike):
         plan = Plan((Text(ids + more),), 200)
         logits = model.network.prefill(plan, [], model.empty_cache(200))[0].numpy()
         assert np.corrcoef(peer.logits(), logits)[0, 1] > alike
+
+
+def test_lookup_is_timed_at_its_two_ends(monkeypatch):
+    """A turn of eight tokens is one forward of eight rows, or eight of them."""
+    ours, rows = cpu.Ours.__new__(cpu.Ours), []
+    ours.network = llava_min.load(device="cpu").network
+    forward = ours.network.decoder.forward
+
+    def counted(embedded, cache):
+        rows.append(embedded.shape[1])
+        return forward(embedded, cache)
+
+    monkeypatch.setattr(ours.network.decoder, "forward", counted)
+    for taken, expected in ((True, [8]), (False, [8] * 8)):
+        turn = cpu.Drafted(ours, taken).decode(100)
+        for _ in range(3):
+            rows.clear()
+            turn()
+            assert rows == expected
