@@ -131,7 +131,10 @@ def traced(decoder: Decoder) -> "tuple[torch.export.ExportedProgram, tuple[objec
 
 
 def write(decoder: Decoder, path: Path, work: Path) -> None:
-    """Build a package in the folder `work`, and name it `path` when it is whole."""
+    """Build a package in the folder `work`, and name it `path` when it is whole.
+
+    While it is built, a variable of the process tells torch's compiler to work there, too.
+    """
     from torch._inductor.utils import fresh_cache
     from torch.export.pt2_archive._package import package_pt2
 
