@@ -97,8 +97,8 @@ def path_of(made: Made) -> Path:
     return folder() / f"{digest[:32]}.pt2"
 
 
-def notes_of(path: Path, made: Made) -> dict[str, tuple[str, float]] | None:
-    """The small numbers that a package has of its own, by name: each a dtype and a value.
+def notes_of(path: Path, made: Made) -> dict[str, tuple[str, object]] | None:
+    """The small numbers that a package has of its own, by name: each a dtype and its value.
 
     None where the file is not whole, or was made with anything else.
     """
@@ -116,7 +116,7 @@ def notes_of(path: Path, made: Made) -> dict[str, tuple[str, float]] | None:
 class Compiled:
     """A package, open, with the weights of one decoder."""
 
-    def __init__(self, path: Path, decoder: Decoder, numbers: dict[str, tuple[str, float]]):
+    def __init__(self, path: Path, decoder: Decoder, numbers: dict[str, tuple[str, object]]):
         self.path, self.decoder = path, decoder
         self.runner = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         weights = {f"decoder.{name}": tensor for name, tensor in weights_of(decoder)}

@@ -7,8 +7,8 @@ out: a package in the cache folder (engine/compiled.py), or a line that says why
 What is traced is the decoder itself, over one token and a cache of any capacity that has seen any
 number of tokens. Weights in an order of their own (kernels/onednn.py) cannot be traced; a tensor of
 their shape is in their place, and the product in the package gets the real one. torch makes
-constants of numbers that its operators take, such as the group size of four bits, under names of
-its own: their values are written into the package.
+constants of numbers that its operators take, such as the group size of four bits: each gets a name
+of its own, and its value is written into the package.
 A package is built in a folder of its own and gets its name when it is whole. So a build that is
 killed leaves nothing that is taken for a package, and of two builds at once the last one stays.
 A cache of eight bits is not traced: plain torch reads it in blocks, whose number depends on the
@@ -24,6 +24,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,6 +132,26 @@ def traced(decoder: Decoder) -> "tuple[torch.export.ExportedProgram, tuple[objec
         return torch.export.export(part, example, dynamic_shapes=sizes), example
 
 
+@contextmanager
+def each_named(known: set[str]) -> Iterator[None]:
+    """Inside a `with` block, a constant that torch's compiler makes has a name that no other has.
+
+    known: the names of weights, which stay. The compiler calls several constants alike, such as
+    "x_scale" of every product in eight bits, and by such a name none can be handed over.
+    """
+    from unittest import mock
+
+    from torch._inductor.graph import GraphLowering
+
+    add = GraphLowering.add_tensor_constant
+
+    def named(graph: GraphLowering, data: Tensor, name: str | None = None) -> object:
+        return add(graph, data, name if name in known else f"number{len(graph.constants)}")
+
+    with mock.patch.object(GraphLowering, "add_tensor_constant", named):
+        yield
+
+
 def write(decoder: Decoder, path: Path, work: Path) -> None:
     """Build a package in the folder `work`, and name it `path` when it is whole.
 
@@ -140,15 +162,16 @@ def write(decoder: Decoder, path: Path, work: Path) -> None:
 
     program, example = traced(decoder)
     part = work / "package.pt2"
-    with fresh_cache(dir=str(work), delete=False):  # nothing of a build that was killed is found
+    known = {*program.state_dict, *program.constants}
+    # a cache of its own: nothing of a build that was killed is found
+    with fresh_cache(dir=str(work), delete=False), each_named(known):
         files = torch._inductor.aot_compile(
             program.module(check_guards=False), example, options=OPTIONS
         )
         assert isinstance(files, list)
         (constants,) = (one for one in files if not isinstance(one, str))
-        known = {*program.state_dict, *program.constants}
         numbers = {
-            name: (str(tensor.dtype).removeprefix("torch."), tensor.item())
+            name: (str(tensor.dtype).removeprefix("torch."), tensor.tolist())
             for name, (tensor, _) in constants.items()
             if name not in known
         }
