@@ -310,9 +310,9 @@ def options_of(remedy: str) -> dict:
     words = remedy.split()
     kinds = {"--dtype": str, "--kv-dtype": str}
     kinds |= dict.fromkeys(("--frames", "--max-tiles", "--max-tokens"), int)
-    found = {word[2:].replace("-", "_"): kinds[word](words[place + 1]) if word in kinds else 4
+    found = {word[2:].replace("-", "_"): kinds[word](words[place + 1]) if word in kinds else True
              for place, word in enumerate(words) if word.startswith("--")}  # fmt: skip
-    return {"bits" if name == "int4" else name: value for name, value in found.items()}
+    return found
 
 
 def test_a_prompt_may_fill_the_context_and_no_more():

@@ -43,7 +43,7 @@ from .page import counted
 from .predict import CARDS, LINKS, USUAL, Prediction, predicted, streamed
 from .split import Split, Way, rank_memory
 
-KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 4))
+KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 8), ("bfloat16", 4))
 WAYS = [(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
 
 
@@ -133,6 +133,7 @@ class Forecast:
         others = {
             "--dtype bfloat16": replace(own, dtype="bfloat16"),
             "--kv-dtype int8": replace(own, kv_dtype="int8"),
+            "--int8": replace(own, bits=8),
             "--int4": replace(own, bits=4),
             "--int4 --kv-dtype int8": replace(own, bits=4, kv_dtype="int8"),
         }
