@@ -73,11 +73,6 @@ class Layer:
             for tensor, vectors in stored:
                 tensor[rows, :, newest] = vectors[:, 0]
             return
-        if len(key) == 1 and self.counted:  # the step of one answer: fewest operators
-            for tensor, vectors in stored:
-                places = tensor.narrow(2, self.longest, vectors.shape[1])
-                places.copy_(vectors.transpose(1, 2))
-            return
         for row in range(len(key)):
             for tensor, vectors in stored:
                 self.append(tensor, row, vectors[row].transpose(0, 1))
