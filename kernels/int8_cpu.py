@@ -56,7 +56,7 @@ def exact() -> bool:
 
     Without VNNI, pairs of products are added up in 16 bits, which hold half of what can come.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_prepack"):
         return False
     words = prepack(torch.full((16, 64), 127, dtype=torch.int8))
     rows = torch.full((2, 64), 255, dtype=torch.uint8)
