@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 import llava_min
 from llava_min.config import Quantization
 from llava_min.errors import CheckpointError
-from llava_min.kernels import choose, int8, int8_cpu, language
+from llava_min.kernels import choose, decode_attention, int8, int8_cpu, language
 from llava_min.planning import memory as needs
 from llava_min.weights import names, packed, quantize
 from llava_min.weights.__main__ import inspect
@@ -353,6 +353,31 @@ def test_rows_wider_than_float16_stay_so():
         product = layer(torch.full((count, 64), 1000.0).half())
         assert product.dtype == torch.float32
         torch.testing.assert_close(product, torch.full((count, 5), 127 * 64_000.0 + 1))
+
+
+@in_integers
+@settings(max_examples=25, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    count=st.integers(1, 14),
+    seen=st.integers(1, 90),
+    peak=st.sampled_from([1.0, 100.0]),
+    worst=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_scores_of_a_cache_of_bytes(heads, count, seen, peak, worst, seed):
+    """Keys that stay bytes: the scores of wide ones to a step of 16 bits, and the worst sums."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randint(-127, 128, (heads, seen, 64), generator=generator, dtype=torch.int8)
+    query = rows_of(seed, (heads, count, 64)).bfloat16().float()
+    query[:, :, 0] *= peak
+    if worst:
+        keys, query = torch.full_like(keys, -127), torch.full_like(query, 3.0)
+    exact = decode_attention.scores_torch(query.double(), keys)
+    found = decode_attention.scores_integers(query, keys)
+    step = query.abs().amax(-1, keepdim=True).double() / int8_cpu.STEPS
+    assert found.dtype == torch.float32 and found.shape == exact.shape
+    assert ((found - exact).abs() <= 0.51 * step * 64 * 127 + 1e-6 * exact.abs()).all()
 
 
 # Checkpoints ----------------------------------------------------------------------------
