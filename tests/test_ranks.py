@@ -263,6 +263,17 @@ def test_heads_and_layers_over_ranks_give_the_same_numbers(tmp_path, load):
     assert all(found[name] == wanted[name] for name in ("greedy", "sampled", "chat", "batch"))
 
 
+@pytest.mark.slow
+def test_heads_over_ranks_with_the_kernels_of_triton(tmp_path):
+    pytest.importorskip("triton")
+    exact = {"text": alone("float64")["text"]}
+    errors = [
+        worst(over_ranks(tmp_path, dtype="float32", kernels="triton", tensor_parallel=n), exact)
+        for n in (1, 2)
+    ]
+    assert errors[1] <= 2 * errors[0]
+
+
 @pytest.mark.parametrize("dtype, bits", [
     ("float32", None),
     pytest.param("bfloat16", None, marks=pytest.mark.slow),

@@ -111,7 +111,7 @@ def load(
         network = weights.on_meta(share.local(settings))
         told = progress if share.rest else None
         weights.fill(network, checkpoint, torch_dtype, device, told, convert, share)
-        if share == Share.whole(settings.text):
+        if share.rest:
             made.update(description(network))
         packed.ready(network)
         return network

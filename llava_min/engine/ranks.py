@@ -339,7 +339,9 @@ class Ranks:
         return stream[:, stream.shape[1] - header.kept :]
 
     def end(self) -> None:
-        """Let the others go home."""
+        """Let the others end, unless they wait in the midst of a step, for their launcher."""
+        if self.midst:
+            return
         with contextlib.suppress(Gone), talking():
             self.tell_heads(None)
             self.tell_next(None)
