@@ -1,6 +1,7 @@
 """More than one process, and more than one device: prompts, layers and heads over ranks."""
 
 import functools
+import gc
 import json
 import math
 import os
@@ -230,6 +231,23 @@ def test_streamed_layers_give_the_same_bits(monkeypatch, bits, held):
     found, wanted = split_model.answers(model), alone("float32", bits)
     assert all(same(found[name], wanted[name]) for name in wanted)
     assert len(decoder.places) == 2
+
+
+def test_the_parts_of_a_cache_that_is_gone_are_forgotten():
+    model = llava_min.load(devices=["cpu", "cpu"])
+    (stage,) = model.network.decoder.team.stages
+    for _ in range(3):
+        model.generate("Hello", max_tokens=2)
+    chat = model.chat(max_tokens=2)
+    chat.ask("Hello")
+    assert len(stage.caches) == 1
+    chat.ask("Hello " * 300)  # which grows it
+    model.generate("Hello", max_tokens=2)
+    assert len(stage.caches) == 2
+    del chat
+    gc.collect()
+    model.generate("Hello", max_tokens=2)
+    assert len(stage.caches) == 1
 
 
 def worst(found: dict[str, object], wanted: dict[str, object]) -> float:

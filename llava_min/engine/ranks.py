@@ -39,6 +39,7 @@ from ..cache import Cache
 from ..decoder import Block, Decoder
 from ..errors import LlavaMinError, ParameterError
 from ..planning.split import Split
+from .rows import Move, Places
 
 SECONDS = 300  # that a rank waits for another in the midst of a step; a chunk on a CPU takes some
 PATIENCE = 4  # seconds in which engine/followers.py ends all, once one rank has died
@@ -51,7 +52,8 @@ class Header:
 
     cache: its number; it has `rows` rows with room for `capacity` tokens. first, starts: the rows
     that are read, and how many tokens each has seen. kept: newest tokens whose stream is wanted.
-    forget: numbers of caches that are gone.
+    moves: what happened to rows of the cache before (engine/rows.py). forget: numbers of caches
+    that are gone.
     """
 
     cache: int
@@ -62,6 +64,7 @@ class Header:
     new: int
     kept: int
     dtype: str  # of the rows, as torch calls it
+    moves: tuple[Move, ...]
     forget: tuple[int, ...]
 
     def message(self) -> Tensor:
@@ -80,23 +83,21 @@ class Stage:
     def __init__(self, decoder: Decoder, kv_dtype: torch.dtype | None):
         self.decoder, self.kv_dtype = decoder, kv_dtype
         self.weight: Tensor = decoder.blocks.get_parameter("0.attention_norm.weight")
-        self.caches: dict[int, Cache] = {}
+        self.caches: dict[int, Places] = {}
 
     def cache(self, header: Header) -> Cache:
         """Its part of the header's rows, made or grown where it must be."""
         for number in header.forget:
             self.caches.pop(number, None)
-        whole = self.caches.get(header.cache)
-        if whole is None or len(whole.lengths) != header.rows:
-            whole = self.caches[header.cache] = Cache.empty(
-                self.decoder.config,
-                header.rows,
-                header.capacity,
-                self.weight.dtype,
-                self.kv_dtype,
-                self.weight.device,
-            )
+        places = self.caches.get(header.cache)
+        if places is None or len(places.first) != header.rows:
+            sizes, kept = (header.rows, header.capacity), (self.weight.dtype, self.kv_dtype)
+            empty = Cache.empty(self.decoder.config, *sizes, *kept, self.weight.device)
+            places = self.caches[header.cache] = Places(empty)
+        whole = places.cache
         whole.grow(header.capacity)
+        for move in header.moves:
+            places.do(move)
         part = whole.rows(header.first, header.first + len(header.starts))
         part.host_lengths[:] = header.starts
         part.lengths.copy_(torch.from_numpy(part.host_lengths))
@@ -149,6 +150,8 @@ class Leader(Decoder):
         self.norm, self.head = own.norm, own.head
         self.team, self.parts = team, team.parts
         self.known: dict[int, StorageWeakRef] = {}  # caches that the others may hold
+        self.gone: list[int] = []
+        self.moves: dict[int, list[Move]] = {}  # of rows of these, since their newest header
 
     def forward(self, rows: Tensor, cache: Cache, kept: int | None = None) -> Tensor:
         """As in Decoder, whole as if nothing were shared."""
@@ -161,25 +164,46 @@ class Leader(Decoder):
             self.team.begin(header, rows)
             return self.norm(self.team.finish(header, whole_stream(self, rows, cache)))
 
-    def header(self, rows: Tensor, cache: Cache, kept: int) -> Header:
-        """What the others must know. All views of a cache share the storage of their lengths."""
+    def moved(self, cache: Cache, move: Move) -> None:
+        """Remember what happened to a row, until the next header tells it."""
+        self.moves.setdefault(self.number(cache), []).append(move)
+
+    def number(self, cache: Cache) -> int:
+        """What a cache is called: where its lengths are, whose storage all its views share.
+
+        That of a cache which is gone may come again, for another.
+        """
         storage = cache.lengths.untyped_storage()
-        gone = [number for number, held in self.known.items() if held.expired()]
-        for number in gone:
-            del self.known[number]
-        number = storage.data_ptr()  # of a cache that is gone it may come again, which does no harm
+        number = storage.data_ptr()
+        if number in self.known and self.known[number].expired():
+            self.forget(number)
         self.known.setdefault(number, StorageWeakRef(storage))
+        return number
+
+    def forget(self, number: int) -> None:
+        """A cache is gone, which the others have yet to be told."""
+        del self.known[number]
+        self.moves.pop(number, None)
+        self.gone.append(number)
+
+    def header(self, rows: Tensor, cache: Cache, kept: int) -> Header:
+        """What the others must know."""
+        number = self.number(cache)
+        for other in [other for other, held in self.known.items() if held.expired()]:
+            self.forget(other)
+        gone, self.gone = self.gone, []
         starts = tuple(cache.host_lengths.tolist())
         assert len(starts) == len(rows), "the leader counts on the host"
         return Header(
             cache=number,
-            rows=storage.nbytes() // cache.lengths.element_size(),
+            rows=cache.lengths.untyped_storage().nbytes() // cache.lengths.element_size(),
             capacity=cache.capacity,
             first=int(cache.lengths.storage_offset()),
             starts=starts,
             new=rows.shape[1],
             kept=kept,
             dtype=str(rows.dtype).removeprefix("torch."),
+            moves=tuple(self.moves.pop(number, ())),
             forget=tuple(gone),
         )
 

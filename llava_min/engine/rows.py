@@ -12,6 +12,7 @@ Read engine/prefix.py first. Read next: engine/slots.py.
 """
 
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +23,7 @@ from ..request.visuals import Encodable
 from ..segments import Plan
 from .prefix import common, numbers_of, rest
 
+Move = tuple[int, ...]  # (row,) is left; or (source, row, count): so many tokens are copied
 WORTH = 32  # fewer tokens in common are computed again, not copied
 
 
@@ -31,11 +33,12 @@ class Rows:
     The numbers of visuals are keyed: nobody can prepare a picture that passes for another's.
     """
 
-    def __init__(self, cache: Cache, reuse: bool = True) -> None:
-        count, self.reuse = len(cache.host_lengths), reuse
+    def __init__(self, cache: Cache, told: Callable[[Move], None] | None = None) -> None:
+        """told: is called with each move, for those who have a part of the cache elsewhere."""
+        count, self.told = len(cache.host_lengths), told
         self.cache, self.key = cache, secrets.token_bytes(16)
         self.numbers = [np.empty(0, np.int64)] * count
-        self.first: list[list[Tensor] | None] = [None] * count  # of a free row, its first token
+        self.places = Places(cache)
         self.used, self.uses = [0] * count, 0
 
     def take(self, prepared: Prepared, free: list[int]) -> tuple[int, Plan, list[Encodable]]:
@@ -49,16 +52,16 @@ class Rows:
         plan, visuals = prepared.plan, prepared.visuals
         if source is not None:
             plan, visuals = rest(prepared, shared[source])
-            self.copy(source, row, prepared.plan.tokens - plan.tokens)
-        self.numbers[row], self.first[row] = numbers, None
+        count = prepared.plan.tokens - plan.tokens
+        self.move((row if source is None else source, row, count))
+        self.cache.row(row).advance(count)
+        self.numbers[row] = numbers
         self.uses += 1
         self.used[row] = self.uses
         return row, plan, visuals
 
     def held(self, row: int, free: list[int]) -> np.ndarray:
         """The numbers of the tokens whose keys and values are in a row."""
-        if not self.reuse:
-            return self.numbers[row][:0]
         if row in free:
             return self.numbers[row]
         return self.numbers[row][: int(self.cache.host_lengths[row])]
@@ -75,14 +78,11 @@ class Rows:
         most_of_it = 2 * shared[source] >= len(self.numbers[source])
         return (source if source in free and most_of_it else oldest), source
 
-    def copy(self, source: int, row: int, count: int) -> None:
-        """Let a free row have seen the first `count` tokens of another row, or of its own."""
-        have, give, first = self.cache.row(row), self.cache.row(source), self.first[source]
-        for into, out, kept in zip(tensors(have), tensors(give), first or tensors(give)):
-            out[:, :, :, :1] = kept[:, :, :, :1]
-            if row != source:
-                into[:, :, :, :count] = out[:, :, :, :count]
-        have.advance(count)
+    def move(self, move: Move) -> None:
+        """Do a move here, and tell of it."""
+        self.places.do(move)
+        if self.told is not None:
+            self.told(move)
 
     def leave(self, row: int, answer: list[int] | None) -> None:
         """Free a row, whose tokens stay: those of its prompt and `answer`; None: forget them."""
@@ -90,8 +90,33 @@ class Rows:
         seen = int(used.host_lengths[0])
         numbers = np.append(self.numbers[row], np.array(answer or [], np.int64))[:seen]
         self.numbers[row] = numbers if answer is not None else numbers[:0]
-        self.first[row] = [tensor[:, :, :, :1].clone() for tensor in tensors(used)]
+        self.move((row,))
         used.rewind(seen)
+
+
+class Places:
+    """The tokens in the rows of a cache, and of each row that is free its first one."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.first: list[list[Tensor] | None] = [None] * len(cache.lengths)
+
+    def do(self, move: Move) -> None:
+        """A move of one number frees that row, one of three copies."""
+        if len(move) == 1:
+            used = tensors(self.cache.row(move[0]))
+            self.first[move[0]] = [tensor[:, :, :, :1].clone() for tensor in used]
+        else:
+            self.copy(*move)
+
+    def copy(self, source: int, row: int, count: int) -> None:
+        """Let a free row hold the first `count` tokens of another row, or of its own."""
+        have, give, first = self.cache.row(row), self.cache.row(source), self.first[source]
+        for into, out, kept in zip(tensors(have), tensors(give), first or tensors(give)):
+            out[:, :, :, :1] = kept[:, :, :, :1]
+            if row != source:
+                into[:, :, :, :count] = out[:, :, :, :count]
+        self.first[row] = None
 
 
 def tensors(cache: Cache) -> list[Tensor]:

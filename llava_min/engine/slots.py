@@ -20,6 +20,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -79,7 +80,8 @@ class Slots:
     ):
         self.model, self.capacity, self.watched = model, capacity, watched
         self.cache = model.empty_cache(capacity, rows)
-        self.held = Rows(self.cache, reuse=model.network.decoder.parts == 1)
+        moved = getattr(model.network.decoder, "moved", None)  # of one in parts: engine/ranks.py
+        self.held = Rows(self.cache, moved and partial(moved, self.cache))
         self.looks = Looks(model.encode, looks)
         self.pace = Pace.of(model.network.device.type) if watched else Pace()
         self.step = decoding(model.network, self.cache, model.known_ids)

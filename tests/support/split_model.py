@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 import llava_min
+from llava_min.engine.slots import Slots
 from llava_min.families.folder import EXAMPLE_PICTURE
+from llava_min.options import Options
 
 PHOTO = str(EXAMPLE_PICTURE)
 CLIP = np.random.default_rng(5).integers(0, 255, (5, 84, 84, 3)).astype(np.uint8)
@@ -42,7 +44,27 @@ def answers(model) -> dict[str, object]:
         {"question": "hello", "max_tokens": 12, "ignore_eos": True},
     ]
     found["batch"] = [answer.token_ids for answer in model.generate_batch(requests)]
+    found["slots"] = in_slots(model)
     return found
+
+
+def in_slots(model) -> torch.Tensor:
+    """Logits behind answers of three rounds in two rows, which share the beginning of a prompt."""
+    slots, found = Slots(model, 2, 900), []
+    for number in range(8):
+        options = Options.of(max_tokens=2 + number % 3, ignore_eos=True)
+        prepared = model.prepare("word " * 80 + f"and number {number} of {number * number}")
+        asked = slots.submit(prepared, options, 0.0)
+        take = asked.reply.take
+        asked.reply.take = lambda logits, likely, take=take: (
+            found.append(logits.clone()) or take(logits, likely)
+        )
+        if number % 3 == 2:
+            while slots.busy:
+                slots.round()
+    while slots.busy:
+        slots.round()
+    return torch.stack(found)
 
 
 def counting(found: Counter) -> None:
