@@ -122,7 +122,7 @@ def load(
     elif way.offload:
         network = offloaded(part, settings, storage, device)
     else:
-        from .several import assembled  # imports torch.distributed
+        from .several import assembled  # which most models do without
 
         chosen: dict[str, object] = {"folder": str(path), "config": config, "context": context}
         chosen |= {"device": device, "dtype": dtype, "kv_dtype": kv_dtype, "bits": bits}

@@ -1,13 +1,14 @@
 """A network in several parts: over devices of this process, or over processes.
 
 in:  how to make a part of the network, from its share of the weights
-out: the network of the first part, whose decoder leads the others (engine/ranks.py)
+out: the network of the first part, whose decoder leads the others (engine/leader.py)
 
 On one machine the process that is asked starts the others. torchrun starts them itself, also on
 several machines; then RANK is set, every rank comes here, and all but the first never return.
-Read engine/ranks.py, engine/followers.py first. Read next: engine/load.py.
+Read engine/leader.py, engine/followers.py first. Read next: engine/load.py.
 """
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from ..planning.memory import Storage
 from ..planning.split import Split, Way
 from ..weights.share import Share
 from .followers import STORE, Followers
-from .ranks import Devices, Leader, Ranks, Stage, joined, leave
+from .leader import Devices, Leader, Stage
 
 Part = Callable[[Share, str], Network]  # a share of the weights, on a device
 
@@ -43,34 +44,52 @@ def assembled(
     if way.devices:
         return over_devices(part, config, storage, way.devices, kv_dtype)
     way.split.check(config)
-    if joined():
+    return over_ranks(part, config, storage, way.split, kv_dtype, chosen)
+
+
+def over_ranks(
+    part: Part,
+    config: LlavaConfig,
+    storage: Storage,
+    split: Split,
+    kv_dtype: torch.dtype | None,
+    chosen: dict[str, object],
+) -> Network:
+    """This process as a rank: the first gets its network, the others follow until it is over."""
+    from . import ranks  # and with it torch.distributed
+
+    if ranks.joined():
         raise ParameterError("A model that is split over ranks is loaded already; del it first.")
-    rank, store, followers = launched(way.split), os.environ.get(STORE), None
-    if rank is None:
-        followers = started(way.split, chosen)
-        rank, store = 0, followers.store
-    device = str(chosen["device"])
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    team = Ranks.join(way.split, rank, torch.device(device), free_bytes(device), store)
-    share = way.split.shares(config, storage, team.rooms())[rank]
-    network = part(share, device)
-    team.share_sums(network.decoder)
-    if rank > 0:
-        team.follow(Stage(network.decoder, kv_dtype))
-        raise SystemExit(0)
+    rank, store, followers = launched(split), os.environ.get(STORE), None
+    with contextlib.ExitStack() as failed:
+        failed.callback(ranks.leave)
+        if rank is None:
+            followers = started(split, chosen)
+            failed.callback(followers.end)
+            rank, store = 0, followers.store
+        device = str(chosen["device"])
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        team = ranks.Ranks.join(split, rank, torch.device(device), free_bytes(device), store)
+        share = split.shares(config, storage, team.rooms())[rank]
+        network = part(share, device)
+        team.share_sums(network.decoder)
+        if rank > 0:
+            team.follow(Stage(network.decoder, kv_dtype))
+            raise SystemExit(0)
+        failed.pop_all()
     network.decoder = Leader(network.decoder, team)
-    weakref.finalize(network.decoder, end, team, followers)  # with the model, or with the process
+    # with the model, or with the process
+    weakref.finalize(network.decoder, end, team.end if followers is None else followers.end)
     return network
 
 
-def end(team: Ranks, followers: Followers | None) -> None:
-    """Let the other ranks end."""
-    if followers is None:
-        team.end()
-    else:
-        followers.end()
-    leave()
+def end(others: Callable[[], None]) -> None:
+    """Let the other ranks end, and be none."""
+    from . import ranks
+
+    others()
+    ranks.leave()
 
 
 def over_devices(

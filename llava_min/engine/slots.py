@@ -80,7 +80,7 @@ class Slots:
     ):
         self.model, self.capacity, self.watched = model, capacity, watched
         self.cache = model.empty_cache(capacity, rows)
-        moved = getattr(model.network.decoder, "moved", None)  # of one in parts: engine/ranks.py
+        moved = getattr(model.network.decoder, "moved", None)  # of one in parts: engine/leader.py
         self.held = Rows(self.cache, moved and partial(moved, self.cache))
         self.looks = Looks(model.encode, looks)
         self.pace = Pace.of(model.network.device.type) if watched else Pace()

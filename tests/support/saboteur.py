@@ -19,11 +19,11 @@ def fail() -> None:
 
 
 def main() -> None:
-    from llava_min.engine import follower, ranks
+    from llava_min.engine import follower, leader
     from llava_min.weights import load
 
     if WORDS and os.environ["RANK"] == WORDS[0]:
-        fill, run, steps = load.fill, ranks.whole_stream, []
+        fill, run, steps = load.fill, leader.whole_stream, []
 
         def filling(*given):
             if WORDS[1] == "loading":
@@ -38,5 +38,5 @@ def main() -> None:
                 fail()
             return run(decoder, rows, cache)
 
-        load.fill, ranks.whole_stream = filling, running
+        load.fill, leader.whole_stream = filling, running
     follower.main()
