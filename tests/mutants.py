@@ -165,7 +165,11 @@ MEANINGLESS = {
     "llava_min/media/sources.py": {
         "limit) + 1), limit": "that there is more shows in one byte as in two",
     },
+    "llava_min/media/data_uri.py": {
+        "text[:64]": "letters among which its first word is looked for: one more is as good",
+    },
     "llava_min/media/video.py": {
+        "or stop - first": "as many as there are, or more, are all of them",
         "1 << 20": "bytes that are read at a time",
     },
     "llava_min/media/png.py": {
@@ -223,6 +227,9 @@ MEANINGLESS = {
         "SAMPLE = 1024": "numbers of a fingerprint: more are as good",
         "[:16]": "digits of a fingerprint: one more is as good",
     },
+    "llava_min/engine/pace.py": {
+        '{"cuda": 0.1}': "seconds: another number is as good",
+    },
     "llava_min/engine/rows.py": {
         "tensor[:, :, :, :1].clone()": "of what is kept only the first token is read",
         "token_bytes(16)": "bytes of a key: one more is as good",
@@ -232,6 +239,12 @@ MEANINGLESS = {
     "llava_min/engine/batch.py": {
         'f"{key[0]} {key[1]}", request, held': "what this names was refused before, by its headers",
     },
+    "llava_min/explain/attention.py": {
+        "NUMBERS = 2**19": "weights that are held at a time",
+    },
+    "llava_min/explain/pictures.py": {
+        "box[:2]": "zip takes no more of it than there are fits",
+    },
     "llava_min/cache.py": {
         "self.key_scales is None or self.value_scales is None": "there are both or neither",
     },
@@ -239,6 +252,14 @@ MEANINGLESS = {
         "5 * 2**18": "bytes of maps: another size is as good while the page fits",
         "PICTURES = 2**21": "bytes of pictures: another size is as good while the page fits",
         "drops.astype(float).round(4)": "digits of nats: one more is as good",
+        "// 3": "how much smaller the next try is: another step is as good",
+    },
+    "llava_min/serve/explanations.py": {
+        "KEPT = 8": "pages that are kept: another number is as good",
+        "PATIENCE = 600.0": "seconds: another number is as good",
+    },
+    "llava_min/serve/guard.py": {
+        "BODIES = 8": "bodies that are held at a time: another number is as good",
     },
     "llava_min/serve/metrics.py": {
         "0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0": (
@@ -250,6 +271,7 @@ MEANINGLESS = {
     },
     "llava_min/serve/service.py": {
         ", 1024": "room that a row should have: another size is as good",
+        "Text((0,)": "how many tokens there are is asked, and not which",
         "name[:60]": "letters of a name in the log: one more is as good",
     },
     "weights/tied.py": {

@@ -14,7 +14,7 @@ import pytest
 import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffTags
 
 from llava_min.errors import MediaError
 from llava_min.media import sources as media
@@ -214,6 +214,15 @@ def tiff(bits, numbers, colors, data, order="<", extra=(), compression=1) -> byt
         rows += raw.ljust(4, b"\0")
     start = b"II*\0" if order == "<" else b"MM\0*"
     return start + struct.pack(order + "IH", 8, len(tags)) + rows + b"\0\0\0\0" + tail + data
+
+
+def test_tags_are_those_of_the_standard():
+    names = ("ImageWidth", "BitsPerSample", "Compression", "PhotometricInterpretation",
+             "SamplesPerPixel", "SampleFormat")  # fmt: skip
+    numbers = {tag.name: tag.value for tag in (TiffTags.lookup(n) for n in range(1000))}
+    assert [numbers[name] for name in names] == [
+        tiffs.WIDTH, tiffs.BITS, tiffs.COMPRESSION, tiffs.COLORS, tiffs.BANDS, tiffs.NUMBERS
+    ]  # fmt: skip
 
 
 def test_every_number_of_16_and_12_bits_has_its_level():

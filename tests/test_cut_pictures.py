@@ -180,6 +180,20 @@ def test_a_jpeg_is_whole_when_every_bit_is_in_a_scan(frame, scans, ended, pixels
         assert jpeg.last_scan(data) == (start, not any(left.values()))
 
 
+@pytest.mark.parametrize("first, last", [(0, 0), (1, 1), (31, 33), (62, 62), (63, 63)])
+@pytest.mark.parametrize("bits, whole", [(0, True), (0xF0, True), (1, False), (8, False)])
+def test_a_band_that_no_scan_has_whole_is_missing(first, last, bits, whole):
+    """All others are there: before it, after it and of the other component."""
+    bands = [(0, first - 1, 0), (last + 1, 63, 0), (first, last, bits)]
+    for left_out in (False, True):
+        data = b"\xff\xd8\xff\xc2\0\x0e\x08\0\x09\0\x09\x02\x01\x11\0\x02\x11\0"
+        data += b"\xff\xda\0\x08\x01\x02\0\0\x3f\0"
+        for low, high, bits in bands[: 2 if left_out else 3]:
+            if low <= high:
+                data += b"\xff\xda\0\x08\x01\x01\0" + bytes((low, high, bits)) + b"pixels"
+        assert jpeg.last_scan(data)[1] == (whole and not left_out)
+
+
 @pytest.mark.parametrize("header", [b"", b"\x03", b"\x03\x01", b"\x01\x01\0\0\x3f"])
 def test_the_header_of_a_scan_that_is_cut_is_passed_over(header):
     data = b"\xff\xd8\xff\xda" + (len(header) + 2).to_bytes(2, "big") + header

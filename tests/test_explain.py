@@ -3,6 +3,7 @@ their patches are, and what is kept is what was asked for.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,6 +348,35 @@ def test_with_less_room_the_rest_is_the_same(model, found, monkeypatch, room, wo
         np.testing.assert_allclose(plane, found.planes[key][:words], atol=1e-3)
     with pytest.raises(ParameterError, match="layer 0, head 3 was not kept"):
         fewer.map(0, 0, 3)
+
+
+def test_a_mark_is_the_share_of_patches_times_how_near_they_are_to_one(monkeypatch):
+    """By hand, of two heads over a text token and four patches: equal weights on all patches are
+    aimed at nothing, one patch is aimed at, two of four by half, and so is half of the share. Two
+    heads that are each aimed at two patches have a mean that is aimed at none.
+    """
+    kinds = np.array([1, 2, 2, 3, 3])
+    for first, second, expected in (
+        ([0, 0.25, 0.25, 0.25, 0.25], [0, 0, 1, 0, 0], None),
+        ([0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5], (0.5, 0.5, 0)),
+        ([0.5, 0, 0.25, 0, 0.25], [0.5, 0, 0.25, 0, 0.25], (0.25, 0.25, 0.25)),
+        ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], (0, 0, 0)),
+        ([0.6, 0.4, 0, 0, 0], [0.6, 0.4, 0, 0, 0], (0.4, 0.4, 0.4)),
+    ):
+        shares = measures.Shares(SimpleNamespace(num_layers=1, num_heads=2), 1, kinds)
+        weights = torch.tensor([[first], [second]])
+        for columns in (slice(0, 2), slice(2, 5)):
+            shares.take(0, columns, weights[..., columns])
+        found = shares.marks()[0].tolist()
+        assert found == pytest.approx(expected or [0, 1, found[2]], abs=1e-6)
+        assert 0 <= found[2] <= max(found[:2]) + 1e-6
+    for kinds, weights, mark in (
+        ([1, 2], [0.25, 0.75], 0.75),  # a single patch is always aimed at
+        ([2, 2], [0.5, 0.5], 0),
+    ):
+        one = measures.Shares(SimpleNamespace(num_layers=1, num_heads=1), 1, np.array(kinds))
+        one.take(0, slice(0, 2), torch.tensor([[weights]]))
+        assert one.marks()[0].tolist() == pytest.approx([mark] * 2, abs=1e-6)
 
 
 def test_an_answer_may_be_given_in_any_form(model, found):

@@ -346,6 +346,22 @@ def test_a_stray_factor_without_rope_scaling_is_not_obeyed():
     assert layouts.parse_config(settings).text.rope_factor == 1.0
 
 
+@pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_rope_is_stretched_by_the_factor_of_linear_scaling_alone(where, key):
+    """As in transformers 5's rope_parameters, which name the kind "default" where nothing is."""
+    for given, factor in (
+        ({key: "linear", "factor": 3.0}, 3.0),
+        ({key: "default"}, 1.0),
+        ({key: "default", "factor": 3.0}, 1.0),
+        ({"rope_theta": 5e5}, 1.0),
+    ):
+        text = decoder("llama", rope_theta=2e4, rope_scaling=None) | {where: given}
+        found = layouts.parse_config({**FAMILIES["next_video"], "text_config": text}).text
+        assert (found.rope_factor, found.rope_theta) == (factor, given.get("rope_theta", 2e4))
+        assert found.context == text.get("max_position_embeddings", 4096) * factor
+
+
 def test_the_original_walks_its_grids_by_width_first():
     """300 x 300 on the five grids: the original takes 336 wide and 672 high, HF the other."""
     from llava_min.anyres import best_grid
@@ -444,6 +460,12 @@ def test_missing_keys_of_a_decoder_are_those_of_its_class(kind):
     assert more.num_kv_heads == theirs.num_key_value_heads
     if whole:
         assert theirs.sliding_window == sections.DECODERS[kind].sliding_window
+
+
+def test_settings_that_ask_for_nothing_are_the_defaults_of_transformers():
+    """What generation_config.json leaves out, so that the rest of it is listed."""
+    theirs = transformers.GenerationConfig._get_default_generation_params()
+    assert {key: theirs[key] for key in layouts.NEUTRAL} == layouts.NEUTRAL
 
 
 @pytest.mark.parametrize("kind", TOWERS)

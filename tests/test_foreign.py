@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import llava_min
 from llava_min.errors import CheckpointError, LlavaMinError
 from llava_min.kernels import int4
 from llava_min.weights import formulas, kept, packed
-from llava_min.weights.foreign import Foreign
+from llava_min.weights.foreign import ENDS, Foreign
 
 LINEAR = re.compile(r".*language_model.*\.(q|k|v|o|gate|up|down)_proj\.weight")
 QUESTION = list(range(5, 40))
@@ -350,6 +350,104 @@ def test_a_grid_that_says_it_is_symmetric_and_is_not_is_refused(tmp_path, wide):
         llava_min.load(folder)
 
 
+GPTQ, AWQ = {"quant_method": "gptq", "bits": 4}, {"quant_method": "awq"}
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+FP8 = {"quant_method": "fp8"}
+
+
+def grouped(*ways: dict) -> dict:
+    """config_groups of compressed-tensors, whose weights are quantised in these ways."""
+    groups = {f"group_{number}": {"weights": way} for number, way in enumerate(ways)}
+    return COMPRESSED | {"config_groups": groups}
+
+
+SAID = [
+    # quantization_config, (bits, block, offset, whether ordered and symmetric)
+    (GPTQ | {"group_size": 128}, (4, (1, 128), 1, False, False)),
+    (GPTQ, (4, (1, -1), 1, False, False)),
+    (GPTQ | {"bits": 8, "group_size": 1, "desc_act": True}, (8, (1, 1), 1, True, False)),
+    (GPTQ | {"sym": True, "checkpoint_format": "gptq_v2"}, (4, (1, -1), 0, False, True)),
+    (AWQ, (4, (1, -1), 0, False, False)),
+    (AWQ | {"w_bit": 4, "q_group_size": 64}, (4, (1, 64), 0, False, False)),
+    (AWQ | {"bits": 4, "group_size": 32, "version": "GEMM"}, (4, (1, 32), 0, False, False)),
+    ({"quant_method": "bitsandbytes"}, (8, (1, -1), 0, False, False)),
+    (grouped(W4), (4, (1, 32), 0, False, True)),
+    (grouped(W4, W4), (4, (1, 32), 0, False, True)),
+    (grouped(W4 | {"symmetric": False}), (4, (1, 32), 0, False, False)),
+    (grouped(CHANNEL8), (8, (1, -1), 0, False, True)),
+    (grouped(FLOAT8), (8, (1, -1), 0, False, False)),
+    (grouped(WHOLE8), (8, (-1, -1), 0, False, True)),
+    (grouped(W4 | {"strategy": "block", "block_structure": [2, 8]}), (4, (2, 8), 0, False, True)),
+    *((grouped(W4 | {"actorder": how}), (4, (1, 32), 0, False, True))
+      for how in (None, False, "static", "weight")),
+    *((grouped(W4 | {"actorder": how}), (4, (1, 32), 0, True, True))
+      for how in (True, "group", "dynamic")),
+    (FP8, (8, (-1, -1), 0, False, False)),
+    (FP8 | {"weight_block_size": [32, 48]}, (8, (32, 48), 0, False, False)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config, expected", SAID, ids=str)
+def test_what_a_configuration_says(config, expected):
+    """And what it means where it leaves a key out."""
+    found = Foreign.of({"quantization_config": config})
+    assert found == Foreign(str(config["quant_method"]), *expected)
+
+
+def test_missing_keys_are_those_of_the_library():
+    theirs = pytest.importorskip("compressed_tensors.quantization").QuantizationArgs(num_bits=8)
+    way = {"num_bits": 8, "strategy": "channel"}
+    ours = Foreign.of({"quantization_config": grouped(way)})
+    named = {name: getattr(theirs, name) for name in ("symmetric", "actorder")}
+    way |= named | {"type": theirs.type.value}
+    assert ours == Foreign.of({"quantization_config": grouped(way)})
+
+
+@pytest.mark.parametrize(
+    "config, key",
+    [
+        *((GPTQ | {"group_size": size}, "group_size") for size in (0, -2, True, 32.0, "32")),
+        (COMPRESSED | {"config_groups": {}}, "config_groups"),
+        (grouped(W4, W4 | {"group_size": 64}), "config_groups"),
+        (grouped(W4, W4, CHANNEL8), "config_groups"),
+        (AWQ | {"bits": 8}, "bits"),
+    ],
+    ids=str,
+)
+def test_what_a_configuration_cannot_say_is_refused(config, key):
+    with pytest.raises(CheckpointError, match=f"quantization_config.*{key}"):
+        Foreign.of({"quantization_config": config})
+
+
+@pytest.mark.parametrize("method", ENDS)
+def test_a_part_is_named_after_its_matrix(method):
+    for end in ENDS[method]:
+        assert Foreign(method).split(f"a.b.{end}") == ("a.b", end)
+    assert Foreign(method).split("a.b.bias") == ("a.b.bias", "")
+
+
+@pytest.mark.parametrize("group, own", [(32, 32), (64, 64), (128, 128), (16, None), (-1, None)])
+def test_our_own_grid_has_groups_of_three_sizes(group, own):
+    """And four bits, a zero in the middle, and inputs in their order."""
+    how = Foreign("gptq", 4, (1, group), 1, False, True)
+    assert how.own_group == own
+    for other in ({"bits": 8}, {"symmetric": False}, {"ordered": True}):
+        assert replace(how, **other).own_group is None
+
+
+def test_zeros_are_as_they_are_stored_unless_an_offset_is_told():
+    """As there is one scale for all inputs unless a block is."""
+    parts, matrix = gptq(4, 32, False, False, 2).quantise(torch.zeros(64, 96))
+    parts = {end: torch_tensor(value) for end, value in parts.items()}
+    found = formulas.gptq(Foreign("gptq", 4, (1, 32)), parts)
+    assert np.abs(found.numpy() - matrix).max() < 1e-6
+    assert (found - formulas.gptq(Foreign("gptq", 4, (1, 32), 1), parts)).abs().max() > 1e-3
+    codes, scale = torch.ones(3, 5, dtype=torch.int8), torch.tensor([[1.0], [2.0], [4.0]])
+    parts = {"weight": codes, "weight_scale": scale}
+    found = formulas.compressed(Foreign("compressed-tensors"), parts)
+    assert torch.equal(found, scale.expand(3, 5))
+
+
 def test_the_block_of_a_plan_is_that_of_the_kernel():
     assert kept.BLOCK == int4.BLOCK
 
@@ -368,6 +466,18 @@ WRONG = {
     "no zeros": ("GPTQ", without("qzeros"), {}, "the part qzeros, found none"),
     "act-order without g_idx": ("GPTQ act-order", without("g_idx"), {}, "the part g_idx"),
     "another group size": ("GPTQ", dict, {"group_size": 16}, "scales or zeros"),
+    "act-order with scales of other outputs": (
+        "GPTQ act-order",
+        changed("scales", lambda t: t[:, :-8]),
+        {},
+        "zeros and scales for [",
+    ),
+    "act-order with zeros of other outputs": (
+        "GPTQ act-order",
+        changed("qzeros", lambda t: t[:, :-1]),
+        {},
+        "zeros and scales for [",
+    ),
     "groups too many": ("GPTQ act-order", changed("g_idx", lambda t: t + 9), {}, "groups from 0"),
     "3 bits": ("GPTQ", dict, {"bits": 3}, f"{CONFIG}: bits"),
     "marlin": ("GPTQ", dict, {"checkpoint_format": "marlin"}, "checkpoint_format"),

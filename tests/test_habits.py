@@ -407,6 +407,16 @@ def test_arguments_of_loading(named, expected):
     assert load(**named) == {"folder": None} | expected
 
 
+def test_a_context_is_what_the_lengths_of_a_cache_can_count():
+    """They are int32 on the device."""
+    most = torch.iinfo(torch.int32).max
+    for context in (1, most):
+        assert load(context=context) == {"folder": None, "context": context}
+    for context in (0, most + 1):
+        with pytest.raises(ParameterError, match=f"context must be .* 1 to {most}, not {context}"):
+            load(context=context)
+
+
 WRONG = [
     (ask, {"question": 5}, "question must be a text, messages or token ids, not 5"),
     (ask, {"question": b"hi"}, "question must be"),

@@ -419,6 +419,22 @@ def test_a_trace_beside_a_watch(model):
     )
 
 
+def test_a_line_of_a_trace_tells_sizes_and_the_time_since_the_tensor_before(monkeypatch):
+    """Milliseconds of the clock, here 0.25 s, 3 s and 40 s; a second time a place has no line, and
+    its time is nobody's.
+    """
+    clock, stream = iter([10.0, 10.25, 13.25, 53.25]), io.StringIO()
+    monkeypatch.setattr(trace.time, "perf_counter", lambda: next(clock))
+    with trace.tracing(stream):
+        see("pixels", torch.ones(2, 3, 5, 4), "B 3 S S")
+        see("pixels", torch.ones(2, 3, 5, 4), "B 3 S S")
+        see("hidden", torch.ones(1, 6, 7, dtype=torch.float16), "B T D")
+    assert [line.split() for line in stream.getvalue().splitlines()] == [
+        ["vision.py", "pixels", "B=2,", "3,", "S=5,", "S=4", "float32", "250.00", "ms"],
+        ["decoder.py", "hidden", "B=1,", "T=6,", "D=7", "float16", "40000.00", "ms"],
+    ]
+
+
 class Graph:
     """Stands for a recorded pass, and counts its replays."""
 

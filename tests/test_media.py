@@ -9,7 +9,9 @@ import struct
 import threading
 import urllib.parse
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +195,15 @@ def test_a_source_has_at_most_its_limit_of_bytes(tmp_path, monkeypatch):
                     media.read_bytes(source, limit)
             else:
                 assert media.read_bytes(source, limit) == b"12345"
+
+
+@pytest.mark.parametrize("held", [1, 5, 6, 7, 500])
+def test_no_more_of_stdin_is_read_than_shows_that_it_is_too_long(monkeypatch, held):
+    stream = io.BytesIO(bytes(held))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))
+    with nullcontext() if held <= 5 else pytest.raises(MediaError):
+        assert media.read_bytes("-", 5) == bytes(held)
+    assert stream.tell() == min(held, 6)
 
 
 def test_arrays_must_be_pictures():

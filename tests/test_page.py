@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import replace
 from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import peers
@@ -172,6 +173,49 @@ def test_maps_are_told_apart_by_their_names(described):
         assert len(set(names)) == len(names)
         for mark, meant in (("suggested", suggested), ("of all layers", (None, None))):
             assert [mark in name for name in names] == [key == meant for key in keys], mark
+
+
+def test_the_map_to_show_first_is_the_suggested_one(described):
+    """Or, where the page has no room for it or none is suggested, that of all layers."""
+    planes = list(described.planes)
+    assert planes[page.start(described, planes)] == described.suggested != planes[0]
+    assert page.start(described, [*planes[2:], planes[1]]) == len(planes) - 2
+    for found, held in ((described, planes[:1]), (replace(described, suggested=None), planes)):
+        assert held[page.start(found, held)] == (None, None)
+
+
+@pytest.mark.parametrize("words, rows, room", [
+    (5, 10, 10**6), (5, 10, 250), (5, 10, 249), (5, 10, 150), (5, 10, 149), (5, 10, 29), (3, 0, 9)
+])  # fmt: skip
+def test_as_many_maps_and_words_as_there_is_room_for(described, monkeypatch, words, rows, room):
+    """All words with three maps come first, then maps; where there is no room, a word and three."""
+    monkeypatch.setattr(page, "PLANES", room)
+    found = replace(
+        described, tokens=["word"] * words, rows=SimpleNamespace(tokens=range(rows)),
+        planes={(layer, None): None for layer in range(20)},
+    )  # fmt: skip
+    planes, held = page.planes_that_fit(found)
+    assert planes == list(found.planes)[: len(planes)] and 1 <= held <= words
+    rows = max(rows, 1)
+    size = len(planes) * held * rows
+    assert size <= room or (len(planes) == 3 and held == 1)
+    assert len(planes) == 20 or size + held * rows > room
+    assert held == words or 3 * (held + 1) * rows > room
+
+
+@pytest.mark.parametrize(
+    "size, capped", [((300, 120), False), ((90, 400), False), ((700, 700), True)]
+)
+def test_a_grid_is_told_with_the_patches_that_show_the_picture(size, capped):
+    """Also where a border lies before them; and from how many they were interpolated."""
+    config = replace(test_explain.config_of("onevision", 84, None), max_tiles=2 if capped else None)
+    picture = plans.picture(size, "anyres", config)
+    grid = picture.grid
+    assert capped or grid.rows.start + grid.columns.start > 0
+    found = page.shown(picture)
+    for length, span in zip(found, (grid.rows, grid.columns)):
+        assert length == len(range(10**6)[span])
+    assert (found != grid.shape) == capped
 
 
 def test_frames_of_a_strip_are_smaller_than_a_picture():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,6 +292,20 @@ def test_a_checkpoint_is_known_by_numbers_everywhere(model):
         assert prefix.fingerprint(model.network) != before
         flat.copy_(old)
     assert prefix.fingerprint(model.network) == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, prefix.SAMPLE, 2 * prefix.SAMPLE - 1])
+def test_every_number_of_a_small_tensor_counts(count):
+    """Where there are no more than can be looked at."""
+    tensor = torch.zeros(count)
+    network = SimpleNamespace(state_dict=lambda: {"weight": tensor})
+    found = {prefix.fingerprint(network)}
+    places = {0, count // 2, count - 1, *range(1, min(count, 5))}
+    for place in places:
+        tensor[place] = 1
+        found.add(prefix.fingerprint(network))
+        tensor[place] = 0
+    assert len(found) == 1 + len(places)
 
 
 @pytest.mark.parametrize("options", [{"bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float32"}])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_min import model
+from llava_min import decoder, model
 from llava_min import segments as plans
 from llava_min.cache import Cache
 
@@ -66,6 +66,21 @@ def test_chunked_prefill_is_whole_prefill(llava, seed, pictures, frames, chunk, 
     last, _ = run(llava, plan, tiles, chunk=chunk, keep="last")
     assert (whole[-1:] - last).abs().max() < EXACT
     assert cache.host_lengths.tolist() == [plan.tokens] == cache.lengths.tolist()
+
+
+@pytest.mark.parametrize("new", [1, 2, decoder.DECODE_QUERIES, decoder.DECODE_QUERIES + 1])
+@pytest.mark.parametrize("rows", [1, decoder.DECODE_QUERIES + 1])
+def test_few_new_tokens_of_a_row_are_decoded_and_more_are_prefilled(llava, monkeypatch, new, rows):
+    """By the kernel made for as many, however many rows and heads there are."""
+    called = set()
+    for where, name in ((decoder, "decode_attention"), (decoder.attention, "prefill")):
+        own = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda *given, own=own, name=name: called.add(name) or own(*given)
+        )
+    cache = Cache.empty(llava.config.text, rows, new, torch.float64)
+    llava.decoder(llava.decoder.embed(torch.ones(rows, new, dtype=torch.long)), cache)
+    assert called == {"decode_attention" if new <= 8 else "prefill"}
 
 
 @pytest.mark.catalogue("NU-CACHE", "every step with a cache as without one")

@@ -10,7 +10,9 @@ import torch
 
 import llava_min
 from llava_min import trace
+from llava_min.engine import recording as engine
 from llava_min.engine.recording import TILES, RecordedTower, Recording, sums
+from llava_min.kernels import choose
 
 
 def tower_and_tiles(count: int):
@@ -70,6 +72,17 @@ def test_a_recording_repeats_its_work():
     recording()
     recording()
     assert done == [1, 1]
+
+
+@pytest.mark.parametrize("device, kernels, expected", [
+    ("cuda", "triton", True),
+    ("cuda", "reference", False),
+    ("cpu", "triton", False),  # in the interpreter
+    ("cpu", "cpu", False),
+])  # fmt: skip
+def test_what_is_recorded_is_triton_on_cuda(monkeypatch, device, kernels, expected):
+    monkeypatch.setattr(choose, "explained", lambda device: (kernels, "so it is"))
+    assert engine.recorded(torch.device(device)) == expected
 
 
 @pytest.mark.gpu

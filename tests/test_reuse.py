@@ -133,7 +133,8 @@ def test_numbers_of_visuals_are_keyed(model):
     [
         ([0, 0, 0], 100, [0, 1, 2], (1, None)),  # nothing in common: the row used longest ago
         ([90, 0, 0], 100, [0, 1, 2], (0, 0)),  # most of a free row
-        ([40, 0, 0], 100, [0, 1, 2], (1, 0)),  # little of a free row, which is worth keeping
+        ([50, 0, 0], 100, [0, 1, 2], (0, 0)),  # half of one
+        ([49, 0, 0], 100, [0, 1, 2], (1, 0)),  # less of a free row, which is worth keeping
         ([90, 0, 0], 100, [1, 2], (1, 0)),  # of a busy row
         ([WORTH - 1, 0, 0], 100, [0, 1, 2], (1, None)),
         ([90, 0, 90], 100, [1, 2], (2, 2)),  # as much of a free row as of a busy one

@@ -23,6 +23,16 @@ def test_greedy_is_the_first_of_the_largest(logits):
     )
 
 
+def test_what_is_known_to_be_the_largest_is_not_looked_for_again():
+    """Unless a penalty makes another the largest. Of no tokens there is nothing to penalise."""
+    logits = torch.tensor([1.0, 3.0, 2.9])
+    for ids, penalty, expected in (([], 1, 2), ([1], 1, 2), ([], 1.5, 2), ([1], 1.5, 2)):
+        found = next_id(logits, ids, 0, Sampling(repetition_penalty=penalty), 3, likely=2)
+        assert found == expected
+    assert next_id(logits, [1], 0, Sampling(repetition_penalty=1.5), 3, likely=0) == 2
+    assert next_id(logits, [1], 0, Sampling(temperature=1.0, top_k=1), 3, likely=0) == 1
+
+
 @settings(max_examples=200, deadline=None)
 @given(logits_of, st.floats(0.1, 5), st.integers(0, 8), st.floats(0.05, 1), st.floats(0, 0.9))
 def test_filters_keep_what_their_definitions_keep(logits, temperature, top_k, top_p, min_p):

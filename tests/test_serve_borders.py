@@ -27,6 +27,7 @@ from PIL import Image
 
 import llava_min
 from llava_min.serve import app, connection, guard, parts
+from llava_min.serve.errors import Refusal
 from llava_min.serve.guard import Rules
 from llava_min.serve.parts import Borders
 
@@ -921,3 +922,53 @@ def test_readers_are_few(model, monkeypatch):
         for sock in socks:
             sock.close()
     assert max(most) == 2
+
+
+# What a medium is, and what a message may have ---------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_a_picture_is_known_by_its_first_bytes(form):
+    """Whatever the part is called; without its first byte it is what it is called."""
+    file = io.BytesIO()
+    if form == "AVIF":
+        pytest.importorskip("PIL._avif")
+    Image.new("RGB", (20, 20)).save(file, form)
+    assert parts.kind_of(file.getvalue(), "video") == "image"
+    for told in ("image", "video"):
+        assert parts.kind_of(file.getvalue()[1:], told) == told
+
+
+@pytest.mark.parametrize(
+    "form, codec",
+    [("mp4", "mpeg4"), ("mov", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4"), ("flv", "flv"),
+     ("mpeg", "mpeg2video"), ("asf", "mpeg4"), ("ogg", "libvpx"), ("mpegts", "mpeg4")],
+)  # fmt: skip
+def test_a_clip_is_known_by_its_first_bytes(form, codec):
+    """But for MPEG-TS, which begins with no sign: it is what it is called."""
+    av, file = pytest.importorskip("av"), io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    for told in ("image", "video"):
+        expected = told if form == "mpegts" else "video"
+        assert parts.kind_of(file.getvalue(), told) == expected
+        assert parts.kind_of(file.getvalue()[1:], told) == told
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "", "x", 0, False])
+def test_other_keys_of_a_message_must_say_nothing(value):
+    """Those that clients know may say anything, and others what clients send back of an answer."""
+    for key in parts.MESSAGE_KEYS[2:]:
+        given = [{"role": "user", "content": "Hm", key: value}]
+        assert parts.messages_of(given, Borders()) == [
+            {"role": "user", "content": [{"type": "text", "text": "Hm"}]}
+        ]
+    given = [{"role": "user", "content": "Hm", "tool_calls": value}]
+    if value in (None, [], {}, ""):
+        assert len(parts.messages_of(given, Borders())) == 1
+    else:
+        with pytest.raises(Refusal, match="tool_calls is not supported"):
+            parts.messages_of(given, Borders())

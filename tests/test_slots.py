@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_min
-from llava_min.engine import admission
+from llava_min.engine import admission, batch
 from llava_min.engine.answers import Answer, Finished
 from llava_min.engine.batch import answer_each, grouped, ready_for
 from llava_min.engine.slots import Slots
@@ -129,6 +129,19 @@ def test_events_come_in_order_and_each_to_its_own_listener(model, alone):
         assert text == answer.text == alone(number).text and isinstance(finished, Finished)
 
 
+def test_free_rows_are_those_that_no_question_has_or_waits_for(model):
+    slots, asked, free = Slots(model, 2, 500), [], []
+    for number in (0, 4, 8):
+        free.append(slots.free)
+        asked.append(submit(slots, model, number))
+    free.append(slots.free)
+    slots.round()
+    assert [*free, slots.free] == [2, 1, 0, 0, 0]
+    for one in asked:
+        slots.cancel(one)
+    assert slots.free == 2
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_the_first_that_came_is_read_first(model, rows):
     slots, heard = Slots(model, rows, 500), []
@@ -206,7 +219,9 @@ def test_what_is_cancelled_leaves_no_trace(model, alone, cancelled, after):
 def test_a_failure_ends_its_own_question_alone(model, alone, monkeypatch, where):
     """In the choice of a token, in the tower, in the step that all share."""
     error = NumericsError("cannot think", "here", "numbers", "NaN")
-    guilty = submit(slots := Slots(model, 3, 500), model, 1)  # one with a picture
+    long = request(1 if where == "encode" else 2) | {"max_tokens": 40, "ignore_eos": True}
+    slots = Slots(model, 3, 500)
+    guilty = slots.submit(*ready_for(model, "request", long), 0.0)
     others = [submit(slots, model, number) for number in (0, 4, 8, 12)]
     if where == "take":
         monkeypatch.setattr(guilty.reply, "take", raising(error))
@@ -216,15 +231,15 @@ def test_a_failure_ends_its_own_question_alone(model, alone, monkeypatch, where)
         decode, row = model.network.decode, slots.cache.row(0).keys.data_ptr()
 
         def failing(ids, cache):
-            if cache.keys.data_ptr() == row and slots.rows[0] is guilty:
+            beside = any(one.writing for one in others)
+            if cache.keys.data_ptr() == row and slots.rows[0] is guilty and beside:
                 raise error
             return decode(ids, cache)
 
         monkeypatch.setattr(model.network, "decode", failing)
     while slots.busy:
         slots.round()
-    long_enough = where != "decode" or len(alone(1).token_ids) > 1
-    assert (guilty.error is error) == long_enough
+    assert guilty.error is error
     for number, one in zip((0, 4, 8, 12), others):
         assert one.answer.token_ids == alone(number).token_ids
 
@@ -271,6 +286,28 @@ def test_rolling_requests_come_out_whatever_their_length(model, alone, monkeypat
         else:
             assert isinstance(outcome, LlavaMinError)
     assert list(answer_each(model, {}, 3)) == []
+
+
+def test_a_wrong_request_is_called_by_its_name(model):
+    """Before any other is answered."""
+    requests = {("line", 6): {"question": "Hm", "max_tokens": 1}, ("line", 7): "nonsense"}
+    (key, error), _ = answer_each(model, requests, 1)
+    assert key == ("line", 7) and "line 7: expected an object" in str(error)
+
+
+def test_media_are_decoded_once_their_turn_comes(model, monkeypatch):
+    """The sizes of all requests are those of the headers, and no picture is held but one."""
+    prepare, looked = batch.prepare, []
+
+    def noted(*given, headers):
+        looked.append("headers" if headers else "pixels")
+        return prepare(*given, headers=headers)
+
+    monkeypatch.setattr(batch, "prepare", noted)
+    requests = {("line", n): request(n) | {"max_tokens": 1} for n in (1, 5, 9)}
+    for _ in answer_each(model, requests, 1):
+        looked.append("answer")
+    assert looked == ["headers"] * 3 + ["pixels", "answer"] * 3
 
 
 def test_a_long_request_does_not_take_the_others_rows(model, monkeypatch):

@@ -227,8 +227,13 @@ def held(row: dict, what: str) -> list[bool | None]:
 
 def test_a_right_checkpoint_holds_stage_by_stage_too(toy_published, capsys):
     row = row_of(toy_published, beside=True)
+    printed = capsys.readouterr().out
     for what in ("answer", "logits", "tokens"):
-        assert held(row, what) == [True] * 3, (what, capsys.readouterr().out)
+        assert held(row, what) == [True] * 3, (what, printed)
+    lines = [verify.Check(**check).line() for check in row["checks"]]
+    first, *table, stages = printed.splitlines()
+    assert first == "llava_min/toy: 3 published expectations" and table == lines
+    assert stages == f"stages beside transformers: {json.dumps(row['stages'])}"
     (batch,) = (check for check in row["checks"] if check["id"] == "batch")
     assert batch["found"] == batch["expected"] == 3
     assert row["stages"]["compared"] > 20 and row["stages"]["first that differs"] is None

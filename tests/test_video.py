@@ -239,6 +239,11 @@ def test_damage_costs_frames_and_no_more(clips, tmp_path, kind, caplog):
         found = list(clip)
     same = [np.array_equal(frame, pictures[n]) for n, frame in enumerate(found)]
     assert FRAMES - 5 <= len(found) <= FRAMES and all(same[:GROUP]) and not all(same)
+    said = [record.getMessage() for record in caplog.records if "damaged" in record.message]
+    times = [f"the frame at {time:.2f} s is damaged" for time in clip.times]
+    worse = [any(time in one for one in said) for time in times]
+    assert any(worse) == (len(found) == FRAMES) and len(said) == sum(worse)
+    assert not any(intact and told for intact, told in zip(same, worse))
 
 
 @pytest.mark.catalogue("VD-HALF", "a film cut short gives what is there")

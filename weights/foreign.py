@@ -87,7 +87,7 @@ class Foreign:
 
     def split(self, name: str) -> tuple[str, str]:
         """(the name of what a tensor belongs to, the end of its name)."""
-        for end in sorted(ENDS[self.method], key=len, reverse=True):
+        for end in ENDS[self.method]:
             if name.endswith("." + end):
                 return name.removesuffix("." + end), end
         return name, ""

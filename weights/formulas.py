@@ -175,7 +175,7 @@ def bitsandbytes(how: Foreign, parts: Parts) -> Tensor:
             largest = table[parts["weight.absmax"].long()] * wide[: len(largest)]
             largest = largest + float(said["nested_offset"])
         bytes_ = parts["weight"].flatten()
-        codes = torch.stack([bytes_ >> 4, bytes_ & 15], dim=-1).flatten()[: math.prod(shape)]
+        codes = torch.stack([bytes_ >> 4, bytes_ & 15], dim=1).flatten()[: math.prod(shape)]
         values = parts["weight.quant_map"].float()[codes.long()]
         return (values * largest.repeat_interleave(size)[: len(values)]).reshape(shape)
     except (ValueError, TypeError, IndexError, RuntimeError):
