@@ -252,6 +252,10 @@ MEANINGLESS = {
         "5 * 2**18": "bytes of maps: another size is as good while the page fits",
         "PICTURES = 2**21": "bytes of pictures: another size is as good while the page fits",
         "drops.astype(float).round(4)": "digits of nats: one more is as good",
+        "LONGEST, QUALITY = 1024, 85": "sizes of pictures: others are as good",
+        "320 if": "pixels of a frame in a strip: another size is as good",
+        "longest <= 32": "a picture that is no smaller: another size is as good",
+        "words].astype(float).round(4)": "digits of shares: one more is as good",
         "// 3": "how much smaller the next try is: another step is as good",
     },
     "llava_min/serve/explanations.py": {
@@ -260,6 +264,9 @@ MEANINGLESS = {
     },
     "llava_min/serve/guard.py": {
         "BODIES = 8": "bodies that are held at a time: another number is as good",
+        "BODY_SECONDS, BODY_SPEED = 30.0, 50_000": "seconds and bytes: others are as good",
+        "longest: int = 64 << 20": "bytes of a body: another number is as good",
+        "retry_after=2": "seconds: another number is as good",
     },
     "llava_min/serve/metrics.py": {
         "0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0": (
@@ -270,6 +277,10 @@ MEANINGLESS = {
         "1 << 16": "bytes that are read at a time",
     },
     "llava_min/serve/service.py": {
+        "TILE_BYTES = 64 << 20": "bytes that are kept: another number is as good",
+        "ROW_BYTES = 256 << 20": "bytes that are kept: another number is as good",
+        "DECODERS = 2": "requests that are opened at a time: another number is as good",
+        "token_bytes(16)": "bytes of a key: one more is as good",
         ", 1024": "room that a row should have: another size is as good",
         "Text((0,)": "how many tokens there are is asked, and not which",
         "name[:60]": "letters of a name in the log: one more is as good",

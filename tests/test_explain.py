@@ -350,6 +350,32 @@ def test_with_less_room_the_rest_is_the_same(model, found, monkeypatch, room, wo
         fewer.map(0, 0, 3)
 
 
+@given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_as_many_planes_are_kept_as_there_is_room_for(words, rows, layers, heads, data):
+    """Of float16, the mean of all as two. All words with the least planes come first, then planes;
+    the most useful come first, each once.
+    """
+    room = data.draw(st.integers(1, 2 * 40 * 9 * 16))
+    marks = torch.tensor(
+        data.draw(st.permutations(range(layers * (heads + 1)))), dtype=torch.float32
+    ).view(layers, heads + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "KEPT", room)
+        held = measures.words_that_fit(words, rows)
+        wanted = measures.wanted(marks, held, rows)
+    plane = 2 * max(rows, 1)  # bytes of a word
+    assert 1 <= held <= words
+    assert held == 1 or 4 * held * plane <= room
+    assert held == words or 4 * (held + 1) * plane > room
+    every = 1 + layers * (heads + 1)
+    assert len(wanted) == len(set(wanted)) == min(every, max(3, room // (held * plane) - 1))
+    best = [divmod(n, heads) for n in marks[:, :-1].flatten().argsort(descending=True).tolist()]
+    first = (int(marks[:, -1].argmax()), None)
+    others = [(n, None) for n in reversed(range(layers)) if n != first[0]]
+    whole = [(None, None), first, best[0], *others, *best[1:]]
+    assert wanted == whole[: len(wanted)] and measures.suggested(marks) == first
+
+
 def test_a_mark_is_the_share_of_patches_times_how_near_they_are_to_one(monkeypatch):
     """By hand, of two heads over a text token and four patches: equal weights on all patches are
     aimed at nothing, one patch is aimed at, two of four by half, and so is half of the share. Two
@@ -523,6 +549,52 @@ def test_a_square_is_covered_on_the_tiles_as_on_the_picture(width, height, mode)
     assert abs(shown.width / shown.height / (width / height) - 1) < 0.02
     middle = shown.getpixel((shown.width * 21 // 40, shown.height * 13 // 20))
     assert np.abs(np.array(middle) - pictures.GREY).max() < 8
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(252, 400), st.integers(252, 400), st.sampled_from(sorted(image.MODES)))
+def test_nothing_is_left_of_a_picture_that_is_covered_whole(width, height, mode):
+    """Black or white, it is the same then, but for pixels at its border, where resizing mixes; and
+    on tiles without a border every pixel is grey.
+    """
+    config = config_of("onevision", 84, None)
+    segment, made = plans.picture((width, height), mode, config), []
+    for level in (0, 255):
+        source = Image.new("RGB", (width, height), (level,) * 3)
+        tiles = image.MODES[mode](source, config)
+        made.append(pictures.covered(segment, tiles, (0, 0, width, height), "grey", config))
+    border = (made[0] != made[1]).any(-1)
+    if mode in ("square", "crop"):
+        assert (made[0] == pictures.GREY).all() and not border.any()
+    for tile in border:
+        ys, xs = np.nonzero(tile)
+        assert min(len(set(xs)), len(set(ys))) <= 6  # lines
+    mean = pictures.covered(segment, tiles, (0, 0, width, height), "mean", config)
+    if mode in ("square", "crop"):
+        assert (mean == 255).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.integers(1, 500),
+    st.sampled_from(["pad", "anyres"]),
+)
+def test_a_picture_is_shown_in_its_ratio(width, height, longest, mode):
+    """As large as it was or as the model saw it, and no longer than is asked for."""
+    config = config_of("onevision", 84, None)
+    segment = plans.picture((width, height), mode, config)
+    tiles = image.MODES[mode](Image.new("RGB", (width, height), (250, 5, 100)), config)
+    shown = pictures.as_seen(segment, tiles, config, longest)
+    fits = pictures.fits_of(segment, config)
+    most = max(width, height, *(fit.length * fit.scale for fit in fits))
+    scale = min(longest, most) / max(width, height)
+    for side, own in zip(shown.size, (width, height)):
+        assert side == max(1, round(own * scale))
+    if min(shown.size) > 8 and min(width, height) > 8:
+        middle = shown.getpixel((shown.width // 2, shown.height // 2))
+        assert np.abs(np.array(middle) - (250, 5, 100)).max() < 8
 
 
 def test_covering_the_star_costs_the_answer(model, monkeypatch):

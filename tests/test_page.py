@@ -20,10 +20,11 @@ import test_explain
 from PIL import Image
 
 import llava_min
+from llava_min import image
 from llava_min import segments as plans
 from llava_min.command.main import main
 from llava_min.errors import ParameterError
-from llava_min.explain import occlusion, page
+from llava_min.explain import occlusion, page, pictures
 from llava_min.explain.rows import Rows
 from llava_min.request.visuals import Encodable
 
@@ -216,6 +217,114 @@ def test_a_grid_is_told_with_the_patches_that_show_the_picture(size, capped):
     for length, span in zip(found, (grid.rows, grid.columns)):
         assert length == len(range(10**6)[span])
     assert (found != grid.shape) == capped
+
+
+def shown_bytes(found) -> tuple[list[dict], list[list[bytes]], list[str]]:
+    """(what the page says of each visual, its JPEGs, what was left out of them)."""
+    visuals, left_out = page.pictures(found)
+    files = [
+        [base64.b64decode(uri.removeprefix("data:image/jpeg;base64,")) for uri in one["images"]]
+        for one in visuals
+    ]
+    return visuals, files, left_out
+
+
+def several(*visuals, config):
+    """An explanation of visuals of noise."""
+    rows = Rows.of(plans.Plan((plans.Text((1,)), *visuals), 10**6), config)
+    found = test_explain.explanation_of(rows, config, visuals, np.ones(len(rows.tokens)))
+    pixels = [small.frames(visual.tiles, config.tile, config.tile) for visual in visuals]
+    held = [Encodable(*both) for both in zip(visuals, pixels)]
+    return replace(found, sources=[f"{n}.png" for n in range(len(held))], visuals=held)
+
+
+def test_each_visual_has_its_own_rows_and_pictures():
+    """A still one picture, a clip one for each frame, in order, each with the rows that it has."""
+    config = test_explain.config_of("onevision", 84, None)
+    stills = [plans.picture(size, "anyres", config) for size in ((300, 120), (90, 200))]
+    clip = plans.clip([0.0, 0.5, 1.0], (160, 90), config)
+    found = several(stills[0], clip, stills[1], config=config)
+    visuals, files, _ = shown_bytes(found)
+    assert [len(one) for one in files] == [1, 3, 1]
+    end = 0
+    for number, (one, visual) in enumerate(zip(visuals, (stills[0], clip, stills[1]))):
+        assert (one["source"], one["size"]) == (f"{number}.png", visual.size)
+        assert (one["first"], one["end"]) == (end, end + visual.tokens)
+        assert (found.rows.visuals[one["first"] : one["end"]] == number).all()
+        assert one["token"] == found.rows.tokens[end] == 1 + end
+        assert list(one["times"]) == list(getattr(visual, "times", ()))
+        assert len(one["views"]) == (0 if visual is clip else 2)
+        end += visual.tokens
+    assert end == len(found.rows.tokens)
+
+
+def test_all_pictures_together_have_the_room_for_pictures(monkeypatch):
+    """A lone one has all of it: it becomes smaller, and this is said, where it takes a byte more.
+    Frames and stills have equal parts.
+    """
+    config = test_explain.config_of("onevision", 84, None)
+    still, clip = (
+        plans.picture((300, 120), "anyres", config),
+        plans.clip([0.0, 0.5, 1.0], (160, 90), config),
+    )
+    one = several(still, config=config)
+    ((whole,),) = shown_bytes(one)[1]
+    for room, smaller in ((len(whole), False), (len(whole) - 1, True)):
+        monkeypatch.setattr(page, "PICTURES", room)
+        _, ((made,),), left_out = shown_bytes(one)
+        assert (made != whole) == smaller == bool(left_out) and len(made) <= room
+    for visuals in ([still, still], [clip, still], [still, clip, still], [clip]):
+        found = several(*visuals, config=config)
+        monkeypatch.setattr(page, "PICTURES", 10**6)
+        longest = max(len(made) for files in shown_bytes(found)[1] for made in files)
+        count = sum(3 if visual is clip else 1 for visual in visuals)
+        for room in (count * longest, count * longest - 1):
+            monkeypatch.setattr(page, "PICTURES", room)
+            _, files, left_out = shown_bytes(found)
+            assert sum(len(made) for one in files for made in one) <= room
+            assert bool(left_out) == (room < count * longest)
+
+
+@pytest.mark.parametrize("name", ["onevision", "next", "interleave", "llava_1_5"])
+@pytest.mark.parametrize("size", [(300, 120), (90, 250), (100, 100)])
+def test_views_say_where_the_picture_lies(name, size):
+    """On the canvas of its grid, and on its base tile: where a white picture is not a black one.
+    What a crop cuts off lies outside.
+    """
+    config = test_explain.config_of(name, 84, None)
+    for mode in config.image_modes:
+        picture = plans.picture(size, mode, config)
+        tiles = [image.MODES[mode](Image.new("RGB", size, (level,) * 3), config)
+                 for level in (0, 255)]  # fmt: skip
+        found = page.views(several(picture, config=config), picture)
+        names = ["grid", "base tile"] if picture.grid else ["base tile"]
+        assert [view["name"] for view in found] == names
+        for view in found:
+            if view["name"] == "grid":
+                rows, columns = picture.grid.tiles
+                down, right = picture.grid.shape
+                text = f"grid: {rows} x {columns} tiles, {down} x {right} patches"
+                own = [pictures.canvas_of(picture, one, 0, config) for one in tiles]
+            else:
+                rows, columns, side = 1, 1, config.vision.side
+                text, own = f"base tile, {mode}: {side} x {side} patches", [t[0] for t in tiles]
+            assert view["text"] == text and tuple(view["tiles"]) == (rows, columns)
+            assert view["canvas"] == [columns * 84, rows * 84]
+            differs = np.abs(own[1].astype(int) - own[0]).max(-1) > 127
+            ys, xs = np.nonzero(differs)
+            seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            inner = np.clip(view["inner"], 0, np.tile(view["canvas"], 2))
+            assert np.abs(seen - inner).max() <= 1, (mode, view)
+            left, top, right, bottom = view["inner"]
+            assert (right - left) / (bottom - top) == pytest.approx(
+                1 if view["name"] == "base tile" and mode in ("anyres", "square")
+                else size[0] / size[1], rel=0.05
+            )  # fmt: skip
+
+
+def test_text_is_written_as_it_is(described):
+    """In the file, too: an answer in Chinese takes no six letters for each of its own."""
+    assert "星" in page.page(replace(described, prompt=["星"]))
 
 
 def test_frames_of_a_strip_are_smaller_than_a_picture():

@@ -153,6 +153,24 @@ def test_pictures_that_were_used_last_are_kept_within_the_limit(visits, limit):
         assert [key[0][0] for key in kept.media] == order and kept.bytes == sum(order)
 
 
+def test_a_picture_that_comes_again_is_the_one_that_was_kept():
+    """By its bytes alone, wherever in a request it is, and for the same way of opening it alone."""
+    kept = Pictures(1000)
+    one, other = (SimpleNamespace(places=[SimpleNamespace(pixels=np.zeros(9))]) for _ in range(2))
+    clip = SimpleNamespace(places=[SimpleNamespace(pixels=object())])  # has no bytes of its own
+    opened = {
+        ("image", 1, "pad", 3): one,
+        ("image", 0, "anyres", 3): other,
+        ("video", 0, "x"): clip,
+    }
+    kept.keep([b"first", b"second", "http://host/third"], opened)
+    found = kept.known([b"third", b"second", b"first", b"second"])
+    expected = {(1, "pad", 3): one, (3, "pad", 3): one, (2, "anyres", 3): other}
+    assert found == {("image", *key): medium for key, medium in expected.items()}
+    assert kept.bytes == 2 * 9 * 8 and kept.digest("text") is None
+    assert service.size_of(clip) == 0
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 40_000),
@@ -215,6 +233,35 @@ def test_how_long_an_answer_may_be(served, model):
     assert got.error["code"] == "context_length_exceeded"
 
 
+def test_what_cannot_fit_is_refused_before_a_picture_is_decoded(served, model, monkeypatch):
+    """And tokens are counted without."""
+    asked, prepare = [], service.prepare
+
+    def noted(*given):
+        asked.append(given[-1])
+        return prepare(*given)
+
+    monkeypatch.setattr(service, "prepare", noted)
+    counted = served.post(f"{asgi.CHAT}/input_tokens", {"messages": PICTURE}).json["input_tokens"]
+    assert asked == [True]
+    room = served.service.slots.capacity - counted
+    assert served.chat(messages=PICTURE, max_tokens=room + 1).status == 400 and asked == [True] * 2
+    assert ready(served, messages=PICTURE, max_tokens=room).prepared.visuals
+    assert asked == [True] * 3 + [False]
+
+
+def test_a_prompt_has_room_for_one_token_of_an_answer_at_least(served):
+    capacity, plain = served.service.slots.capacity, wanted()
+    assert served.service.room(capacity - 1, plain) == 1
+    for named, param in ((plain, "messages"), (wanted(max_tokens=1), "messages")):
+        with pytest.raises(Refusal) as caught:
+            served.service.room(capacity, named)
+        assert (caught.value.status, caught.value.param) == (400, param)
+    with pytest.raises(Refusal) as caught:
+        served.service.room(capacity - 1, wanted(max_tokens=2))
+    assert caught.value.param == "max_tokens" and caught.value.status == 400
+
+
 def greedy(model, count: int, rule=lambda logits, new: logits, prompt=TEXT) -> list[int]:
     """The most likely ids after `rule`; the whole prompt is read again for each."""
     ids, new = model.prepare(prompt).ids, []
@@ -249,6 +296,7 @@ def test_bias_bans_and_forces(served, model):
         {"-1": 1},
         {"x": 1},
         {"1": 101},
+        {"1": -100.5},
         {"1" * 5000: 1},
         {"1": None},
     ):
@@ -684,6 +732,68 @@ def test_unknown_fields_are_ignored_and_named_once_in_the_log(served, caplog):
     assert [line.rpartition(": ")[2] for line in lines] == ["'cache_prompt'", r"'x\ud800'"]
 
 
+def test_the_log_names_a_hundred_unknown_fields_and_no_more(caplog):
+    """Whoever sends them, it does not grow; and a name is cut."""
+    caplog.set_level("INFO", "llava_min")
+    held = SimpleNamespace(named=set())
+    for part in (range(60), range(50, 120), range(120, 300)):
+        service.Service.name_once(held, [f"{number:03}" + "x" * 99 for number in part])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(set(lines)) == 100 and max(map(len, lines)) < 100
+
+
+@pytest.mark.parametrize("seed, index, expected", [
+    (0, 0, 0), (5, 3, 8), (2**63 - 1, 0, 2**63 - 1), (2**63 - 1, 1, 0), (2**63 - 2, 5, 3)
+])  # fmt: skip
+def test_seeds_of_answers_go_on_from_zero_where_they_end(seed, index, expected):
+    options = Options.of(seed=seed)
+    found = service.Ready(wanted(), None, options, [], (), 0).option(index)
+    assert found.seed == expected and Options.of(seed=found.seed)
+
+
+@pytest.mark.parametrize("ids", [[-1], [True], [1.0], ["1"], "1", None, [0, 2**40]], ids=str)
+def test_ids_that_are_none_have_no_text(served, model, ids):
+    assert served.post("/detokenize", {"tokens": ids}).status == 400
+    assert served.post("/detokenize", {"tokens": [model.known_ids]}).status == 400
+
+
+def test_every_id_has_a_text(served, model):
+    """The first, the last and the special ones, as the tokenizer writes them."""
+    for number in (0, model.known_ids - 1, *model.config.text.eos_ids):
+        got = served.post("/detokenize", {"tokens": [number]}).json
+        text = model.tokenizer.decode([number], special=True)
+        assert got["content"] == got["prompt"] == text
+    assert served.post("/detokenize", {"tokens": []}).json["content"] == ""
+
+
+def test_a_text_that_is_too_long_is_not_tokenized(served, monkeypatch):
+    monkeypatch.setattr(service, "PROMPT_BYTES", 5)
+    assert served.post("/tokenize", {"content": "12345"}).json["count"] > 0
+    for wrong in ("123456", 5, None):
+        got = served.post("/tokenize", {"content": wrong})
+        assert got.status == 400 and got.error["param"] == "content"
+
+
+def test_as_many_answers_as_there_are_slots(served):
+    rows = len(served.service.slots.rows)
+    assert len(ready(served, n=rows).rules) == rows
+    got = served.chat(n=rows + 1)
+    assert got.status == 400 and got.error["param"] == "n"
+
+
+def test_an_end_that_the_model_does_not_know_is_none(served, model):
+    """It never comes, so that nothing need keep it away."""
+    known = model.known_ids
+    for ends in ([known - 1], [known], [known + 5]):
+        fields = {"stop_token_ids": ends, "min_tokens": 2, "max_tokens": 3}
+        assert len(ids_of_answer(served, **fields)) >= 2
+
+
+def ids_of_answer(served, **fields) -> list:
+    (choice,) = served.choices(logprobs=True, **fields)
+    return choice["logprobs"]["content"]
+
+
 # Any value of any field -----------------------------------------------------------------
 
 
@@ -840,6 +950,35 @@ def test_the_limits_of_numbers(name, least, most):
         with pytest.raises(Refusal) as caught:
             wanted(**{name: value}, **with_it)
         assert caught.value.param == name
+
+
+@pytest.mark.parametrize("name, least, most", [("stop", 0, 16), ("guided_choice", 1, 10_000)])
+def test_the_limits_of_lists(name, least, most):
+    """Both ends are allowed, and nothing beyond."""
+    for count in (least, most):
+        wanted(**{name: ["x"] * count})
+    for count in {least - 1, most + 1} - {-1}:
+        with pytest.raises(Refusal, match=name):
+            wanted(**{name: ["x"] * count})
+
+
+def test_what_is_not_said_is_not_asked_for():
+    found = wanted()
+    assert (found.n, found.top, found.options) == (1, None, {})
+    asked = ("stream", "include_usage", "frequency_penalty", "presence_penalty", "logit_bias",
+             "min_tokens", "stop_token_ids", "prefilled", "progress")  # fmt: skip
+    assert not any(getattr(found, name) for name in asked)
+    assert wanted(logprobs=True).top == 0 and wanted(logprobs=True, top_logprobs=3).top == 3
+
+
+@pytest.mark.parametrize(
+    "body", [[], None, "x", 1, {}, {"messages": []}, {"messages": {}}], ids=str
+)
+def test_a_body_without_messages_is_refused(body):
+    with pytest.raises(Refusal) as caught:
+        wanted_of(body)
+    assert caught.value.status == 400
+    assert caught.value.param == ("messages" if isinstance(body, dict) else None)
 
 
 def test_options_that_fields_give_are_valid():
