@@ -191,7 +191,7 @@ def test_what_a_prompt_needs_is_put_together(device):
     storage = needs.Storage(device=device)
     row, (tiles, chunk) = 4 * 48, storage.portions
     text = plan_of(plans.Text([3] * 10))
-    assert needs.opening_bytes(CONFIG, text) == 0
+    assert needs.opening_bytes(CONFIG, text) == needs.tower_bytes(CONFIG, text, storage) == 0
     alone = needs.alone(CONFIG, text, 5, storage)
     assert alone.cache == 15 * 2 * 2 * 2 * 12 * 4
     assert alone.activations == needs.prefill_bytes(CONFIG.text, 10, storage, chunk) + 30 * row
@@ -212,6 +212,13 @@ def test_what_a_prompt_needs_is_put_together(device):
     decoder = needs.prefill_bytes(CONFIG.text, picture.tokens + clip.tokens, storage, chunk)
     opening = 4 * 4 * 500 * 500 if device == "cpu" else 0
     assert seen.activations == max(tower, decoder, opening) + rows * row
+    whole = {count: plan_of(plans.clip([0.0] * count, (9, 9), CONFIG)) for count in (1, 40)}
+    for count, plan in whole.items():  # a clip waits frame by frame
+        decoder = needs.prefill_bytes(CONFIG.text, plan.tokens, storage, chunk)
+        tower = needs.vision_bytes(CONFIG, min(count, tiles), storage, tiles)
+        widest = max(tower, decoder, needs.opening_bytes(CONFIG, plan) * (device == "cpu"))
+        expected = widest + 2 * min(chunk, plan.tokens) * row
+        assert needs.alone(CONFIG, plan, 0, storage).activations == expected
 
 
 def test_what_prompts_need_together():

@@ -15,6 +15,7 @@ import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -39,10 +40,11 @@ from test_real_sizes import (
 )
 from tokenizers import Tokenizer
 
+import llava_min
 from llava_min.check import verify
 from llava_min.check.published import Sample, published, repository
 from llava_min.command import main as command
-from llava_min.errors import MediaError
+from llava_min.errors import MediaError, MemoryBudgetError
 from llava_min.families.folder import EMBEDDED, config_of
 from llava_min.families.vocabulary import read_tokenizer
 
@@ -283,6 +285,116 @@ def test_an_answer_holds_by_its_first_words(words, changed):
     assert check.holds == (changed >= min(verify.WORDS, len(words)))
 
 
+def asking(*names: str) -> list:
+    """Expectations of answers alone, with no media."""
+    return [
+        replace(EXPECTATIONS[0], id=name, question=name, images=(), videos=(), weights="",
+                expected={"answers": [name]}) for name in names
+    ]  # fmt: skip
+
+
+class Parrot:
+    """Stands for a model: it answers the question itself, but for one that is too long."""
+
+    def __init__(self, together: int):
+        self.together, self.asked = together, 0
+
+    def generate(self, question, **options):
+        if question == "too long":
+            raise MemoryBudgetError("cannot answer", "memory", "room", "none")
+        self.asked += 1
+        timings = dict.fromkeys(("ttft_s", "prefill_s", "vision_s"), self.asked / 8)
+        return SimpleNamespace(
+            text=question, timings=timings | {"tokens_per_s": 4.0},
+            usage={"prompt_tokens": 10 * self.asked}, memory={"peak_bytes": 5 - self.asked},
+        )  # fmt: skip
+
+    def generate_batch(self, requests):
+        """The first `together` of them as alone."""
+        texts = [one["question"] for one in requests[: self.together]]
+        texts += ["?"] * (len(requests) - self.together)
+        return [SimpleNamespace(text=text) for text in texts]
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b"), ("a", "too long"), ("a", "b", "c")])
+def test_figures_are_kept_of_each_answer_and_of_a_batch_of_two_or_more(names, capsys):
+    samples = verify.Samples(SAMPLES, Path("nowhere"))
+    found = verify.ask(Parrot(together=1), asking(*names), samples)
+    answered = [name for name in names if name != "too long"]
+    checks = found.checks[: len(answered)]
+    assert [(one.id, one.holds) for one in checks] == [(name, True) for name in answered]
+    batch = found.checks[len(answered) :]
+    assert [(one.id, one.expected, one.found, one.holds) for one in batch] == [
+        ("batch", len(answered), 1, None)
+    ] * (len(answered) > 1)
+    assert capsys.readouterr().out.splitlines() == [one.line() for one in found.checks]
+    assert found.peak == (4 if answered else 0)
+    assert found.speed == {
+        name: {"ttft_s": n / 8, "prefill_s": n / 8, "vision_s": n / 8, "tokens_per_s": 4.0,
+               "prompt_tokens": 10 * n} for n, name in enumerate(answered, 1)
+    }  # fmt: skip
+    assert [one.split(":")[0] for one in found.left_out] == ["too long"] * ("too long" in names)
+
+
+def test_logits_hold_within_a_hundredth_of_the_largest():
+    """The largest is of what was published, whatever its sign."""
+    model = llava_min.load(device="cpu", dtype="float32")
+    rows = model.embed("Where is the star?")
+    one = replace(EXPECTATIONS[0], expected={"logits": [[0.0] * 5] * 3}, weights="")
+    own = verify.logits_check(one, model, rows).found
+    largest = max(abs(value) for row in own for value in row)
+    for error, holds in ((0, True), (0.009, True), (-0.009, True), (0.011, False), (-0.02, False)):
+        told = [list(row) for row in own]
+        place = min((abs(value), n) for n, value in enumerate(told[1]))[1]
+        told[1][place] += error * largest
+        check = verify.logits_check(replace(one, expected={"logits": told}), model, rows)
+        assert check.holds == holds and check.found == own, error
+        assert f"{abs(error) * largest:.4f} of {largest:.2f}" in check.note
+        other = replace(one, expected={"logits": told}, weights="4 bits")
+        assert verify.logits_check(other, model, rows).holds is None
+
+
+def test_the_worst_stage_is_the_nearest_to_its_bound_and_the_first_that_passes_it_is_named(
+    monkeypatch,
+):
+    rows = [("a", (1,), 1.0, 1.0), ("b", (1,), 1.0, 4.0), ("c", (1,), 3.0, 2.0), ("d", (1,), 5, 4)]
+    monkeypatch.setattr(verify.compare, "installed", lambda: True)
+    monkeypatch.setattr(verify.compare, "beside", lambda folder: (rows[:count], ["x", "y"]))
+    for count, first, worst in ((1, None, "a"), (2, None, "a"), (3, "c", "c"), (4, "c", "c")):
+        found, why = verify.stages(EMBEDDED)
+        assert (found["compared"], found["first that differs"]) == (count, first)
+        assert found["worst"]["stage"] == worst and why == "x; y"
+        assert found["worst"]["error"] / found["worst"]["bound"] == (1.5 if count > 2 else 1)
+    rows[0] = ("a", (1,), float("nan"), 1.0)
+    assert verify.stages(EMBEDDED)[0]["first that differs"] == "a"
+    monkeypatch.setattr(verify.compare, "installed", lambda: False)
+    assert verify.stages(EMBEDDED) == (None, "stages: transformers is not installed")
+
+
+@pytest.mark.parametrize(
+    "holds, first, code",
+    [([True, None], None, 0), ([True, False], None, 1), ([], None, 0), ([True], "tower", 1)],
+)
+def test_the_verdict_counts_what_holds_and_what_differs(holds, first, code, capsys):
+    for compared in ({"first that differs": first}, *([None] if first is None else [])):
+        row = {"checks": [{"holds": one} for one in holds], "stages": compared, "left_out": ["x"]}
+        assert verify.verdict(row) == code
+        said = f"{holds.count(True)} hold, {holds.count(False)} differ, 1 left out"
+        assert capsys.readouterr().out.splitlines() == [said]
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=20), st.lists(st.sampled_from("ab"), max_size=20))
+def test_words_are_the_same_up_to_the_first_that_differs(ours, theirs):
+    found = verify.same_words(" ".join(ours), ", ".join(theirs))
+    same = [one == other for one, other in zip(ours, theirs)]
+    assert found == ((*same, False).index(False), len(theirs))
+
+
+def test_as_many_words_are_compared_as_the_page_says():
+    page = (Path(__file__).parents[1] / "docs" / "verified.md").read_text()
+    assert f"its first {verify.WORDS} words are the published ones" in page
+
+
 # Samples ----------------------------------------------------------------------------
 
 
@@ -321,6 +433,50 @@ def test_a_sample_that_is_missing_is_left_out_and_said(toy_published, tmp_path, 
 
 
 # The command ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, changed",
+    [
+        ([], {}),
+        (["--no-stages"], {"beside": False}),
+        (["--no-weights"], {"weights": False}),
+        (["--fetch", "--as", "a/b"], {"fetch": True, "name": "a/b"}),
+        (["--dtype", "float32", "--device", "cpu"], {"dtype": "float32", "device": "cpu"}),
+    ],
+)
+def test_the_words_of_the_command_are_the_arguments(monkeypatch, words, changed):
+    told = {}
+
+    def noted(model, name, **given):
+        told.update(given, model=model, name=name)
+        return {"checks": [], "left_out": []}
+
+    monkeypatch.setattr(verify, "verify", noted)
+    assert verify.main(["-m", "x", *words]) == 0
+    plain = {"model": "x", "name": None, "weights": True, "beside": True, "fetch": False,
+             "samples": verify.SAMPLES, "sent_by": None, "device": "auto",
+             "dtype": "float16"}  # fmt: skip
+    assert told == plain | changed
+
+
+def test_a_model_must_be_named(capsys):
+    with pytest.raises(SystemExit):
+        verify.main([])
+    assert "-m" in capsys.readouterr().err
+
+
+def test_a_commit_is_told_of_a_folder_of_the_hub_alone(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    for name, told in ((f"snapshots/{commit}", commit), (commit, None), ("snapshots/main", None)):
+        (tmp_path / name).mkdir(parents=True)
+        assert verify.revision_of(tmp_path / name) == told
+
+
+def test_a_row_is_written_for_people_too(tmp_path):
+    verify.write({"sent_by": "Jürgen", "checks": []}, tmp_path / "row.json")
+    text = (tmp_path / "row.json").read_text(encoding="utf-8")
+    assert "Jürgen" in text and text.endswith("\n") and text.count("\n") > 2
 
 
 def test_the_command_writes_a_row_and_says_how_it_ended(tmp_path, capsys):
