@@ -163,12 +163,18 @@ MEANINGLESS = {
         "length, 7": "of sides that fit in memory no product is so near to another whole number",
     },
     "llava_min/media/sources.py": {
+        "data[:100]": "a pointer shows in its first bytes: one more is as good",
+        "file.read(100)": "the same of a film",
+        "text[:64]": "letters among which its first word is looked for: one more is as good",
+        "data[:32]": "bytes among which a brand is looked for: one more is as good",
+        "data[:12]": "bytes that a message shows: one more is as good",
         "limit) + 1), limit": "that there is more shows in one byte as in two",
     },
     "llava_min/media/data_uri.py": {
         "text[:64]": "letters among which its first word is looked for: one more is as good",
     },
     "llava_min/media/video.py": {
+        "total <= frames": "as many as there are, evenly spread, are all of them",
         "or stop - first": "as many as there are, or more, are all of them",
         "1 << 20": "bytes that are read at a time",
     },
@@ -231,10 +237,17 @@ MEANINGLESS = {
         '{"cuda": 0.1}': "seconds: another number is as good",
     },
     "llava_min/engine/rows.py": {
+        "WORTH = 32": "tokens: another number is as good",
+        "count, 0": "later is more: from what on is not asked",
+        "numbers[:0]": "one token that happens to be the same is not worth copying",
         "tensor[:, :, :, :1].clone()": "of what is kept only the first token is read",
         "token_bytes(16)": "bytes of a key: one more is as good",
         "uses += 1": "later is more: how much is not asked",
         "np.empty(0, np.int64)": "one token that happens to be the same is not worth copying",
+    },
+    "llava_min/engine/slots.py": {
+        "looks: int = 0": "no row is of one byte",
+        "else 0 for row": "what is not written is counted back",
     },
     "llava_min/engine/batch.py": {
         'f"{key[0]} {key[1]}", request, held': "what this names was refused before, by its headers",

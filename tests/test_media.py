@@ -209,6 +209,8 @@ def test_no_more_of_stdin_is_read_than_shows_that_it_is_too_long(monkeypatch, he
 def test_arrays_must_be_pictures():
     array = np.asarray(small.picture(5, 6))
     assert np.array_equal(np.asarray(media.open_picture(array)), array)
+    for small_one in (array[:1], array[:, :1], array[:1, :1]):
+        assert np.array_equal(np.asarray(media.open_picture(small_one)), small_one)
     for wrong in (array.astype(float), array[..., 0], array[:0], np.zeros((2, 2, 4), np.uint8)):
         with pytest.raises(MediaError, match="ndarray"):
             media.open_picture(wrong)

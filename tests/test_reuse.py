@@ -103,6 +103,19 @@ def test_a_stranger_does_not_push_out_a_conversation(model):
     assert again.answer.usage["cached_tokens"] > 100
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_strangers_take_the_rows_in_turn(model, rows):
+    """The first goes to a row that nobody has used, and so does each until there is none."""
+    held, taken = Rows(model.empty_cache(700, rows)), []
+    for words in range(2 * rows):
+        prepared, _ = ready_for(model, "r", asked([words] * 3, None, False))
+        row, _, _ = held.take(prepared, list(range(rows)))
+        held.cache.row(row).advance(prepared.plan.tokens)
+        held.leave(row, [])
+        taken.append(row)
+    assert sorted(taken[:rows]) == list(range(rows)) and taken[rows:] == taken[:rows]
+
+
 def test_what_failed_is_not_used_again(model, monkeypatch):
     slots = Slots(model, 1, 700)
     first = slots.submit(*ready_for(model, "r", asked([0], 0, True)), 0.0)
@@ -137,6 +150,7 @@ def test_numbers_of_visuals_are_keyed(model):
         ([49, 0, 0], 100, [0, 1, 2], (1, 0)),  # less of a free row, which is worth keeping
         ([90, 0, 0], 100, [1, 2], (1, 0)),  # of a busy row
         ([WORTH - 1, 0, 0], 100, [0, 1, 2], (1, None)),
+        ([WORTH, 0, 0], 100, [0, 1, 2], (1, 0)),
         ([90, 0, 90], 100, [1, 2], (2, 2)),  # as much of a free row as of a busy one
     ],
 )
@@ -223,11 +237,11 @@ def test_the_pace_is_told_of_each_token_that_is_read(model, monkeypatch):
     told: list[int] = []
     monkeypatch.setattr(Pace, "measured", lambda self, tokens, seconds: told.append(tokens))
     slots = Slots(model, 1, 700)
-    for words in ([0] * 40, [0] * 60):
+    for words in ([0] * 40, [0] * 60):  # and never that none were, as while tiles are looked at
         prepared, options = ready_for(model, "r", asked(words, 0, True))
         one = slots.submit(prepared, options, 0.0)
         finish(slots)
-        assert sum(told) == prepared.plan.tokens - one.cached
+        assert sum(told) == prepared.plan.tokens - one.cached and all(told)
         told.clear()
     assert one.cached > 0
 

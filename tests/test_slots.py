@@ -273,6 +273,34 @@ def raising(error: LlavaMinError):
     return call
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("places", [[0], [1, 3], [2], [0, 1, 2, 3]])
+def test_the_rows_of_a_step_that_do_not_write_are_counted_back(device, places):
+    """On a GPU all rows, as they are recorded; elsewhere those from the first to the last."""
+    slots, covered = object.__new__(Slots), []
+
+    def step(start, stop):
+        def made(ids):
+            covered.append((start, stop, ids))
+            slots.cache.host_lengths[start:stop] += 1
+            slots.cache.lengths[start:stop] += 1
+            return "logits"
+
+        return made
+
+    slots.model = SimpleNamespace(network=SimpleNamespace(device=SimpleNamespace(type=device)))
+    slots.rows = [SimpleNamespace(reply=SimpleNamespace(new=[7, 70 + row])) for row in range(4)]
+    slots.cache = SimpleNamespace(host_lengths=np.arange(4), lengths=np.arange(4))
+    slots.step, slots.eager = step(0, 4), step
+    first, found = slots.stepped(places)
+    ((start, stop, ids),) = covered
+    assert (start, stop) == ((0, 4) if device == "cuda" else (places[0], places[-1] + 1))
+    assert found == "logits" and first == start and len(ids) == stop - start
+    assert [ids[row - first] for row in places] == [70 + row for row in places]
+    expected = [row + (row in places) for row in range(4)]
+    assert slots.cache.host_lengths.tolist() == slots.cache.lengths.tolist() == expected
+
+
 def test_rolling_requests_come_out_whatever_their_length(model, alone, monkeypatch):
     """More requests than rows, and some of them wrong: an outcome each, and its own."""
     requests = {("line", number): request(number) for number in range(12)}

@@ -417,6 +417,34 @@ def test_a_span_is_a_clip_of_its_own(times, one, other, frames):
             video.chosen(times, times[-1], choice, "")
 
 
+@pytest.mark.parametrize("times, seconds", [([0.0], 0.04), ([0.0, 0.4], 0.5), ([0.0, 2.0], 1.5)])
+def test_times_up_to_the_end_are_inside(times, seconds):
+    """The end of the last frame, or the last frame where a film says that it ends before; a short
+    film has frames though nobody asks for a time.
+    """
+    end = max(seconds, times[-1])
+    assert video.chosen(times, seconds, Choice(at=(0.0, end)), "") == [0, len(times) - 1]
+    assert video.chosen(times, seconds, Choice(2), "") == list(range(len(times)))
+    with pytest.raises(ParameterError, match="at must be times within"):
+        video.chosen(times, seconds, Choice(at=(0.0, end + 1e-3)), "")
+    assert video.chosen(times, seconds, Choice(fps=0.01, frames=1), "") == [0]
+    assert video.chosen(times, seconds, Choice(fps=100.0, frames=1), "") == [0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 48, 60, 3), (2, 1, 5, 3)])
+def test_an_array_of_any_size_is_a_clip(shape):
+    """Of which nobody knows how long it lasts."""
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    for source in (array, one_or_many([list(array)])[0]):
+        clip = video.sample_clip(source, Choice())
+        assert clip.times == tuple(range(len(array))) and clip.seconds == 0
+        assert clip.size == (shape[2], shape[1])
+        assert all(np.array_equal(one, own) for one, own in zip(clip, array, strict=True))
+    for wrong in (array[:0], array[:, :0], array[..., :2], array[0], array[None], array / 1.0):
+        with pytest.raises(MediaError, match="ndarray"):
+            video.sample_clip(wrong, Choice())
+
+
 def test_times_outside_are_refused(clips):
     path = clips("clip.mp4")[0]
     assert video.sample_clip(path, Choice(at=(5.59, 0))).times == (0, 5.56)
