@@ -178,6 +178,12 @@ MEANINGLESS = {
         "or stop - first": "as many as there are, or more, are all of them",
         "1 << 20": "bytes that are read at a time",
     },
+    "llava_min/media/film.py": {
+        "length, 6": "digits of a second: one more is as good",
+        "self.stream.unit, 6": "the same of a time",
+        "d < 0": "a side of length 0 lies no way",
+        "a < 0": "the same of the other side",
+    },
     "llava_min/media/png.py": {
         "1 << 20": "bytes that are unpacked at a time",
         "sound, end = True": "False only unpacks files whose checksums say already that they hold",

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 av = pytest.importorskip("av")
 
@@ -301,6 +303,24 @@ def test_turned_and_mirrored_clips(sides, tmp_path):
 
 def all_ways(picture: np.ndarray) -> list[np.ndarray]:
     return [clips.turned(picture, sides) for sides in clips.SIDES]
+
+
+@given(
+    st.sampled_from([(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
+                    + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]),
+    st.tuples(*[st.integers(-20_000, 20_000)] * 4),
+)  # fmt: skip
+def test_a_clip_lies_the_nearest_of_eight_ways(sides, more):
+    """Also where it is turned by a little more, or stretched; a side is 2**16."""
+    picture = np.arange(6).reshape(2, 3)
+    turned = (2**16 * side + by for side, by in zip(sides, more))
+    assert np.array_equal(film.displayed(picture, *turned), film.displayed(picture, *sides))
+    ways = [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1)]
+    shown = [film.displayed(picture, *way).tolist() for way in ways]
+    assert shown == [
+        [[0, 1, 2], [3, 4, 5]], [[2, 1, 0], [5, 4, 3]],
+        [[3, 4, 5], [0, 1, 2]], [[5, 4, 3], [2, 1, 0]],
+    ]  # fmt: skip
 
 
 def test_what_shows_through_is_white(tmp_path):

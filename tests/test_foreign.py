@@ -482,7 +482,7 @@ WRONG = {
     "3 bits": ("GPTQ", dict, {"bits": 3}, f"{CONFIG}: bits"),
     "marlin": ("GPTQ", dict, {"checkpoint_format": "marlin"}, "checkpoint_format"),
     "gemv": ("AWQ", dict, {"version": "gemv"}, "version"),
-    "no state": ("nf4", without("weight.quant_state.bitsandbytes__nf4"), {}, "quant_state"),
+    "no state": ("nf4", without("weight.quant_state.bitsandbytes__nf4"), {}, "bitsandbytes__nf4"),
     "no absmax": ("nf4", without("weight.absmax"), {}, "the part weight.absmax"),
     "a state that lies": (
         "nf4",
@@ -530,6 +530,30 @@ WRONG = {
         "weight_block_size",
     ),
     "a method of nobody": ("fp8 in blocks", dict, {"quant_method": "aqlm"}, "quant_method"),
+    "codes in a row": (
+        "compressed-tensors W4A16",
+        changed("weight_packed", lambda t: t.flatten()),
+        {},
+        "words of 32 bits",
+    ),
+    "a form for another card": (
+        "LLM.int8",
+        lambda parts: parts | {"weight_format": np.array(1, np.uint8)},
+        {},
+        "the format 1",
+    ),
+    "more outputs than codes": (
+        "compressed-tensors W4A16",
+        changed("weight_shape", lambda t: t + torch.tensor([1, 0])),
+        {},
+        "codes for [",
+    ),
+    "more inputs than codes": (
+        "compressed-tensors W4A16",
+        changed("weight_shape", lambda t: t + torch.tensor([0, 1])),
+        {},
+        "codes for [",
+    ),
     "words of 64 bits": ("GPTQ", changed("qweight", lambda t: t.long()), {}, "words of 32 bits"),
 }
 
@@ -569,6 +593,29 @@ def test_a_scale_goes_to_each_weight_of_its_block(rows, columns, high, wide):
         for column in range(columns):
             assert found[row, column] == row // high * blocks[1] + column // wide
     assert found.shape == (rows, columns)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 2), (2, 4), (4, 3), (8,)])
+def test_scales_of_our_grid_are_one_for_each_output_and_group(shape):
+    how, codes = Foreign("gptq", 4, (1, 32)), torch.zeros(4, 64, dtype=torch.int32)
+    if shape == (4, 2):
+        packed_codes, scale = formulas.on_grid(how, codes, torch.ones(shape))
+        assert packed_codes.shape == (4, 32) and scale.shape == shape
+    else:
+        with pytest.raises(formulas.Misfit, match="4 x 2 scales"):
+            formulas.on_grid(how, codes, torch.ones(shape))
+
+
+@pytest.mark.parametrize("groups", [[0, 0, 0], [0, 1, 2], [2, 0, 1], [-1, 0, 1], [0, 1, 3]])
+def test_groups_by_index_are_those_that_there_are(groups):
+    values = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    index = torch.tensor(groups, dtype=torch.int32)
+    if {-1, 3} & set(groups):
+        with pytest.raises(formulas.Misfit, match="groups from 0 to 2"):
+            formulas.by_index(values, index)
+    else:
+        assert torch.equal(formulas.by_index(values, index), values[:, groups])
+    assert formulas.by_index(values, index[:0]).shape == (2, 0)
 
 
 def test_memory_is_that_of_one_matrix(tmp_path, base):

@@ -5,6 +5,7 @@ are decoded for them; they are chosen by their times, upright; FFmpeg opens plai
 import io
 import logging
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,32 @@ def test_a_film_lasts_up_to_the_end_of_its_last_frame(clips, kind):
     assert film.matrix_of(last) == (1, 0, 0, 1)
 
 
+@pytest.mark.parametrize("stamps, last, expected", [
+    ([5], 0, 0.04), ([5], 30, 0.3), ([5, 15], 0, 0.2), ([5, 15, 45], 0, 0.7), ([5, 15], 7, 0.17)
+])  # fmt: skip
+def test_a_last_frame_of_unknown_length_is_as_long_as_the_one_before(stamps, last, expected):
+    """In hundredths of a second; a single one is as long as its rate says."""
+    whole = object.__new__(film.Film)
+    whole.first, whole.stream = stamps[0], SimpleNamespace(unit=0.01, rate=25)
+
+    class Times:
+        def __len__(self):
+            return len(stamps)
+
+        def stamp(self, number):
+            return stamps[number]
+
+        def duration(self):
+            return last
+
+    whole.timeline = Times()
+    assert whole.seconds == pytest.approx(expected)
+    assert [whole[n] for n in range(len(whole))] == [(one - 5) / 100 for one in stamps]
+    for number in (-1, len(stamps)):
+        with pytest.raises(IndexError):
+            whole[number]
+
+
 def test_only_an_mp4_is_read_by_its_index(clips, tmp_path):
     """However short it is; and a frame has a number from 0 to the last."""
     one = write(str(tmp_path / "one.mp4"), frames=1)
@@ -244,6 +271,12 @@ def test_damage_costs_frames_and_no_more(clips, tmp_path, kind, caplog):
     worse = [any(time in one for one in said) for time in times]
     assert any(worse) == (len(found) == FRAMES) and len(said) == sum(worse)
     assert not any(intact and told for intact, told in zip(same, worse))
+    for number, frame in enumerate(found):
+        near = found[max(number - GROUP, 0) : number] + found[number + 1 : number + GROUP]
+        assert not worse[number] or any(np.array_equal(frame, other) for other in near)
+    whole = film.Film(str(tmp_path / kind), kind)
+    assert len(list(whole.pictures(range(len(whole))))) == len(whole)
+    assert whole.decoded <= 2 * FRAMES  # each group once again at most
 
 
 @pytest.mark.catalogue("VD-HALF", "a film cut short gives what is there")
