@@ -521,6 +521,10 @@ def decoder_of(**given):
     return sections.text_config(Fields(given, "file"), "qwen2", False, ())
 
 
+def mistral_of(**given):
+    return sections.text_config(Fields(given, "file"), "mistral", False, ())
+
+
 def tower_of(layer: int, **given):
     tower = {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14, **given}
     return sections.vision_config(Fields(tower, "file"), layer)
@@ -536,12 +540,21 @@ def test_the_borders_of_what_sections_allow():
     assert tower_of(-1, num_hidden_layers=1).num_layers == 1
     assert tower_of(-2, num_hidden_layers=2).num_layers == 1
     assert tower_of(-1, patch_size=28).side == 1
+    assert mistral_of(max_position_embeddings=4096).context == 4096
     assert len(grids_of("(1x1),...,(16x16)")) == len(grids_of([[14, 14]] * 256)) == 256
     assert grids_of([[16 * 14, 16 * 14]]) == ((16, 16),)
     assert grids_of("(1x1),...,(1x1)") == ((1, 1),)
     limits = {"max_position_embeddings": 2**30, "rope_scaling": {"type": "linear", "factor": 4.0}}
     assert decoder_of(**limits).context == 2**31 - 1
+    for window in (300, 301, None):  # a token looks back at the whole context
+        found = mistral_of(sliding_window=window, max_position_embeddings=300)
+        assert found.context == 300
     for refused, named in (
+        (
+            lambda: mistral_of(sliding_window=299, max_position_embeddings=300),
+            "sliding_window: expected null, or at least the context of 300",
+        ),
+        (lambda: mistral_of(max_position_embeddings=4097), "sliding_window: expected null"),
         (lambda: decoder_of(head_dim=3), "head_dim: expected an even number"),
         (lambda: decoder_of(hidden_size=66), "num_attention_heads: expected a divisor"),
         (lambda: decoder_of(num_key_value_heads=5), "num_key_value_heads: expected a divisor"),

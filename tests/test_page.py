@@ -246,6 +246,15 @@ def test_each_visual_has_its_own_rows_and_pictures():
     found = several(stills[0], clip, stills[1], config=config)
     visuals, files, _ = shown_bytes(found)
     assert [len(one) for one in files] == [1, 3, 1]
+    stored = {
+        name: np.frombuffer(base64.b64decode(text), np.uint8 if name == "kinds" else np.uint16)
+        for name, text in page.rows(found).items()
+    }
+    frames = found.rows.frames
+    assert set(frames) == {-1, 0, 1, 2}
+    assert (stored["frames"] == np.where(frames == -1, page.NOWHERE, frames)).all()
+    assert (stored["kinds"] == found.rows.kinds).all()
+    assert (stored["visuals"] == found.rows.visuals).all()
     end = 0
     for number, (one, visual) in enumerate(zip(visuals, (stills[0], clip, stills[1]))):
         assert (one["source"], one["size"]) == (f"{number}.png", visual.size)

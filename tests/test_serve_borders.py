@@ -26,6 +26,7 @@ from hostile import CHAT, CLIP, SECONDS, SHAPES, answered, ask, dial, head, pict
 from PIL import Image
 
 import llava_min
+from llava_min.media import limits
 from llava_min.serve import app, connection, guard, parts
 from llava_min.serve.errors import Refusal
 from llava_min.serve.guard import Rules
@@ -972,3 +973,52 @@ def test_other_keys_of_a_message_must_say_nothing(value):
     else:
         with pytest.raises(Refusal, match="tool_calls is not supported"):
             parts.messages_of(given, Borders())
+
+
+@pytest.mark.parametrize("name", ["parts", "media", "letters"])
+def test_a_request_has_so_many_of_each_at_most(name):
+    """Counted over all its messages; and as many of the others as before."""
+    most = {"parts": parts.MOST_PARTS, "media": parts.MOST_MEDIA, "letters": limits.PROMPT_BYTES}
+    tally = parts.Tally()
+    tally.add("here", **{name: most[name] - 1})
+    tally.add("here", **{name: 1})
+    tally.add("here")
+    with pytest.raises(Refusal, match=f"{most[name]:,} {name} at most") as caught:
+        tally.add("there", **{name: 1})
+    assert (caught.value.status, caught.value.param) == (400, "there")
+    others = [other for other in most if other != name]
+    assert [getattr(tally, other) for other in others] == [0, 0]
+
+
+def test_media_from_the_web_share_the_time_and_the_length_of_a_request(monkeypatch):
+    now, asked = [100.0], []
+
+    def fetch(source, left, hosts, seconds):
+        asked.append((left, seconds))
+        return bytes(1000)
+
+    monkeypatch.setattr(parts, "fetch_public", fetch)
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+    tally, url = parts.Tally(), "http://host/a.png"
+    for passed in (0, 1.5, limits.FETCH_SECONDS - 1):
+        now[0] = 100 + passed
+        assert len(parts.bytes_of("here", url, Borders(), tally)) == 1000
+    assert asked == [
+        (parts.MEDIA_BYTES - 1000 * number, limits.FETCH_SECONDS - passed)
+        for number, passed in enumerate((0, 1.5, limits.FETCH_SECONDS - 1))
+    ]
+    for late in (0, 5):
+        now[0] = 100 + limits.FETCH_SECONDS + late
+        with pytest.raises(Refusal, match="took all the time") as caught:
+            parts.bytes_of("here", url, Borders(), tally)
+        assert caught.value.status == 400
+    with pytest.raises(Refusal, match="not fetched here") as caught:
+        parts.bytes_of("here", url, Borders(fetching=False), parts.Tally())
+    assert caught.value.status == 400 and len(asked) == 3
+
+
+@pytest.mark.parametrize("source", ["data:,", "x", "ftp://host/a", "data:image/png;base64,@@"])
+def test_a_source_of_nothing_is_refused(source):
+    with pytest.raises(Refusal) as caught:
+        parts.bytes_of("here", source, Borders(), parts.Tally())
+    assert (caught.value.status, caught.value.param) == (400, "here")

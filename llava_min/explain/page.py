@@ -149,7 +149,8 @@ def encoded(plane: np.ndarray) -> dict[str, object]:
 
 def rows(found: "Explanation") -> dict[str, str]:
     """What each row is; boxes in parts of the source's sides."""
-    sizes = np.array([visual.segment.size for visual in found.visuals]).reshape(-1, 2)
+    sizes = np.array([visual.segment.size for visual in found.visuals])
+    sizes = sizes.reshape(len(found.visuals), 2)  # also of none
     parts = found.rows.boxes / np.tile(sizes, 2)[found.rows.visuals]
     boxes = np.nan_to_num(np.round(parts * (NOWHERE - 1)), nan=NOWHERE).astype(np.uint16)
     frames = np.where(found.rows.frames < 0, NOWHERE, found.rows.frames).astype(np.uint16)
