@@ -266,6 +266,7 @@ MEANINGLESS = {
         "NUMBERS = 2**19": "weights that are held at a time",
     },
     "llava_min/explain/pictures.py": {
+        "GREY = (128, 128, 128)": "a grey: another is as good",
         "box[:2]": "zip takes no more of it than there are fits",
     },
     "llava_min/cache.py": {

@@ -597,6 +597,15 @@ def test_a_picture_is_shown_in_its_ratio(width, height, longest, mode):
         assert np.abs(np.array(middle) - (250, 5, 100)).max() < 8
 
 
+def test_a_clip_is_shown_frame_by_frame_from_the_first():
+    config = config_of("onevision", 84, None)
+    clip = plans.clip([0.0, 1.0], (90, 60), config)
+    pixels = np.stack([np.full((84, 84, 3), level, np.uint8) for level in (50, 200)])
+    for how, level in (({}, 50), ({"frame": 0}, 50), ({"frame": 1}, 200)):
+        shown = np.asarray(pictures.as_seen(clip, pixels, config, 90, **how))
+        assert shown.shape == (60, 90, 3) and abs(np.median(shown) - level) < 2
+
+
 def test_covering_the_star_costs_the_answer(model, monkeypatch):
     """Three squares: the star's costs nats, the others do not; after them the prompt is read again
     from the picture on, and the answer's words are those of score().

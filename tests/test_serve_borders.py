@@ -355,6 +355,28 @@ def test_a_refused_body_without_end_is_cut_off(model, monkeypatch):
                 time.sleep(0.01)
 
 
+def test_bytes_are_held_up_to_the_limits_and_not_beyond(monkeypatch):
+    """Of one body and of all; what is freed makes room."""
+    monkeypatch.setattr(guard, "BODIES", 2)
+    held = guard.Guard(None, Rules(longest=10))
+    assert held.held == 0
+    first, second, third = (guard.Body(held) for _ in range(3))
+    first.add(bytes(4))
+    first.add(bytes(6))
+    second.add(bytes(10))
+    assert held.held == 20
+    with pytest.raises(Refusal) as caught:
+        third.add(b"x")
+    assert caught.value.status == 429 and caught.value.retry_after > 0
+    third.free(len(third.take()))
+    assert first.take() == bytes(10) and held.held == 20
+    first.free(10)
+    third.add(bytes(10))
+    with pytest.raises(Refusal, match="at most") as caught:
+        third.add(b"x")
+    assert caught.value.status == 413 and held.held == 21
+
+
 def test_too_many_bytes_at_a_time(model, monkeypatch):
     """Bodies on their way count together, and those that are being read; then all are freed."""
     monkeypatch.setattr(guard, "BODIES", 2)

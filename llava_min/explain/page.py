@@ -211,7 +211,7 @@ def data_uri(
         if len(file.getvalue()) <= room or longest <= 32:
             text = base64.b64encode(file.getvalue()).decode()
             return f"data:image/jpeg;base64,{text}", longest < first
-        longest = longest * 2 // 3
+        longest -= longest // 3
 
 
 def views(found: "Explanation", picture: Picture) -> list[dict[str, object]]:
