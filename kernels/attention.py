@@ -9,7 +9,8 @@ Causal means aligned to the lower right: with S rows seen before, query t sees k
 The formula writes and reads back T*S scores for each head. The tiled loop keeps a tile of them at a
 time and never writes one. It costs 4 E FLOPs per score, and with blocks of 128 queries reads each
 key once per 128: its limit is arithmetic (matrix products, then exp2), not memory.
-The file is long, as the ways to compute one formula are read side by side.
+The file has more than 250 lines, as the ways to compute one formula are read side by side;
+`attention_kernel` has more than 60, many of them its arguments.
 Read kernels/rope.py first. Read next: kernels/decode_attention.py.
 Agrees with: scaled_dot_product_attention; arXiv 2205.14135.
 

@@ -9,7 +9,8 @@ hundred programs to reach the speed of its memory, and there are only B*K heads.
 are cut into splits. Each split yields a maximum, a sum and an unfinished mix, and the program that
 arrives last combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E
 numbers per token and head, 4 E FLOPs G times.
-`decode_kernel` has more than 60 lines, 17 of them its arguments.
+The file has more than 250 lines, as each kind of cache is read in its own way; `decode_kernel` has
+more than 60, many of them its arguments.
 Read kernels/attention.py first. Read next: kernels/int4_packing.py.
 Agrees with: scaled_dot_product_attention; "Flash-Decoding" (2023).
 

@@ -11,6 +11,7 @@ once, multiplies the integers as they are, and applies the scale to the float32 
 That is three orders of magnitude more exact than rounding scaled weights to bfloat16. With many
 rows arithmetic is the limit, and it is best to write the weights out once and call the library's
 product.
+`linear_kernel` has more than 60 lines, many of them its arguments.
 Read kernels/int4_packing.py, kernels/int4_bytes.py first. Read next: kernels/int8_cpu.py.
 Agrees with: torch._weight_int4pack_mm; arXiv 2408.11743 (Marlin).
 

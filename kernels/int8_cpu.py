@@ -73,7 +73,7 @@ def one_byte(rows: Tensor, largest: Tensor) -> Tensor:
     """rows [M K] in steps of largest / 127, to the nearest: uint8 [M K].
 
     >>> one_byte(torch.tensor([[2.0, -1.0, 0.01, 0.0]]), torch.tensor([[2.0]])).tolist()
-    [[255, 64, 129, 128]]
+    [[255, 65, 129, 128]]
     """
     found = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
     half, inverse = torch.tensor(ZERO + 0.5, device=rows.device), 127 / largest
@@ -87,7 +87,7 @@ def two_bytes(rows: Tensor, largest: Tensor) -> Tensor:
     """rows [M K] in steps of largest / STEPS: the high bytes of all, then the low ones, [2M K].
 
     >>> two_bytes(torch.tensor([[2.0, -1.0, 0.01, 0.0]]), torch.tensor([[2.0]])).tolist()
-    [[255, 64, 129, 128], [128, 255, 35, 128]]
+    [[255, 65, 129, 128], [128, 0, 35, 128]]
     """
     steps = torch.addcmul(MIDDLE.to(rows.device), rows, STEPS / largest).int()
     low, high = steps.view(torch.uint8).unflatten(-1, (-1, 4)).unbind(-1)[:2]

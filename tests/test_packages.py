@@ -3,6 +3,7 @@
 The environment has this one's packages, but nothing of this clone.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "node_modules", "build", "dist"
 
 def run(*words: str | Path, where: Path) -> str:
     """What a command prints, run in a folder."""
-    found = subprocess.run([*map(str, words)], cwd=where, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [*map(str, words)]
+    found = subprocess.run(command, cwd=where, env=alone, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
 

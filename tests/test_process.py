@@ -10,14 +10,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for name in ("llava_min", "kernels", "weights") for p in (ROOT / name).rglob("*.py")]
-PROGRAMS = ("llava_min/command/", "weights/tiny/train.py")  # they own their process
+PROGRAMS = (
+    # they own their process
+    "llava_min/command/",
+    "weights/tiny/train.py",
+    "llava_min/engine/follower.py",
+    "llava_min/engine/several.py",  # it shares its threads with the followers that it starts
+)
 OBSERVERS = {
     "llava_min/trace.py": {"_observers"},
     "kernels/choose.py": {"_choice", "_pretended"},
     "kernels/language.py": {"launches"},  # a count that only tests read
     "llava_min/__init__.py": {"sys"},  # find_linked: a clone without links, while it is imported
 }
-MEMOS = {"kernels/choose.py": {"gpu_at"}}  # the properties of a GPU do not change
+MEMOS = {
+    # what does not change while a process runs
+    "kernels/choose.py": {"gpu_at", "decided"},
+    "kernels/int8_cpu.py": {"exact"},
+    "llava_min/engine/compiled.py": {"code"},
+}
 SWITCHES = (
     "torch.set_",
     "torch.use_deterministic",

@@ -67,8 +67,7 @@ class Share:
     def own(self, name: str) -> str | None:
         """The name in this part of what is called `name` in the whole; None where it is elsewhere.
 
-        >>> Share(None, 4, 8).own("decoder.blocks.5.qkv.weight")
-        'decoder.blocks.1.qkv.weight'
+        Of blocks 4 to 7, decoder.blocks.5.qkv.weight is decoder.blocks.1.qkv.weight.
         """
         block = NUMBERED.match(name)
         if block is None:

@@ -50,7 +50,7 @@ INDIFFERENT = ("context", "eos_ids")  # of a decoder's config: no step depends o
 
 def folder() -> Path:
     """Where packages are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("LLAVA_MIN_CACHE") or Path(home, "llava_min")) / "compiled"
 
 
