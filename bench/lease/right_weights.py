@@ -57,7 +57,7 @@ def layer_of_four(draw: Draw, count: int, outputs: int, inputs: int) -> Trial:
 
 
 def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool = False) -> Trial:
-    """int8.linear: few rows by the small-M kernel, many by writing the weights out.
+    """int8.linear: few rows by the small-M kernel, many by products of the library.
 
     Or as `integers`, which are exact: rows of whole numbers, whose largest is 127.
     """
@@ -68,7 +68,7 @@ def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool
     words = (draw.integers(255, outputs, inputs) - 127).to(torch.int8)
     scales = draw.normal(outputs).abs_().mul_(0.001).add_(0.0001)
     bias, limit = draw.normal(outputs), torch.tensor(1e9, device=words.device)
-    return product(
+    trial = product(
         f"int8 {'integers' if integers else 'few' if count <= 64 else 'many'}",
         draw,
         rows,
@@ -79,6 +79,8 @@ def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool
         None,
         bias,
     )
+    trial.launches = count <= min(int8.CROSS_OVER.values())
+    return trial
 
 
 def product(
