@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import llava_min
+from llava_min.cache import Cache
 from llava_min.errors import CheckpointError, LlavaMinError
+from llava_min.families.folder import config_of
 from llava_min.kernels import int4
 from llava_min.weights import formulas, kept, packed
+from llava_min.weights import load as loading
+from llava_min.weights.checkpoint import Checkpoint
 from llava_min.weights.foreign import ENDS, Foreign
+from llava_min.weights.kept import with_kept_codes
+from llava_min.weights.share import Share
 
 LINEAR = re.compile(r".*language_model.*\.(q|k|v|o|gate|up|down)_proj\.weight")
 QUESTION = list(range(5, 40))
@@ -309,6 +315,30 @@ def test_codes_on_our_own_grid_are_kept(tmp_path, wide, name):
     assert packed_layers(model) == (8 if stays else 0)
     plan = llava_min.plan(folder, QUESTION, dtype="float32")
     assert model.storage.bits == plan.storage.bits == (4 if stays else None)
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_share_of_the_heads_is_that_of_the_numbers(tmp_path, name, head):
+    """Codes lie in orders of their own, so a rank's part is cut from what they stand for."""
+    settings = small.hf_config(False, hidden_size=256, intermediate_size=256)
+    base = settings, small.tensors_of(small.random_model(settings), "hf")
+    folder, whole = written(tmp_path / "quantised", base, FORMS[name])
+    plain = small.write(tmp_path / "plain", settings, whole)
+    logits = []
+    for path in (folder, plain):
+        config = with_kept_codes(config_of(path, {}, None), path)
+        checkpoint = Checkpoint.open(path)
+        if config.quantization is not None:
+            checkpoint = checkpoint.keeping_codes()
+        share = Share(config.text, 0, config.text.num_layers, head, 2)
+        network = loading.on_meta(share.local(config))
+        loading.fill(network, checkpoint, torch.float32, "cpu", share=share)
+        packed.ready(network)
+        decoder, cache = network.decoder, Cache.empty(network.config.text, 1, 8)
+        with torch.inference_mode():
+            logits.append(decoder.logits(decoder(decoder.embed(torch.tensor([[5, 6, 7]])), cache)))
+    assert (logits[0] - logits[1]).abs().max() < 5e-5
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,13 @@ class Checkpoint:
         """(name, tensor) of all, shard after shard, one tensor in memory at a time.
 
         After each, progress(done, total) is called. What another program quantised is multiplied
-        out, unless its codes are kept. cut: of which tensors only a part is wanted, and read.
+        out, unless its codes are kept. cut: of which tensors only a part is wanted, and read. Of
+        what another program quantised all is read, as its codes lie in an order of their own.
         """
-        stored = self.stored(progress, cut)
         if self.foreign is None:
-            return stored
-        return multiplied_out(self.foreign, self.names, stored)
+            return self.stored(progress, cut)
+        whole = multiplied_out(self.foreign, self.names, self.stored(progress))
+        return whole if cut is None else parts_of(whole, cut)
 
     def stored(
         self, progress: Callable[[int, int], None] | None = None, cut: Cut | None = None
@@ -122,6 +123,16 @@ class Checkpoint:
                     done += 1
                     if progress is not None:
                         progress(done, len(self.shards))
+
+
+def parts_of(tensors: Iterator[tuple[str, Tensor]], cut: Cut) -> Iterator[tuple[str, Tensor]]:
+    """Of each tensor the part that is wanted."""
+    for name, tensor in tensors:
+        part = cut(name, tuple(tensor.shape))
+        if part is not None:
+            axis, begin, stop = part
+            tensor = tensor.narrow(axis, begin, stop - begin).clone()
+        yield name, tensor
 
 
 def check_dtype(shard: safe_open, name: str, path: Path, foreign: bool = False) -> None:
