@@ -321,10 +321,10 @@ def test_codes_on_our_own_grid_are_kept(tmp_path, wide, name):
 @pytest.mark.parametrize("name", FORMS)
 def test_a_share_of_the_heads_is_that_of_the_numbers(tmp_path, name, head):
     """Codes lie in orders of their own, so a rank's part is cut from what they stand for."""
-    settings = small.hf_config(False, hidden_size=256, intermediate_size=256)
-    base = settings, small.tensors_of(small.random_model(settings), "hf")
+    fields = small.hf_config(False, hidden_size=256, intermediate_size=256)
+    base = fields, small.tensors_of(small.random_model(fields), "hf")
     folder, whole = written(tmp_path / "quantised", base, FORMS[name])
-    plain = small.write(tmp_path / "plain", settings, whole)
+    plain = small.write(tmp_path / "plain", fields, whole)
     logits = []
     for path in (folder, plain):
         config = with_kept_codes(config_of(path, {}, None), path)
