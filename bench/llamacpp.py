@@ -3,6 +3,7 @@
     pip install gguf 'llama-cpp-python[server]'  # built here, for this machine's own instructions
 
 bf16   matrices in bfloat16
+int8   matrices and head in Q8_0 (groups of 32)
 int4   matrices in Q4_0 (groups of 32), the tied head in Q8_0: 8 bits, as this project's has
 The file holds a vocabulary only for the server, whose clients send text. The cache is in float16,
 as is llama.cpp's way.
@@ -21,7 +22,12 @@ from llava_min.families import layouts
 from llava_min.weights.checkpoint import Checkpoint
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("gguf", "llama_cpp"))
-FORMATS = {"bf16": ("BF16", "BF16"), "int4": ("Q4_0", "Q8_0")}  # of the matrices, of the head
+FORMATS = {
+    # of the matrices, of the head
+    "bf16": ("BF16", "BF16"),
+    "int8": ("Q8_0", "Q8_0"),
+    "int4": ("Q4_0", "Q8_0"),
+}
 DECODER = "language_model."  # in the HF layout
 
 

@@ -164,6 +164,21 @@ def machine(row: dict) -> str:
     return f"{row.get('cpu') or row['device']}{threads}, torch {row['torch']}, {row['date']}"
 
 
+WAYS = ("llava_min", "llava_min-compiled", "llama.cpp")  # of decoding, next to transformers
+
+
+def drafted() -> str:
+    """The two ends of prompt lookup: every drafted token taken, and none."""
+    rows = []
+    ends = ("llava_min", "llava_min-all-drafts-taken", "llava_min-no-draft-taken")
+    wanted = {"section": "decode", "shape": "0.5B", "context": 1500, "capability": "AVX512"}
+    for form in ("bf16", "int8", "int4"):
+        found = [results("generate-cpu", name=name, format=form, **wanted) for name in ends]
+        if all(found):
+            rows.append([form, *(f"{one[0]['per_second']:.1f}" for one in found)])
+    return table(["tokens/s after 1,500", "without", "all drafts taken", "none taken"], rows)
+
+
 def speed() -> str:
     """Rates of the 0.5B shape on a CPU, and how many times those of transformers in bfloat16."""
     parts = []
@@ -178,14 +193,12 @@ def speed() -> str:
         "transformers float32",
         "transformers bf16",
         "llava_min float32",
-        "llava_min bf16",
-        "llava_min int8",
-        "llava_min int4",
-        "llama.cpp bf16",
-        "llama.cpp int4",
+        *(f"{name} {form}" for form in ("bf16", "int8", "int4") for name in WAYS),
     ]
     for capability in sorted({row["capability"] for row in every}, reverse=True):
         rows = [row for row in every if row["capability"] == capability]
+        newest = max(row["date"] for row in rows)  # no table of two machines
+        rows = [row for row in rows if row["date"] == newest]
         lines = {}
         for row in rows:
             cells = lines.setdefault(what[row["section"]].format(row["context"] or 0), {})
@@ -535,6 +548,7 @@ PARTS = {
         needle,
         trust,
         speed,
+        drafted,
         profile,
         loading,
         frames,

@@ -140,7 +140,7 @@ def test_an_explanation_takes_no_more_than_it_says():
 
 
 @pytest.mark.skipif(not llamacpp.INSTALLED, reason="llama-cpp-python or gguf is not installed")
-@pytest.mark.parametrize("form, alike", [("bf16", 0.9999), ("int4", 0.95)])
+@pytest.mark.parametrize("form, alike", [("bf16", 0.9999), ("int8", 0.999), ("int4", 0.95)])
 def test_llama_cpp_reads_the_same_decoder(tmp_path, monkeypatch, form, alike):
     """Logits of the last token behind a prompt, and behind two more."""
     monkeypatch.setattr(checkpoints, "CACHE", tmp_path)
@@ -160,9 +160,9 @@ def test_lookup_is_timed_at_its_two_ends(monkeypatch):
     ours.network = llava_min.load(device="cpu").network
     forward = ours.network.decoder.forward
 
-    def counted(embedded, cache):
+    def counted(embedded, cache, *kept):
         rows.append(embedded.shape[1])
-        return forward(embedded, cache)
+        return forward(embedded, cache, *kept)
 
     monkeypatch.setattr(ours.network.decoder, "forward", counted)
     for taken, expected in ((True, [8]), (False, [8] * 8)):
