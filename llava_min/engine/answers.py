@@ -202,13 +202,13 @@ class Reply(Sequence):
 def peak_bytes(device: torch.device) -> int:
     """The most memory so far: of the GPU where the model is on one, otherwise of the process.
 
-    0 on Windows, which does not tell.
+    0 where the system does not tell, as Windows.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ModuleNotFoundError:
         return 0
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
