@@ -65,8 +65,20 @@ def exact() -> bool:
 
 def largest_of(rows: Tensor) -> Tensor:
     """The largest magnitude of each row [M K], float32 [M 1]."""
-    low, high = rows.aminmax(dim=-1, keepdim=True)
+    high, low = rows.amax(dim=-1, keepdim=True), rows.amin(dim=-1, keepdim=True)
     return torch.maximum(high, -low).float().clamp(min=TINY)
+
+
+def in_bfloat16(largest: Tensor) -> Tensor:
+    """A little more than `largest`, so that a step, its part in 127, is a number of bfloat16.
+
+    Products in bfloat16 can then be multiplied by it as they are, which is far faster.
+
+    >>> (in_bfloat16(torch.tensor([5.0])) / 127).item()
+    0.03955078125
+    """
+    bits = (largest / 127).view(torch.int32)
+    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32) * 127
 
 
 def one_byte(rows: Tensor, largest: Tensor) -> Tensor:
@@ -89,9 +101,15 @@ def two_bytes(rows: Tensor, largest: Tensor) -> Tensor:
     >>> two_bytes(torch.tensor([[2.0, -1.0, 0.01, 0.0]]), torch.tensor([[2.0]])).tolist()
     [[255, 65, 129, 128], [128, 0, 35, 128]]
     """
-    steps = torch.addcmul(MIDDLE.to(rows.device), rows, STEPS / largest).int()
-    low, high = steps.view(torch.uint8).unflatten(-1, (-1, 4)).unbind(-1)[:2]
-    return torch.cat([high, low])
+    found = torch.empty(2, *rows.shape, dtype=torch.uint8, device=rows.device)
+    middle, inverse = MIDDLE.to(rows.device), STEPS / largest
+    size = max(1, PART // max(1, rows.shape[1]))
+    parts = zip(found.split(size, dim=1), rows.split(size), inverse.split(size))
+    for (high, low), some, steps in parts:
+        both = torch.addcmul(middle, some, steps).int().view(torch.uint8).unflatten(-1, (-1, 4))
+        low.copy_(both[..., 0])
+        high.copy_(both[..., 1])
+    return found.flatten(0, 1)
 
 
 def one_row(row: Tensor, words: Tensor, scales: Tensor) -> Tensor:
@@ -123,12 +141,15 @@ def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> 
     if count <= FEW:
         high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)
         return torch.add(low, high, alpha=256).mul_(largest / STEPS).to(rows.dtype)
+    if dtype == torch.bfloat16:
+        largest = in_bfloat16(largest)
     found, special = one_byte(rows, largest), peaked(rows, largest, limit)
     if not len(special):
-        return product(found, words, scales, dtype).mul_(largest / 127).to(rows.dtype)
+        return product(found, words, scales, dtype).mul_((largest / 127).to(dtype)).to(rows.dtype)
     some = largest[special]
     high, low = two_bytes(rows[special], some).split(len(special))
     found[special] = high
     whole = product(torch.cat([found, low]), words, scales, dtype)
-    result = whole[:count].mul_(largest / 127)
-    return result.index_add_(0, special, (whole[count:] * (some / STEPS)).to(dtype)).to(rows.dtype)
+    result = whole[:count].mul_((largest / 127).to(dtype))
+    rest = whole[count:].mul_((some / STEPS).to(dtype))
+    return result.index_add_(0, special, rest).to(rows.dtype)
