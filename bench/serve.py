@@ -43,6 +43,7 @@ MIXTURE = {
 TOKENS = (16, 64)  # of an answer, from and to
 LONG_PROMPT = 8_000  # tokens, about
 SHORT = 7  # short questions next to it, at most
+LETTER = "64"  # the id of "a" where a vocabulary begins with bytes
 
 
 @contextlib.contextmanager
@@ -168,13 +169,21 @@ def open_rows(shape: str, address: str, bodies: list[bytes], rates: list[float],
         yield row(shape, f"open {part:g} of c=8", **rate, **figures)
 
 
+def spelling(words: str, tokens: int) -> bytes:
+    """A request whose answer is a letter again and again, so that each token is a text at once.
+
+    Random weights write bytes that are no character, and their text waits.
+    """
+    return body_of([text_part(words)], tokens, logit_bias={LETTER: 100})
+
+
 def gap_row(shape: str, address: str) -> dict[str, object]:
     """The longest gap of a stream while a long prompt is read, and short questions after it."""
-    count = lambda words: asyncio.run(ask_once(address, body_of([text_part(words)], 1))).prompt
+    count = lambda words: asyncio.run(ask_once(address, spelling(words, 1))).prompt
     words = int(800 * LONG_PROMPT / count("other " * 800))
-    long = body_of([text_part("now " + "other " * words)], 2)  # nothing of it is there already
+    long = spelling("now " + "other " * words, 2)  # nothing of it is there already
     short = [f"where is star {number}" for number in range(2 * SHORT)]
-    alone = [asyncio.run(ask_once(address, body_of([text_part(s)], 2))) for s in short[SHORT:]]
+    alone = [asyncio.run(ask_once(address, spelling(s, 2))) for s in short[SHORT:]]
     stream, read, after = asyncio.run(beside(address, long, short[:SHORT]))
     return row(
         shape,
@@ -197,7 +206,7 @@ async def beside(address: str, long: bytes, short: list[str]) -> tuple[Heard, He
     questions come one after another, as many as there is time for.
     """
     stream, after = Heard(), []
-    writing = asyncio.create_task(ask_once(address, body_of([text_part("go on")], 4_000), stream))
+    writing = asyncio.create_task(ask_once(address, spelling("go on", 4_000), stream))
     while len(stream.gaps) < 5:
         await asyncio.sleep(0.01)
     calm = len(stream.gaps)
@@ -206,7 +215,7 @@ async def beside(address: str, long: bytes, short: list[str]) -> tuple[Heard, He
         await asyncio.sleep(0.3)
         if reading.done():
             break
-        after.append(await ask_once(address, body_of([text_part(words)], 2)))
+        after.append(await ask_once(address, spelling(words, 2)))
     read = await reading
     stream.gaps = stream.gaps[calm:]
     writing.cancel()
