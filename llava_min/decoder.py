@@ -133,6 +133,6 @@ class Decoder(nn.Module):
         return rope.angles(positions, config.rope_theta, config.head_dim, config.rope_factor, wide)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[... D] -> [... V], in float32 at least."""
+        """[B T D] -> [B T V], in float32 at least."""
         head = self.head or partial(nn.functional.linear, weight=self.embedding.weight)
         return see("logits", norm.wide(head(hidden)), "B T V")
