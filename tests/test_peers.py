@@ -10,6 +10,7 @@ from test_house import ROOT
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None or os.name == "nt", reason="needs bash")
 CHROMIUM = "apt-get install --yes --quiet=2 --no-install-recommends chromium"
+COMPILER = "apt-get install --yes --quiet=2 --no-install-recommends g++"
 NODE = "apt-get install --yes --quiet=2 --no-install-recommends nodejs npm"
 
 
@@ -37,28 +38,33 @@ def npm(lines: list[str]) -> list[str]:
 
 
 def test_only_what_is_missing(tmp_path):
-    found, said = installed(tmp_path, {"chromium": 0, "node": 0, "npm": 0, "apt-get": 0})
+    there = dict.fromkeys(("chromium", "g++", "node", "npm", "apt-get"), 0)
+    found, said = installed(tmp_path, there)
     assert len(found) == len(npm(found)) == 1 and said == ""
 
 
 def test_a_machine_with_nothing(tmp_path):
     found, said = installed(tmp_path, {"apt-get": 0})
-    assert found == [CHROMIUM, NODE] and said == ""
+    assert found == [CHROMIUM, COMPILER, NODE] and said == ""
 
 
 def test_another_browser_is_as_good(tmp_path):
     found, _ = installed(tmp_path, {"apt-get": 0, "google-chrome": 0})
-    assert found == [NODE]
+    assert found == [COMPILER, NODE]
 
 
 @pytest.mark.parametrize(
     "programs, user, words",
     [
-        ({}, "0", ["chromium", "no apt-get", "nodejs npm"]),
+        ({}, "0", ["chromium", "no apt-get", "g++", "nodejs npm"]),
         ({"apt-get": 100}, "0", ["chromium", "apt-get cannot", "nodejs npm"]),
         ({"apt-get": 0}, "1000", ["chromium", "sudo without a password"]),
         ({"apt-get": 0, "sudo": 1}, "1000", ["chromium", "sudo without a password"]),
-        ({"chromium": 0, "node": 0, "npm": 1}, "0", ["tests/node/node_modules", "npm cannot"]),
+        (
+            {"chromium": 0, "g++": 0, "node": 0, "npm": 1},
+            "0",
+            ["tests/node/node_modules", "npm cannot"],
+        ),
     ],
     ids=str,
 )
