@@ -297,6 +297,7 @@ def test_a_picture_that_changes_while_the_batch_runs(files, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("where", ["line", "command"])
 def test_subtitles_that_changed_are_told_again(files, tmp_path, where):
+    pytest.importorskip("av")
     subtitles = tmp_path / "a.srt"
     write = lambda text: subtitles.write_text(f"1\n00:00:00,000 --> 00:00:09,000\n{text}\n")
     write("one")

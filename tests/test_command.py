@@ -75,6 +75,7 @@ def test_json_has_the_documented_fields(capsys):
 
 
 def test_two_pictures_and_a_clip(capsys):
+    pytest.importorskip("av")
     pair = answer(
         capsys,
         "What is different?",

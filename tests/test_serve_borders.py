@@ -832,6 +832,7 @@ def test_pictures_that_cannot_fit_are_not_decoded(server, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 def test_media_are_let_go_when_they_were_read(model):
     """Neither the body nor the bytes of a video live as long as the stream of its answer."""
+    pytest.importorskip("av")
     clip = CLIP.read_bytes()
     small = question("What?", picture(clip), max_tokens=600, ignore_eos=True)
     size = 33 << 20  # blocks of this size go back to the system at once
@@ -857,6 +858,7 @@ def test_media_are_let_go_when_they_were_read(model):
 
 
 def test_files_of_the_folder(server, folder):
+    pytest.importorskip("av")
     expected = hostile.text_of(ask(server.port, question("What?", picture(SHAPES.read_bytes())))[2])
     for name in ("shapes.png", "inner.png", "below/../shapes.png", "a%20b.png", "%73hapes.png"):
         for start in ("file://", "FILE://", "file://localhost"):
