@@ -5,8 +5,7 @@ out: the path of its operation, whether it runs as a Triton kernel, and with whi
 
 On the Triton path some operations take plain torch all the same: those in float64, those that need
 a gradient (no kernel here has a backward pass) unless Triton was asked for, and matrix products of
-float32. Nothing is ever chosen by catching an
-exception.
+float32. Nothing is ever chosen by catching an exception.
 Read kernels/paths.py, kernels/language.py first. Read next: kernels/norm.py.
 """
 

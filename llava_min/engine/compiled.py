@@ -151,6 +151,8 @@ class Compiled:
 
 def opened(decoder: Decoder) -> Compiled | None:
     """The package for a decoder, None where there is none that is whole."""
+    if not folder().is_dir():  # nothing was ever compiled: nothing need be hashed
+        return None
     made = made_with(decoder)
     path = path_of(made)
     if not path.exists():
