@@ -73,6 +73,10 @@ class NumericsError(LlavaMinError):
     exit_code = 7
 
 
+class RankError(LlavaMinError):
+    """Another process that holds a part of the model does not answer any more."""
+
+
 def wrong_value(name: str, expected: str, value: object) -> ParameterError:
     """The error for an option with a value that it cannot have.
 

@@ -60,7 +60,9 @@ def options(flags: tuple[Flag, ...]) -> str:
 def exit_codes() -> str:
     """A table of exit codes with the errors that have them, and what each error is."""
     rows = [row("code", "error", "when"), row("---:", "---", "---"), row("0", "", "An answer.")]
-    for kind in (errors.LlavaMinError, *errors.LlavaMinError.__subclasses__()):
+    for kind in vars(errors).values():
+        if not (isinstance(kind, type) and issubclass(kind, errors.LlavaMinError)):
+            continue
         general = kind is errors.LlavaMinError
         name = "" if general else f"`{kind.__name__}`"
         when = "Anything unexpected, with a traceback." if general else kind.__doc__.split("\n")[0]

@@ -345,7 +345,7 @@ def test_the_page_of_the_command_line_is_up_to_date():
     for flag in {*KNOWN, *SAME, *ABSENT}:
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", cli.page()), flag
     codes = re.findall(r"^\| (\d+) \|", cli.page(), re.M)
-    assert codes == ["0", "1", "2", "3", "4", "4", "5", "6", "7", "130"]
+    assert codes == ["0", "1", "2", "3", "4", "4", "5", "6", "7", "1", "130"]
 
 
 # Python ----------------------------------------------------------------------------

@@ -77,6 +77,14 @@ def without_interpreter() -> dict:
     return {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
 
 
+def test_every_error_of_a_user_is_in_one_file():
+    """docs/cli.md lists what errors.py has, whatever else was imported before."""
+    files = {
+        path.name for path in SOURCES if re.search(r"class \w+\(\w*LlavaMinError", path.read_text())
+    }
+    assert files == {"errors.py"}
+
+
 def test_only_the_allowed_packages():
     """torch, triton, safetensors, tokenizers, numpy, pillow, av, and huggingface_hub, which comes
     with tokenizers.

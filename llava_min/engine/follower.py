@@ -16,9 +16,8 @@ import threading
 import torch
 
 from .. import use_kernels
-from ..errors import LlavaMinError
+from ..errors import LlavaMinError, RankError
 from .load import load
-from .ranks import Gone
 
 
 def main() -> None:
@@ -33,8 +32,8 @@ def main() -> None:
         load(**spec)
     except SystemExit:
         code = 0
-    except Gone:
-        code = 1
+    except RankError as error:
+        code = error.exit_code
     except LlavaMinError as error:
         rank = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         print(f"llava_min: error: {rank}: {error}", file=sys.stderr, flush=True)

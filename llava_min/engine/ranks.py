@@ -24,17 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..decoder import Decoder
-from ..errors import LlavaMinError
+from ..errors import RankError
 from ..planning.split import Split
 from .leader import Header, Stage
 
 SECONDS = 300  # that a rank waits for another in the midst of a step; a chunk on a CPU takes some
 PATIENCE = 4  # seconds in which engine/followers.py ends all, once one rank has died
 FOREVER = timedelta(days=365)  # that it waits for the next question
-
-
-class Gone(LlavaMinError):
-    """Another rank does not answer any more."""
 
 
 def joined() -> bool:
@@ -50,12 +46,12 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def talking() -> Iterator[None]:
-    """Gone where what is sent does not arrive; who started that rank says more, and sooner."""
+    """RankError where what is sent does not arrive; who started that rank says more, and sooner."""
     try:
         yield
     except RuntimeError as error:
         time.sleep(PATIENCE)
-        raise Gone(f"Another rank is gone: {str(error).splitlines()[0][:200]}") from None
+        raise RankError(f"Another rank is gone: {str(error).splitlines()[0][:200]}") from None
 
 
 @dataclass
@@ -128,7 +124,7 @@ class Ranks:
 
     def begin(self, header: Header, rows: Tensor) -> None:
         if self.midst:
-            raise Gone("A step has failed, and the other ranks cannot go on.")
+            raise RankError("A step has failed, and the other ranks cannot go on.")
         if self.heads is None:
             return
         self.midst = True
@@ -150,7 +146,7 @@ class Ranks:
         """Let the others end, unless they wait in the midst of a step, for their launcher."""
         if self.midst:
             return
-        with contextlib.suppress(Gone), talking():
+        with contextlib.suppress(RankError), talking():
             self.tell_heads(None)
             self.tell_next(None)
 
