@@ -81,11 +81,12 @@ class Network(nn.Module):
     ) -> Generator[Tensor, None, None]:
         """The rows [tokens W] of a picture or clip, whose tiles are `pixels`, k tiles at a time.
 
-        A clip's rows come as its frames are encoded. A picture's come in one piece at the end, and
-        before it a piece of no rows after each k tiles, so that other work can come between.
+        After each k tiles comes a piece of no rows, so that other work can come between. A clip's
+        rows follow at once, a picture's in one piece at the end.
         """
         if isinstance(visual, Clip):
             for pooled in map(self.pooled, self.features(pixels, k)):
+                yield no_rows(pooled)
                 yield projector.frames_rows(pooled, self.newline, visual.newlines)
             end = projector.clip_end(self.newline, visual.newlines)
             if end is not None:
@@ -94,7 +95,7 @@ class Network(nn.Module):
         parts = []
         for projected in map(self.projector, self.features(pixels, k)):
             parts.append(projected)
-            yield projected.new_empty(0, projected.shape[-1])  # a view would keep it alive
+            yield no_rows(projected)
         projected = torch.cat(parts)
         parts.clear()  # only the whole is needed from here on
         if visual.grid is None:
@@ -191,24 +192,26 @@ def finished(work: Generator[Portion, None, Tensor]) -> Tensor:
             return end.value
 
 
+def no_rows(like: Tensor) -> Tensor:
+    """A piece [0 W] for rows [.. W]; a view of them would keep them alive."""
+    return like.new_empty(0, like.shape[-1])
+
+
 def chunks(pieces: Iterator[Tensor], size: Callable[[], int]) -> Iterator[Tensor]:
     """Pieces [tokens W] of any length -> the same rows in pieces of `size()`, the last shorter.
 
-    The size is asked for whenever rows come, and may change. Where a piece completes none of these,
-    a piece of no rows tells that it came.
+    The size is asked for whenever rows come, and may change. A piece of no rows is passed on.
     """
     waiting: list[Tensor] = []
     for piece in pieces:
-        nothing = piece.new_empty(0, piece.shape[-1])  # a view would keep the piece alive
-        completed = False
+        if not len(piece):
+            yield piece
         while len(piece):
             wanted, there = size(), sum(map(len, waiting))
             waiting.append(piece[: max(0, wanted - there)])
             piece = piece[max(0, wanted - there) :]
             if there + len(waiting[-1]) >= wanted:
                 yield torch.cat(waiting)
-                waiting, completed = [], True
-        if not completed:
-            yield nothing
+                waiting = []
     if waiting:
         yield torch.cat(waiting)

@@ -189,7 +189,7 @@ def test_plans_count_what_encode_makes(llava, width, height, frames):
 def test_chunks_cut_without_loss(lengths, size):
     pieces = [torch.arange(2.0 * n).reshape(n, 2) for n in lengths]
     passed = list(model.chunks(iter(pieces), lambda: size))
-    assert len(passed) - bool(sum(lengths) % size) >= len(lengths)  # each piece is heard of
+    assert len(passed) == lengths.count(0) + -(-sum(lengths) // size)  # no portion without work
     cut = [piece for piece in passed if len(piece)]
     assert all(len(chunk) == size for chunk in cut[:-1]) and all(
         0 < len(chunk) <= size for chunk in cut[-1:]

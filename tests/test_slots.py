@@ -107,6 +107,17 @@ def test_any_order_gives_each_its_own_answer(model, alone, arrivals, rows, watch
     assert slots.cache.host_lengths.tolist() == slots.cache.lengths.tolist() == [0] * rows
 
 
+def test_a_short_prompt_is_read_whole_in_its_first_turn(model):
+    """No turn goes by without work."""
+    slots = Slots(model, 2, 500)
+    slots.pace.seconds, slots.pace.speed, slots.pace.newest = 1e-9, 1.0, 1.0  # the smallest chunks
+    long = slots.submit(*ready_for(model, "request", {"question": [7] * 400, "max_tokens": 2}), 0.0)
+    slots.round()
+    short = slots.submit(*ready_for(model, "request", {"question": [9] * 10, "max_tokens": 2}), 0.0)
+    slots.round()
+    assert short.reply.new and long.done == 16
+
+
 def test_a_row_has_room_for_the_prompt_and_the_answer_and_no_more_is_asked(model):
     prepared, options = ready_for(model, "request", {"question": "Hm", "max_tokens": 5})
     need = prepared.plan.tokens + 5
