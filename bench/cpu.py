@@ -7,7 +7,8 @@ llama.cpp: prefill, decode, a tile.
 All candidates of a section take turns in one process; a ratio is the median of the ratios of the
 turns. Every candidate answers from the same folder. `--also` adds the compiled decode step, and the
 two ends between which prompt lookup is: every drafted token taken, or none. `profile` says where
-the time of each section goes at the first context, by torch's own profiler.
+the time of each section goes at the first context, by torch's own profiler, and `operators` times
+each of them beside the limits of this machine (operators.py).
 Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 """
 
@@ -26,7 +27,7 @@ from llava_min.generate import Step
 from llava_min.options import MOST_DRAFTED
 from llava_min.segments import Plan, Text
 
-from . import checkpoints, ledger, llamacpp, plots
+from . import checkpoints, ledger, llamacpp, operators, plots
 
 FORMATS = {
     "float32": {"dtype": "float32"},
@@ -35,7 +36,7 @@ FORMATS = {
     "int4": {"dtype": "bfloat16", "bits": 4},
 }
 TIMED = ("vision", "prefill", "decode")
-SECTIONS = (*TIMED, "profile")
+SECTIONS = (*TIMED, "profile", "operators")
 GROUPS = {  # of operators, by a part of their names
     "linears": ("linear", "mm", "convolution"),
     "attention": ("scaled_dot_product",),
@@ -280,6 +281,11 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path, also=())
             rows = profiled(section, shape, contexts[0], in_torch)
             ledger.keep(path, rows)
             print(shares(rows), flush=True)
+    if "operators" in sections:
+        ours = {form: candidates[f"llava_min {form}"] for form in formats}
+        rows = operators.measured(shape, contexts[0], ours, pairs)
+        ledger.keep(path, rows)
+        print(operators.text_of(rows), flush=True)
     draw(path)
     return path
 

@@ -220,6 +220,28 @@ def profile() -> str:
     return table(["milliseconds of", "linears", "attention", "the rest"], rows)
 
 
+def operators() -> str:
+    """Each operator of a token, of a step of four rows and of a prompt, beside its limit."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in results("generate-cpu", section="operators"):
+        if "operator" in row:
+            what = f"{row['operator']}, {row['rows']:,} row" + "s" * (row["rows"] > 1)
+            part = row["least"] / row["seconds"]
+            cells = lines.setdefault(what, {})
+            cells[row["format"]] = f"{1e3 * row['seconds']:,.1f} ({part:.0%})"
+    forms = [
+        form for form in ("bf16", "int8", "int4") if any(form in each for each in lines.values())
+    ]
+    rows = [[what, *(cells.get(form, "") for form in forms)] for what, cells in lines.items()]
+    memory, bf16, int8 = (
+        results("generate-cpu", section="operators", name=f"limit {name}")[0]["per_second"] / 1e9
+        for name in ("memory", "bf16", "int8")
+    )
+    limits = f"Here memory is read at {memory:.0f} GB/s, and products make {bf16:,.0f} GFLOP/s in "
+    limits += f"bfloat16 and {int8:,.0f} in bytes.\n\n"
+    return limits + table(["milliseconds of all blocks", *forms], rows)
+
+
 def loading() -> str:
     """Seconds and memory of loading, and of the whole command to its first token."""
     rows = []
@@ -558,6 +580,7 @@ PARTS = {
         speed,
         drafted,
         profile,
+        operators,
         loading,
         frames,
         clips,

@@ -14,9 +14,21 @@ import pytest
 
 import llava_min
 from bench import __main__ as bench
-from bench import checkpoints, cpu, explain, kv_cache, ledger, llamacpp, long, paired, shapes
+from bench import (
+    checkpoints,
+    cpu,
+    explain,
+    kv_cache,
+    ledger,
+    llamacpp,
+    long,
+    operators,
+    paired,
+    shapes,
+)
 from llava_min.engine import explaining
 from llava_min.families import layouts
+from llava_min.families.folder import EMBEDDED
 from llava_min.segments import Plan, Text
 
 FOLDER = Path(bench.__file__).parent
@@ -152,6 +164,27 @@ def test_llama_cpp_reads_the_same_decoder(tmp_path, monkeypatch, form, alike):
         plan = Plan((Text(ids + more),), 200)
         logits = model.network.prefill(plan, [], model.empty_cache(200))[0].numpy()
         assert np.corrcoef(peer.logits(), logits)[0, 1] > alike
+
+
+def test_operators_are_timed_over_all_weights_and_no_others():
+    """Their operations are two for each weight of the blocks and the head, and each row."""
+    ours = cpu.Ours(EMBEDDED, "float32")
+    decoder = ours.network.decoder
+    blocks = sum(block.get_submodule(name).weight.numel() for block in decoder.blocks
+                 for name in operators.PRODUCTS)  # fmt: skip
+    for count in (1, 4, 100):
+        found = operators.operators(ours, "float32", count, 100)
+        head = decoder.embedding.weight.numel() if "head" in found else 0
+        assert (head > 0) == (count < 100)
+        attention = found.pop("attention")
+        assert sum(work.operations for work in found.values()) == 2 * count * (blocks + head)
+        assert sum(work.bytes for work in found.values()) == 4 * (blocks + head)
+        scores = 100**2 / 2 if count == 100 else 100 * count  # half of them are before a query
+        heads = decoder.config.num_heads * decoder.config.head_dim * decoder.config.num_layers
+        assert attention.operations == 4 * heads * scores
+        for work in found.values():
+            work.call()
+        attention.call()
 
 
 def test_lookup_is_timed_at_its_two_ends(monkeypatch):

@@ -17,6 +17,7 @@ from PIL import Image
 from llava_min.errors import MediaError
 from llava_min.media import jpeg
 from llava_min.media import sources as media
+from llava_min.media.png import SIGNATURE, chunks
 
 NOISE, FLAT = small.picture(61, 47), Image.new("RGB", (61, 47), (9, 90, 9))
 KINDS = {
@@ -88,6 +89,13 @@ def test_a_png_without_its_last_chunk_is_read():
     data = saved(NOISE, "PNG")
     assert np.array_equal(outcome(data[:-12]), np.asarray(NOISE))
     assert np.array_equal(outcome(data[:-12] + bytes(12)), np.asarray(NOISE))
+
+
+def test_the_chunks_of_a_png_are_all_of_it():
+    data = png.file_of(np.zeros((2, 2, 3), np.uint8), 8, 2)
+    found = list(chunks(data))
+    assert SIGNATURE + b"".join(chunk for _, chunk in found) == data
+    assert found[0][0] == b"IHDR" and found[-1][0] == b"IEND"
 
 
 def test_a_wrong_checksum_alone_refuses_no_png():

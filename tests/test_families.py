@@ -517,6 +517,28 @@ def test_a_size_is_from_1_to_the_largest(key):
             Fields({key: size}, "").size(key)
 
 
+@pytest.mark.parametrize(
+    "kind, right", [(int, 3), (float, 3), (str, "3"), (bool, True), (list, [])]
+)
+def test_a_value_is_of_its_type_and_no_other(kind, right):
+    """True is no number, and a whole number may stand for one with a fraction."""
+    assert Fields({"key": right}, "").get("key", kind) == right
+    for other in (3, 3.5, "3", True, [], {}, None):
+        if type(other) is not type(right) and not (kind is float and type(other) is float):
+            with pytest.raises(
+                CheckpointError, match=f"key: expected a value of type {kind.__name__}"
+            ):
+                Fields({"key": other}, "").get("key", kind)
+
+
+def test_a_choice_is_one_of_those_that_there_are():
+    for value in (-2, -1):
+        assert Fields({"key": value}, "").integer("key", -2, choices=(-2, -1)) == value
+    for value in (0, -3, -2.0, "-2", True, None):
+        with pytest.raises(CheckpointError, match="key: expected -2 or -1"):
+            Fields({"key": value}, "").integer("key", -2, choices=(-2, -1))
+
+
 def decoder_of(**given):
     return sections.text_config(Fields(given, "file"), "qwen2", False, ())
 

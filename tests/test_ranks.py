@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 import llava_min
+from llava_min.command import batch_shares
 from llava_min.command.batch_shares import Share, parts_of
 from llava_min.command.main import main
 from llava_min.config import Quantization
@@ -84,6 +85,16 @@ def test_a_batch_by_several_ranks_is_the_one_by_one_process(batch):
             run(rank, count)
         assert unmeasured(target) == alone
         assert parts_of(target) == []
+
+
+def test_parts_that_another_rank_has_joined_and_removed_are_no_error(batch, monkeypatch):
+    """Two ranks that end at once both find every line."""
+    run, target = batch
+    for rank in range(2):
+        run(rank, 2)
+    whole, gone = unmeasured(target), [Share(rank, 2).part(target) for rank in range(2)]
+    monkeypatch.setattr(batch_shares, "parts_of", lambda target: gone)
+    assert run(0, 2, "--resume") == 4 and unmeasured(target) == whole
 
 
 def test_a_dead_rank_costs_its_lines_and_any_number_of_ranks_goes_on(batch, monkeypatch):

@@ -271,6 +271,12 @@ def test_a_model_of_another_kind_is_refused_by_name(tmp_path, changes, named):
         folder_with(tmp_path, trained(**changes))
 
 
+def test_a_model_with_bare_blanks_is_refused_by_name(tmp_path):
+    """escape_whitespaces, field 5 of the normalizer, field 3 of the model; the trainer refuses."""
+    with pytest.raises(CheckpointError, match="expected text that stays as it is"):
+        folder_with(tmp_path, MODEL + b"\x1a\x02\x28\x00")
+
+
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, len(MODEL) - 1), byte=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_model_is_one_error_or_a_model(tmp_path_factory, place, byte, cut):
