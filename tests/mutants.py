@@ -276,6 +276,7 @@ MEANINGLESS = {
     },
     "llava_min/explain/pictures.py": {
         "GREY = (128, 128, 128)": "a grey: another is as good",
+        "cut.reshape(rows * tiles.shape[1], columns * tiles.shape[2], 3)": "tiles are square",
         "box[:2]": "zip takes no more of it than there are fits",
     },
     "llava_min/cache.py": {

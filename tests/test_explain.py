@@ -22,6 +22,7 @@ from llava_min.cache import Layer
 from llava_min.engine.prefix import Prefix
 from llava_min.errors import OutputError, ParameterError
 from llava_min.explain import attention, measures, occlusion, pictures, sinks
+from llava_min.explain.explaining import sources
 from llava_min.explain.forced import before
 from llava_min.explain.places import grid_fits, spread
 from llava_min.explain.rows import KINDS, Rows
@@ -661,6 +662,17 @@ def test_a_frame_without_a_clip_is_covered_whole(families):
     found = families["interleave"].ours.explain("What?", [7, 300], videos=[clip], occlusion=True)
     assert [one.visual for one in found.occlusion] == [0, 1]
     assert all(one.boxes.tolist() == [[0, 0, 61, 43]] for one in found.occlusion)
+
+
+def test_each_visual_has_a_source(model, families):
+    """A clip that is one visual has its own; one that is taken frame by frame names each frame."""
+    media = {"images": [small.picture(61, 43)], "videos": [small.frames(2, 61, 43)]}
+    for one, count in ((model, 2), (families["interleave"].ours, 3)):
+        prepared = one.prepare("What?", **media)
+        picture, *clip = sources(prepared)
+        shown, film = (entry["source"] for entry in prepared.media)
+        assert picture == shown and len(prepared.visuals) == 1 + len(clip) == count
+        assert clip == ([film] if count == 2 else [f"{film}, frame {n}" for n in (1, 2)])
 
 
 def test_covering_leaves_nothing_covered(model, monkeypatch):
