@@ -705,6 +705,8 @@ def test_media_that_cannot_be_read(server, name):
 @pytest.mark.parametrize("data, kind", [(SHAPES, "video_url"), (CLIP, "image_url")])
 def test_a_medium_is_what_its_bytes_are(server, data, kind):
     """Clients put videos into image_url, and pictures into video_url."""
+    if data == CLIP:
+        pytest.importorskip("av")
     right = {"video_url": "image_url", "image_url": "video_url"}[kind]
     answers = [
         ask(server.port, question("What?", picture(data.read_bytes(), k))) for k in (kind, right)
