@@ -1,5 +1,5 @@
 """LLaVA-OneVision with random weights on a CPU, beside transformers and, where it is installed,
-llama.cpp: prefill, decode, a tile.
+llama.cpp: prefill, decode, a tile, a picture to the first token.
 
     python -m bench generate --device cpu --context 1500 --only decode
     python -m bench generate --device cpu --only decode --also compiled lookup
@@ -12,6 +12,7 @@ each of them beside the limits of this machine (operators.py).
 Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 import llava_min
+from llava_min import segments
 from llava_min.cache import Cache
 from llava_min.engine import compiling
 from llava_min.engine.lookup import Lookup
@@ -35,7 +37,10 @@ FORMATS = {
     "int8": {"dtype": "bfloat16", "bits": 8},
     "int4": {"dtype": "bfloat16", "bits": 4},
 }
-TIMED = ("vision", "prefill", "decode")
+TIMED = ("vision", "picture", "prefill", "decode")
+PROFILED = ("vision", "prefill", "decode")
+APART = ("vision", "picture")  # from any context
+UNITS = {"vision": "tiles/s", "picture": "pictures/s"}
 SECTIONS = (*TIMED, "profile", "operators")
 GROUPS = {  # of operators, by a part of their names
     "linears": ("linear", "mm", "convolution"),
@@ -75,6 +80,16 @@ class Ours:
     def prefill(self, context: int):
         plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
         return lambda: self.network.prefill(plan, [], self.cache(context))
+
+    def picture(self, context: int):
+        """From the tiles of a picture of one tile's size to the logits of the first token."""
+        config, side = self.network.config, self.network.config.tile
+        picture = segments.picture((side, side), "anyres", config)
+        words = Text(tuple(range(5, 15)))
+        plan = Plan((words, picture, words), picture.tokens + 2 * len(words.ids))
+        pixels = torch.randint(0, 256, (picture.tiles, side, side, 3), dtype=torch.uint8).numpy()
+        encode = lambda: self.network.encode(picture, pixels)
+        return lambda: self.network.prefill(plan, [encode()], self.cache(plan.tokens))
 
     def filled(self, context: int, more: int = STEPS) -> Cache:
         """A cache that has read so many tokens, with room for `more`."""
@@ -151,8 +166,18 @@ class Theirs:
         tower = lambda: model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         return lambda: model.multi_modal_projector(tower())
 
-    def run(self, ids, past=None):
-        return self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+    def picture(self, context: int):
+        model, side = self.model, self.model.config.vision_config.image_size
+        pixels, words = torch.randn(1, 2, 3, side, side, dtype=model.dtype), list(range(5, 15))
+        patches = (side // model.config.vision_config.patch_size) ** 2
+        rows = [model.config.image_token_id] * (2 * patches + math.isqrt(patches))
+        shown = {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
+        return lambda: self.run(torch.tensor([words + rows + words]), **shown)
+
+    def run(self, ids, past=None, **shown):
+        return self.model(
+            input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, **shown
+        )
 
     def prefill(self, context: int):
         ids = torch.tensor([list(range(5, 105)) * (context // 100)])
@@ -215,7 +240,7 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
                 "section": f"profile {section}",
                 "shape": shape,
                 "name": name.split()[0],
-                "context": None if section == "vision" else context,
+                "context": None if section in APART else context,
                 "format": name.split()[1],
                 "seconds": whole / calls,
                 **parts,
@@ -226,21 +251,21 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
 
 def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]]) -> list[dict]:
     """A row for each candidate: rates, and how many times as fast as transformers in bfloat16."""
-    count = {"vision": 1, "prefill": context, "decode": STEPS}[section]
+    count = {"prefill": context, "decode": STEPS}.get(section, 1)
     found = []
     for name, seconds in times.items():
         p20, p50, p80 = ledger.spread(seconds)
         row = {
             "section": section,
             "shape": shape,
-            "context": None if section == "vision" else context,
+            "context": None if section in APART else context,
             "name": name.split()[0],
             "format": name.split()[1],
             "seconds": p50,
             "p20": p20,
             "p80": p80,
             "per_second": count / p50,
-            "unit": "tiles/s" if section == "vision" else "tokens/s",
+            "unit": UNITS.get(section, "tokens/s"),
             "pairs": len(seconds),
         }
         if AGAINST in times:
@@ -272,12 +297,12 @@ def run(shape: str, contexts, sections, formats, pairs: int, out: Path, also=())
             peer = llamacpp.LlamaCpp(folder, form, max(contexts), STEPS)
             candidates[f"llama.cpp {form}"] = peer
     for section in filter(TIMED.__contains__, sections):
-        for context in contexts[:1] if section == "vision" else contexts:
+        for context in contexts[:1] if section in APART else contexts:
             rows = rows_of(section, shape, context, measured(section, context, candidates, pairs))
             ledger.keep(path, rows)
             print(table(rows), flush=True)
     if "profile" in sections:
-        for section in TIMED:
+        for section in PROFILED:
             rows = profiled(section, shape, contexts[0], in_torch)
             ledger.keep(path, rows)
             print(shares(rows), flush=True)

@@ -184,6 +184,7 @@ def speed() -> str:
     parts = []
     what = {
         "vision": "vision, tiles/s",
+        "picture": "a picture to its first token, pictures/s",
         "prefill": "prefill of {:,}, tokens/s",
         "decode": "decode after {:,}, tokens/s",
     }
