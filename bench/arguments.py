@@ -87,7 +87,7 @@ def generate(commands) -> argparse.ArgumentParser:
         choices=("compiled", "lookup"),
         help="on a CPU: other ways of the decode step, in the same turns",
     )
-    sections(command, ("vision", "picture", "prefill", "decode", "profile", "operators"))
+    sections(command, ("vision", "picture", "prefill", "decode", "batch", "profile", "operators"))
     pairs(command, 7)
     return command
 

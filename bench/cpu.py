@@ -1,5 +1,5 @@
 """LLaVA-OneVision with random weights on a CPU, beside transformers and, where it is installed,
-llama.cpp: prefill, decode, a tile, a picture to the first token.
+llama.cpp: prefill, decode of one answer and of four, a tile, a picture to the first token.
 
     python -m bench generate --device cpu --context 1500 --only decode
     python -m bench generate --device cpu --only decode --also compiled lookup
@@ -37,7 +37,7 @@ FORMATS = {
     "int8": {"dtype": "bfloat16", "bits": 8},
     "int4": {"dtype": "bfloat16", "bits": 4},
 }
-TIMED = ("vision", "picture", "prefill", "decode")
+TIMED = ("vision", "picture", "prefill", "decode", "batch")
 PROFILED = ("vision", "prefill", "decode")
 APART = ("vision", "picture")  # from any context
 UNITS = {"vision": "tiles/s", "picture": "pictures/s"}
@@ -49,6 +49,7 @@ GROUPS = {  # of operators, by a part of their names
 CONTEXTS = (200, 1500, 6000)
 AGAINST = "transformers bf16"
 STEPS = 8  # tokens of one turn of decoding
+ROWS = 4  # answers that are written at once in a batch
 KNOWN = 100_000  # ids among which a step finds the most likely one: about a tokenizer's
 ALSO = {
     # other ways of our decode step: what they are made of
@@ -67,9 +68,9 @@ class Ours:
         model = llava_min.load(folder, device="cpu", compile=False, **FORMATS[form])
         self.network = model.network
 
-    def cache(self, capacity: int) -> Cache:
+    def cache(self, capacity: int, rows: int = 1) -> Cache:
         weight = self.network.decoder.embedding.weight
-        return Cache.empty(self.network.config.text, 1, capacity, weight.dtype)
+        return Cache.empty(self.network.config.text, rows, capacity, weight.dtype)
 
     def vision(self, context: int):
         side = self.network.config.tile
@@ -77,8 +78,12 @@ class Ours:
         network = self.network
         return lambda: network.projector(next(network.features(tile, 1)))
 
+    def words(self, context: int) -> Plan:
+        """A prompt of so many tokens."""
+        return Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
+
     def prefill(self, context: int):
-        plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
+        plan = self.words(context)
         return lambda: self.network.prefill(plan, [], self.cache(context))
 
     def picture(self, context: int):
@@ -94,12 +99,22 @@ class Ours:
     def filled(self, context: int, more: int = STEPS) -> Cache:
         """A cache that has read so many tokens, with room for `more`."""
         cache = self.cache(context + more)
-        plan = Plan((Text(tuple(range(5, 105)) * (context // 100)),), context)
-        self.network.prefill(plan, [], cache)
+        self.network.prefill(self.words(context), [], cache)
         return cache
 
     def decode(self, context: int):
-        cache, ids = self.filled(context), torch.tensor([7])
+        return self.steps(self.filled(context))
+
+    def batch(self, context: int):
+        """ROWS answers at once, which have each read as many tokens."""
+        cache = self.cache(context + STEPS, ROWS)
+        for row in range(ROWS):
+            self.network.prefill(self.words(context), [], cache.row(row))
+        return self.steps(cache)
+
+    def steps(self, cache: Cache):
+        """A turn of decoding: STEPS times the same token in every row."""
+        ids = torch.tensor([7] * len(cache.lengths))
 
         def steps():
             for _ in range(STEPS):
@@ -179,12 +194,15 @@ class Theirs:
             input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, **shown
         )
 
-    def prefill(self, context: int):
-        ids = torch.tensor([list(range(5, 105)) * (context // 100)])
+    def prefill(self, context: int, rows: int = 1):
+        ids = torch.tensor([list(range(5, 105)) * (context // 100)] * rows)
         return lambda: self.run(ids)
 
-    def decode(self, context: int):
-        past, ids = self.prefill(context)().past_key_values, torch.tensor([[7]])
+    def batch(self, context: int):
+        return self.decode(context, ROWS)
+
+    def decode(self, context: int, rows: int = 1):
+        past, ids = self.prefill(context, rows)().past_key_values, torch.tensor([[7]] * rows)
 
         def steps():
             for _ in range(STEPS):
@@ -251,7 +269,7 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
 
 def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]]) -> list[dict]:
     """A row for each candidate: rates, and how many times as fast as transformers in bfloat16."""
-    count = {"prefill": context, "decode": STEPS}.get(section, 1)
+    count = {"prefill": context, "decode": STEPS, "batch": ROWS * STEPS}.get(section, 1)
     found = []
     for name, seconds in times.items():
         p20, p50, p80 = ledger.spread(seconds)

@@ -187,6 +187,7 @@ def speed() -> str:
         "picture": "a picture to its first token, pictures/s",
         "prefill": "prefill of {:,}, tokens/s",
         "decode": "decode after {:,}, tokens/s",
+        "batch": "four answers at once after {:,}, tokens/s",
     }
     every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
     every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
