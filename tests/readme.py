@@ -307,6 +307,18 @@ def quality() -> str:
     return table(heads, rows)
 
 
+def paired() -> str:
+    """What eight bits and four cost on the same questions, all tasks together and in the worst."""
+    rows = []
+    for whole in results("quality", section="paired", name="all"):
+        each = results("quality", section="paired", format=whole["format"])
+        worst = max(each, key=lambda row: row["lost_points"])
+        lost = f"{worst['lost_points']:.2f} ({worst['name'].replace('_', ' ')})"
+        points = f"{whole['lost_points']:.2f}"
+        rows.append([whole["format"], f"{whole['n']:,}", points, lost, f"{whole['kl']:.5f}"])
+    return table(["", "questions", "points lost", "in the worst task", "KL per token"], rows)
+
+
 def frames() -> str:
     """The memory of a clip's prompt, and the speed of its prefill."""
     rows = []
@@ -576,6 +588,7 @@ PARTS = {
     "docs/results.md": (
         exam,
         quality,
+        paired,
         cache,
         needle,
         trust,
