@@ -340,6 +340,17 @@ def test_completion_scripts_hold_every_option(shell):
     assert run.returncode == 0 and run.stderr == ""
 
 
+@pytest.mark.parametrize("name", sorted(set(TOOLS) - {"serve", "completion"}))
+def test_the_page_has_the_options_of_the_other_commands(capsys, name):
+    """Those that its --help shows, in the part with its name."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out.partition("\n\n")[2]  # after the usage
+    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", shown)) - {"-h", "--help"}
+    part = cli.PAGE.read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert part and {option for option in options if option not in part} == set()
+
+
 def test_the_page_of_the_command_line_is_up_to_date():
     assert cli.PAGE.read_text() == cli.page(), "run python tests/cli.py"
     for flag in {*KNOWN, *SAME, *ABSENT}:

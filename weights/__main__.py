@@ -75,18 +75,18 @@ def count(shape: list[int]) -> int:
     return product
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two commands; the exit code says how it ended."""
+def parser() -> argparse.ArgumentParser:
+    """The options of both commands."""
     root = argparse.ArgumentParser(
         prog="python -m llava_min.weights", description=__doc__.partition(":")[0]
     )
     commands = root.add_subparsers(dest="command", required=True)
     command = commands.add_parser("inspect", help="what a checkpoint holds, without loading it")
-    command.add_argument("folder", metavar="FOLDER")
+    command.add_argument("folder", metavar="FOLDER", help="a checkpoint, as -m names it")
     command = commands.add_parser(
         "quantize", help="write a copy of a checkpoint in codes of four or eight bits"
     )
-    command.add_argument("folder", metavar="IN")
+    command.add_argument("folder", metavar="IN", help="a checkpoint, as -m names it")
     command.add_argument("target", metavar="OUT", help="a folder that does not exist yet")
     command.add_argument(
         "--bits",
@@ -106,7 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--method",
         choices=("rtn", "mse"),
         default="mse",
-        help="round to nearest, or search the clipping (%(default)s)",
+        help="how codes are found: rtn rounds each weight to the nearest code; mse also tries "
+        "smaller scales, which clip the largest weights, and keeps for each group the one with the "
+        "least squared error (%(default)s)",
     )
     command.add_argument(
         "--head",
@@ -115,7 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
         default=8,
         help="bits of the output head (%(default)s)",
     )
-    given = root.parse_args(arguments)
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two commands; the exit code says how it ended."""
+    given = parser().parse_args(arguments)
     try:
         if given.command == "inspect":
             return inspect(given.folder)

@@ -320,14 +320,19 @@ def check(name: str | None, picture: str | None) -> int:
     return 1 if wrong else 0
 
 
-def main(given: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     root = argparse.ArgumentParser(
         prog="python -m llava_min.check", description=__doc__.split("\n")[0]
     )
     root.add_argument("-m", "--model", help="folder or hub name (default: the embedded toy)")
     root.add_argument("-o", "--output", metavar="FILE.SVG", help="draw the errors")
-    arguments = root.parse_args(given)
+    return root
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 1 where a stage differs."""
+    arguments = parser().parse_args(given)
     try:
         return check(arguments.model, arguments.output)
     except LlavaMinError as error:

@@ -346,8 +346,8 @@ def verify(
     }
 
 
-def main(given: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 where something published does not hold."""
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     root = argparse.ArgumentParser(
         prog="llava-min verify",
         description="Ask a checkpoint what others have published about it.",
@@ -357,14 +357,20 @@ def main(given: list[str] | None = None) -> int:
     add("-m", "--model", required=True, help="folder, alias or hub name")
     add("--as", dest="name", metavar="ORG/NAME", help="what a folder of another name holds")
     add("--out", metavar="FILE.JSON", help="write the row")
-    add("--samples", type=Path, default=SAMPLES, metavar="FOLDER", help="(%(default)s)")
+    where = "where the sample pictures are (default: samples in the cache folder)"
+    add("--samples", type=Path, default=SAMPLES, metavar="FOLDER", help=where)
     add("--fetch", action="store_true", help="fetch the samples that are missing there")
-    add("--no-weights", action="store_true", help="counts and token ids only")
-    add("--no-stages", action="store_true", help="without transformers beside it")
-    add("--device", default="auto", help="(auto)")
-    add("--dtype", default="float16", help="as most was published: (%(default)s)")
+    add("--no-weights", action="store_true", help="compare counts and token ids only")
+    add("--no-stages", action="store_true", help="do not compare the stages with transformers")
+    add("--device", default="auto", help="where the model runs (%(default)s)")
+    add("--dtype", default="float16", help="%(default)s, as most was published")
     add("--sent-by", metavar="NAME", help="who sends the row in")
-    words = root.parse_args(given)
+    return root
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 1 where something published does not hold."""
+    words = parser().parse_args(given)
     try:
         if words.out and not Path(words.out).resolve().parent.is_dir():
             raise ParameterError(f"--out: there is no folder for {words.out}.")

@@ -107,8 +107,8 @@ def parser(everything: bool) -> argparse.ArgumentParser:
         description="Ask about pictures and videos. With no arguments, a question about the "
         "embedded picture.",
         epilog="Other commands, as the first word: serve (over HTTP), check (against "
-        "transformers), inspect and quantize (a checkpoint), completion (in a shell)."
-        + ("" if everything else " --help-all shows every option."),
+        "transformers), verify (against what is published), inspect and quantize (a checkpoint), "
+        "completion (in a shell)." + ("" if everything else " --help-all shows every option."),
         allow_abbrev=False,
         exit_on_error=False,
     )
