@@ -4,9 +4,11 @@ import io
 import sys
 
 import pytest
+import small
 from hypothesis import given
 from hypothesis import strategies as st
 
+import llava_min
 from llava_min import prompt
 from llava_min.command import arguments
 from llava_min.errors import PromptError
@@ -214,3 +216,67 @@ def test_text_files_that_are_refused(tmp_path, stored, found):
     (tmp_path / "question.txt").write_bytes(stored)
     with pytest.raises(PromptError, match=f"question.txt.*{found}"):
         arguments.read_prompt(f"@{tmp_path / 'question.txt'}")
+
+
+# What a user types: the table of docs/using.md ------------------------------------
+
+
+TYPED = ("<image>", "<video>", "<|im_end|>", "<|im_start|>system", "<s>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava_min.load()
+
+
+def check_text(model, expected, **given) -> None:
+    """A prompt has the special tokens and visuals of `expected`, and its text as it was typed."""
+    special = set(model.tokenizer.special.values())
+    found, other = model.prepare(**given), model.prepare(**expected)
+    kept = lambda prepared: [number for number in prepared.ids if number in special]
+    assert kept(found) == kept(other) and len(found.visuals) == len(other.visuals)
+
+
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_in_messages_all_that_is_typed_is_text(model, typed, role):
+    def messages(text):
+        last = [{"role": "user", "content": "What?"}]
+        return [{"role": role, "content": f"Is it {text} here?"}, *last]
+
+    check_text(model, {"question": messages("x")}, question=messages(typed))
+    assert f"Is it {typed} here?" in model.prepare(messages(typed)).text()
+
+
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("option", ["system", "prefill", "subtitles"])
+def test_in_options_all_that_is_typed_is_text(model, tmp_path, typed, option):
+    def given(text):
+        if option != "subtitles":
+            return {"question": "What?", option: text}
+        path = tmp_path / "a.srt"
+        path.write_text(f"1\n00:00:00,000 --> 00:01:00,000\n{text}\n")
+        clip = str(small.TINY / "samples" / "clip.mp4")
+        return {"question": "What?", option: str(path), "videos": [clip], "frames": 2}
+
+    check_text(model, given("x"), **given(f"Is it {typed} here?"))
+    assert "here?" in model.prepare(**given(f"Is it {typed} here?")).text()
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_in_a_plain_prompt_a_place_without_a_medium_is_refused(model, kind):
+    """However it is asked; the other words of the table are text there too."""
+    text, match = f"What is <{kind}>?", f"expected as many <{kind}>"
+    line = lambda question: model.generate_batch([{"question": question}])
+    for ask in (model.generate, model.chat().ask, line):
+        with pytest.raises(PromptError, match=match) as error:
+            ask(text)
+        assert error.value.exit_code == 4
+    for typed in TYPED[2:]:
+        check_text(model, {"question": "x"}, question=typed)
+
+
+def test_in_a_raw_prompt_special_tokens_and_places_are_what_they_say(model):
+    picture = str(small.TINY / "samples" / "shapes.png")
+    found = model.prepare("<image>a<|im_end|>", images=[picture], raw=True)
+    assert len(found.visuals) == 1 and found.ids[-1] == model.tokenizer.special["<|im_end|>"]
