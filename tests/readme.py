@@ -575,6 +575,25 @@ def fields() -> str:
     return "\n".join(rows)
 
 
+def statuses() -> str:
+    """What each error of a user is on the command line and over HTTP."""
+    from llava_min import errors
+    from llava_min.serve.errors import refusal_of
+
+    rows = ["| error | exit code | HTTP status | `code` | when |", "|---|---:|---:|---|---|"]
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            if kind is errors.LlavaMinError:
+                name, when, error = "any other", "A mistake of this project.", Exception()
+            else:
+                name, error = f"`{kind.__name__}`", kind("a line")
+                when = kind.__doc__.partition("\n")[0]
+            refusal = refusal_of(error)
+            cells = [name, kind.exit_code, refusal.status, f"`{refusal.code}`", when]
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*rows[:2], *rows[3:], rows[2]])
+
+
 def predictions() -> str:
     """What splits of published sizes should take."""
     from bench import scale
@@ -606,7 +625,7 @@ PARTS = {
         any_device,
     ),
     "docs/families.md": (families,),
-    "docs/serving.md": (fields,),
+    "docs/serving.md": (fields, statuses),
     "docs/verified.md": (verified, expectations),
     "docs/evaluation.md": (evaluation,),
     "docs/scale.md": (predictions,),

@@ -154,6 +154,18 @@ def test_a_batch_file_is_answered_in_portions_that_fit(folder, monkeypatch, tmp_
     assert "2 of 4 requests at a time fit into memory" in caplog.text
 
 
+def test_a_plan_that_does_not_fit_is_told_and_no_error(capsys):
+    """docs/serving.md says what does not fit in each way of asking."""
+    assert main.main(["--plan", "What?", "--memory", "0.001", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"] is False
+
+
+def test_a_server_whose_slots_do_not_fit_ends_with_the_exit_code_of_memory(monkeypatch, capsys):
+    monkeypatch.setattr(admission, "free_bytes", lambda device: 10**6)
+    assert main.main(["serve", "--port", "0", "--slots", "4", "-q"]) == 5
+    assert re.search(ARITHMETIC, capsys.readouterr().err)
+
+
 def test_a_line_that_cannot_fit_leaves_the_others(folder, monkeypatch, tmp_path):
     lines = [{"question": "What?", "max_tokens": 3}, {"question": "What?", "max_tokens": 3000}]
     model = llava_min.load(folder)

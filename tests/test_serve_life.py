@@ -26,7 +26,7 @@ from hostile import SECONDS, SHAPES, answered, ask, dial, head, picture, questio
 import llava_min
 from llava_min.engine.answers import Reply
 from llava_min.engine.rows import Rows
-from llava_min.errors import NumericsError
+from llava_min.errors import NumericsError, RankError
 from llava_min.serve import app
 from llava_min.serve.errors import STOPPING
 from llava_min.serve.worker import Job, Worker
@@ -289,6 +289,7 @@ def failing_take(error: Exception, at: int):
 
 FAILURES = {
     "NaN": (NumericsError("The logits are NaN."), 500, "numerics"),
+    "a rank": (RankError("Another rank is gone."), 500, "rank"),
     "a mistake": (RuntimeError("secret 4711"), 500, "internal_error"),
     "memory": (MemoryError(), 500, "internal_error"),
 }

@@ -12,15 +12,25 @@ import re
 from collections.abc import Mapping
 
 from ..errors import (
+    CheckpointError,
     LlavaMinError,
     MemoryBudgetError,
     NumericsError,
+    OutputError,
     ParameterError,
     PromptError,
+    RankError,
 )
 
 PART = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
 OPTIONS = re.compile(r"\w+( and \w+)?")  # with which the message of a ParameterError begins
+NO_CLIENTS = {
+    # an error that no request causes, and no other request mends -> its code
+    CheckpointError: "checkpoint",
+    OutputError: "output",
+    NumericsError: "numerics",
+    RankError: "rank",
+}
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -70,8 +80,8 @@ def refusal_of(error: Exception, named: Mapping[str, str] | None = None) -> Refu
     """
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, NumericsError):
-        return Refusal(500, str(error), code="numerics")
+    if type(error) in NO_CLIENTS:
+        return Refusal(500, str(error), code=NO_CLIENTS[type(error)])
     if isinstance(error, MemoryBudgetError):
         return Refusal(400, str(error), code="out_of_memory")
     if isinstance(error, ParameterError):
