@@ -52,30 +52,22 @@ CHUNK = 2**26  # weights that the large-M path writes out at a time: 128 MB in b
 CPU_CHUNK = 2**20  # the same on a CPU: they stay in the second-level cache
 
 
-def linear_formula(
-    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
-) -> Tensor:
+def linear_formula(rows: Tensor, words: Tensor, scales: Tensor) -> Tensor:
     """The formula: rows [... K] times the weights, in float32 at least."""
-    weight = dequantise_formula(
-        words, wide(scales), None if offsets is None else wide(offsets), wide(rows).dtype
-    )
+    weight = dequantise_formula(words, wide(scales), wide(rows).dtype)
     return (wide(rows) @ weight.T).to(rows.dtype)
 
 
-def linear_tiled(
-    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None
-) -> Tensor:
+def linear_tiled(rows: Tensor, words: Tensor, scales: Tensor) -> Tensor:
     """rows [M K] times the weights, plane by plane, as the small-M kernel computes it."""
     total = rows.new_zeros(words.shape[1], len(rows))  # N M: weights on the left
     group = len(words) * BLOCK // len(scales)
     for k in range(0, len(words) * BLOCK, group):
-        partial, sums = torch.zeros_like(total), rows[:, k : k + group].sum(-1)
+        partial = torch.zeros_like(total)
         for start in range(k, k + group, 32):
             nibbles = words[start // BLOCK].to(torch.int32) >> start % BLOCK // 32 * 4 & 15  # N 32
             partial += (nibbles - 8).to(rows.dtype) @ rows[:, start : start + 32].T
         total += partial * scales[k // group, :, None]
-        if offsets is not None:
-            total += offsets[k // group, :, None] * sums
     return total.T
 
 
@@ -119,7 +111,6 @@ def linear_kernel(
     rows,
     words,
     scales,
-    offsets,
     bias,
     partial,
     arrived,
@@ -145,13 +136,11 @@ def linear_kernel(
     DTYPE: tl.constexpr = rows.dtype.element_ty
     each: tl.constexpr = K // 128
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    ones = tl.full([BLOCK_N, 32], 1.0, DTYPE)  # the tensor cores add up rows faster than lanes do
     for block in range(split * each // splits, (split + 1) * each // splits):
         tile = words + tl.cast(block, tl.int64) * N * 16 + n[:, None] * 16 + pair[None, :]
         pairs = tl.load(tile, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
         pairs = pairs.to(tl.uint32, bitcast=True)
         for group in tl.static_range(128 // GROUP):
-            sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             group_total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for plane in tl.static_range(group * GROUP // 32, (group + 1) * GROUP // 32):
                 k = block * 128 + plane * 32 + word
@@ -160,14 +149,9 @@ def linear_kernel(
                 group_total = tl.dot(
                     q, x, group_total, out_dtype=tl.float32, input_precision="ieee"
                 )
-                if offsets is not None:
-                    sums = tl.dot(ones, x, sums, out_dtype=tl.float32, input_precision="ieee")
             place = tl.cast(block * (128 // GROUP) + group, tl.int64) * N + n
             scale = tl.load(scales + place, mask=n < N, other=0.0).to(tl.float32)
             total += group_total * scale[:, None]
-            if offsets is not None:
-                offset = tl.load(offsets + place, mask=n < N, other=0.0).to(tl.float32)
-                total += offset[:, None] * sums
     inside = (m < M)[None, :] & (n < N)[:, None]
     target, last = m[None, :] * N + n[:, None], True
     if arrived is not None:
@@ -207,7 +191,6 @@ def linear_small(
     rows: Tensor,
     words: Tensor,
     scales: Tensor,
-    offsets: Tensor | None = None,
     block: tuple[int, int, int, int] | None = None,
     bias: Tensor | None = None,
     arrived: Tensor | None = None,
@@ -236,7 +219,6 @@ def linear_small(
         rows.contiguous(),
         words.view(torch.int32),
         scales,
-        offsets,
         bias,
         partial,
         arrived,
@@ -254,16 +236,14 @@ def linear_small(
     return product
 
 
-def linear_large(
-    rows: Tensor, words: Tensor, scales: Tensor, offsets: Tensor | None = None, chunk: int = CHUNK
-) -> Tensor:
+def linear_large(rows: Tensor, words: Tensor, scales: Tensor, chunk: int = CHUNK) -> Tensor:
     """rows [M K], M large -> [M N]: some outputs' weights are written out at a time."""
     inputs, outputs = len(words) * BLOCK, words.shape[1]
     product = rows.new_empty(len(rows), outputs)
     step = max(1, chunk // inputs)
     for first in range(0, outputs, step):
         last = min(first + step, outputs)
-        weight = dequantise(words, scales, offsets, rows.dtype, first, last)
+        weight = dequantise(words, scales, rows.dtype, first, last)
         product[:, first:last] = F.linear(rows, weight)
     return product
 
@@ -306,7 +286,6 @@ def linear(
     rows: Tensor,
     words: Tensor,
     scales: Tensor,
-    offsets: Tensor | None = None,
     bias: Tensor | None = None,
     arrived: Tensor | None = None,
 ) -> Tensor:
@@ -316,7 +295,7 @@ def linear(
     wider than scales of float16 give float32 (half.py).
     """
     if rows.dtype != scales.dtype and half.too_narrow(scales.dtype, rows):
-        found = half.scaled(lambda fitted: linear(fitted, words, scales, offsets), rows)
+        found = half.scaled(lambda fitted: linear(fitted, words, scales), rows)
         return found if bias is None else found.add_(bias)
     flat = rows.reshape(-1, rows.shape[-1])
     if words.dtype == torch.uint8:
@@ -325,9 +304,9 @@ def linear(
     elif words.dtype == torch.int8:
         product = int4_bytes.linear_torch(flat, words, scales)
     elif triton_multiplies(rows) and len(flat) <= CROSS_OVER[part(rows)]:
-        product, bias = linear_small(flat, words, scales, offsets, None, bias, arrived), None
+        product, bias = linear_small(flat, words, scales, None, bias, arrived), None
     else:
-        product = linear_large(flat, words, scales, offsets)
+        product = linear_large(flat, words, scales)
     if bias is not None:
         product += bias
     return product.view(*rows.shape[:-1], product.shape[-1])

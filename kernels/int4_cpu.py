@@ -3,9 +3,8 @@
 in:  rows [M K], words uint8 [N K/2], (scale, 0) pairs [K/g N 2]
 out: [M N]
 
-Words and pairs are what torch's operator takes, N in whole blocks; it has no offsets. The operator
-is best for few rows. With many rows it is best to write the weights out once and multiply with
-them.
+Words and pairs are what torch's operator takes, N in whole blocks. The operator is best for few
+rows. With many rows it is best to write the weights out once and multiply with them.
 Read kernels/int4_packing.py first. Read next: kernels/int4_bytes.py.
 Agrees with: torch._weight_int4pack_mm_for_cpu.
 

@@ -3,7 +3,7 @@
 in:  weights [N K], or their steps q uint8 [N K] of 0 .. 15
 out: words int16 [K/128 N 32] (four weights in each), scales [K/g N]
 
-    weight[n, k] = (q[n, k] - 8) * scale[k/g, n] + offset[k/g, n],  0 <= q <= 15
+    weight[n, k] = (q[n, k] - 8) * scale[k/g, n],  0 <= q <= 15
 
 weights/quantize.py quantises a checkpoint; `quantise` here is for tests and benchmarks. Without
 Triton they are packed otherwise: int4_cpu.py, int4_bytes.py.
@@ -23,29 +23,18 @@ BLOCK = 128  # inputs whose weights are packed together: 32 words of four
 GROUPS = (128, 64, 32)
 
 
-def quantise(
-    weight: Tensor, group: int = 128, symmetric: bool = True
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round weight [N K] to q uint8 [N K] and scales and offsets [K/g N] float32.
+def quantise(weight: Tensor, group: int = 128) -> tuple[Tensor, Tensor]:
+    """Round weight [N K] to q uint8 [N K] and scales [K/g N] float32.
 
-    offsets is None if symmetric.
-
-    >>> q, scales, _ = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
+    >>> q, scales = quantise(torch.linspace(-8, 7, 16).repeat(1, 8), group=128)
     >>> q[0, :16].tolist(), scales.tolist()
     ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], [[1.0]])
     """
     grouped = wide(weight).unflatten(1, (-1, group))  # N K/g g
-    if symmetric:
-        largest = torch.maximum(grouped.amax(-1) / 7, grouped.amin(-1) / -8)
-        scales, offsets = largest.clamp(min=1e-30), None
-        steps = grouped / scales[..., None]
-    else:
-        low, high = grouped.amin(-1), grouped.amax(-1)
-        scales = ((high - low) / 15).clamp(min=1e-30)
-        offsets = low + 8 * scales
-        steps = (grouped - offsets[..., None]) / scales[..., None]
+    scales = torch.maximum(grouped.amax(-1) / 7, grouped.amin(-1) / -8).clamp(min=1e-30)
+    steps = grouped / scales[..., None]
     q = (torch.floor(steps + 0.5) + 8).clamp(0, 15).to(torch.uint8).flatten(1)
-    return q, scales.T.contiguous(), None if offsets is None else offsets.T.contiguous()
+    return q, scales.T.contiguous()
 
 
 def pack(q: Tensor, block: int = BLOCK) -> Tensor:
@@ -77,20 +66,16 @@ def unpack(words: Tensor) -> Tensor:
     return torch.stack(planes, dim=2).permute(1, 0, 2, 3).flatten(1)
 
 
-def dequantise_formula(words: Tensor, scales: Tensor, offsets: Tensor | None, dtype) -> Tensor:
+def dequantise_formula(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """The weights [N K], multiplied out."""
     q = unpack(words).to(scales.dtype).unflatten(1, (len(scales), -1)) - 8  # N K/g g
-    weight = q * scales.T[..., None]
-    if offsets is not None:
-        weight = weight + offsets.T[..., None]
-    return weight.flatten(1).to(dtype)
+    return (q * scales.T[..., None]).flatten(1).to(dtype)
 
 
 @triton.jit(do_not_specialize=["N", "first", "count"])
 def dequantise_kernel(
     words,
     scales,
-    offsets,
     weight,
     N,
     first,
@@ -111,19 +96,14 @@ def dequantise_kernel(
         place = tl.cast(block * (128 // GROUP) + plane * 32 // GROUP, tl.int64) * N + n
         values = ((packed >> 4 * plane) & 15).to(tl.float32) - 8.0
         values *= tl.load(scales + place, mask=inside, other=0.0).to(tl.float32)[:, None]
-        if offsets is not None:
-            values += tl.load(offsets + place, mask=inside, other=0.0).to(tl.float32)[:, None]
         target = weight + row.to(tl.int64)[:, None] * K + block * 128 + plane * 32 + word[None, :]
         tl.store(target, values.to(weight.dtype.element_ty), mask=inside[:, None])
 
 
-def dequantise(
-    words: Tensor, scales: Tensor, offsets: Tensor | None, dtype, first: int, last: int
-) -> Tensor:
+def dequantise(words: Tensor, scales: Tensor, dtype: torch.dtype, first: int, last: int) -> Tensor:
     """The weights [last - first, K] of outputs first .. last, multiplied out."""
     if not triton_for(scales):
-        offsets = None if offsets is None else offsets[:, first:last]
-        return dequantise_formula(words[:, first:last], scales[:, first:last], offsets, dtype)
+        return dequantise_formula(words[:, first:last], scales[:, first:last], dtype)
     inputs, outputs = len(words) * BLOCK, words.shape[1]
     weight = torch.empty(last - first, inputs, dtype=dtype, device=words.device)
     size = 16 if INTERPRETED else 64
@@ -132,7 +112,6 @@ def dequantise(
         (blocks(last - first, size), len(words)),
         words,
         scales,
-        offsets,
         weight,
         outputs,
         first,

@@ -63,14 +63,14 @@ CASES = {
         ),
     ],
     "int4.py": [
-        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 128, True, HALF, 0),
-        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 32, False, WHOLE, 0),
-        lambda: test_int4.check_linear(int4, "small", 3, 40, 128, 64, True, WHOLE, 0),
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 128, HALF, 0),
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 1024, 32, WHOLE, 0),
+        lambda: test_int4.check_linear(int4, "small", 3, 40, 128, 64, WHOLE, 0),
         lambda: test_int4.check_shares(int4),
     ],
     "int4_packing.py": [
-        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, True, WHOLE, 0),
-        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, False, HALF, 0),
+        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, WHOLE, 0),
+        lambda: test_int4_packing.check_dequantise(int4_packing, 40, 1024, 64, HALF, 0),
     ],
     "int8.py": [
         lambda: test_int8.check_linear(int8, 3, 40, 70, WHOLE, True, 0),

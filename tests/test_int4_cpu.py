@@ -16,7 +16,7 @@ from llava_min.kernels import int4, int4_cpu, int4_packing
 
 def test_agrees_with_torch_on_cpu():
     """torch's own int4 product, given the same weights by its own packing, is another witness."""
-    q, scales, _ = int4_packing.quantise(rows_of(0, (64, 256)), 128)
+    q, scales = int4_packing.quantise(rows_of(0, (64, 256)), 128)
     rows = rows_of(1, (3, 256), torch.float32)
     words = torch._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
     both = torch.stack([scales, torch.zeros_like(scales)], dim=-1).bfloat16()
@@ -51,7 +51,7 @@ def test_repacked_for_a_cpu(count, outputs, blocks, group, dtype, seed):
         chunked = int4_cpu.linear_torch(rows, *packed, step=64)[:, :outputs]
         torch.testing.assert_close(chunked, int4.linear(rows, *packed)[:, :outputs])
         bias = F.pad(bias, (0, packed[1].shape[1] - outputs))
-    product = int4.linear(rows, *packed, None, bias)[:, :outputs]
+    product = int4.linear(rows, *packed, bias)[:, :outputs]
     terms = rows.abs().double() @ weight.flatten(1).abs().T
     step = 4 * torch.finfo(dtype).eps
     assert ((product - exact - bias[:outputs]).abs() <= step * terms + step).all()

@@ -11,32 +11,24 @@ from llava_min.kernels import choose, int4_packing
 DTYPES = (torch.float16, torch.float32)
 
 
-def packed(seed, outputs, inputs, group, symmetric, scale_dtype=torch.float32):
-    """Words, scales and offsets of random weights, every nibble drawn and every scale different."""
+def packed(seed, outputs, inputs, group, scale_dtype=torch.float32):
+    """Words and scales of random weights, every nibble drawn and every scale different."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randint(0, 16, (outputs, inputs), generator=generator, dtype=torch.uint8)
     scales = (torch.rand(inputs // group, outputs, generator=generator) + 0.5).to(scale_dtype)
-    offsets = None if symmetric else rows_of(seed, scales.shape, scale_dtype)
-    return int4_packing.pack(q), scales, offsets
+    return int4_packing.pack(q), scales
 
 
-def widened(weights):
-    words, scales, offsets = weights
-    return words, scales.float(), None if offsets is None else offsets.float()
-
-
-def check_dequantise(int4_packing, outputs, inputs, group, symmetric, dtype, seed, step=20):
+def check_dequantise(int4_packing, outputs, inputs, group, dtype, seed, step=20):
     """The kernel, `step` outputs at a time: its error is at most twice that of torch's float32."""
-    words, scales, offsets = packed(seed, outputs, inputs, group, symmetric, torch.float16)
+    words, scales = packed(seed, outputs, inputs, group, torch.float16)
     parts = []
     with choose.using("triton"):
         for first in range(0, outputs, step):
             last = min(first + step, outputs)
-            parts.append(int4_packing.dequantise(words, scales, offsets, dtype, first, last))
-    weights = widened((words, scales, offsets))
-    exact_weights = (x if x is None or x.dtype == torch.int16 else x.double() for x in weights)
-    exact = int4_packing.dequantise_formula(*exact_weights, torch.float64)
-    by_torch = int4_packing.dequantise_formula(*weights, dtype)
+            parts.append(int4_packing.dequantise(words, scales, dtype, first, last))
+    exact = int4_packing.dequantise_formula(words, scales.double(), torch.float64)
+    by_torch = int4_packing.dequantise_formula(words, scales.float(), dtype)
     no_worse_than_torch(torch.cat(parts), by_torch, exact)
 
 
@@ -62,14 +54,13 @@ def test_partial_blocks_are_refused():
 @settings(max_examples=12, deadline=None)
 @given(
     group=st.sampled_from(int4_packing.GROUPS),
-    symmetric=st.booleans(),
     scale=st.sampled_from([0.0, 1e-3, 10.0]),
     seed=st.integers(0, 2**31),
 )
-def test_quantise_is_half_a_step_off(group, symmetric, scale, seed):
+def test_quantise_is_half_a_step_off(group, scale, seed):
     weight = rows_of(seed, (5, 256), scale=scale)
-    q, scales, offsets = int4_packing.quantise(weight, group, symmetric)
-    again = int4_packing.dequantise_formula(int4_packing.pack(q), scales, offsets, torch.float32)
+    q, scales = int4_packing.quantise(weight, group)
+    again = int4_packing.dequantise_formula(int4_packing.pack(q), scales, torch.float32)
     error = (again - weight).abs().unflatten(1, (-1, group)).amax(-1)
     assert torch.all(error <= 0.5001 * scales.T)
 
@@ -79,13 +70,12 @@ def test_quantise_is_half_a_step_off(group, symmetric, scale, seed):
     outputs=st.integers(1, 50),
     blocks=st.integers(1, 4),
     group=st.sampled_from(int4_packing.GROUPS),
-    symmetric=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31),
 )
-def test_written_out(outputs, blocks, group, symmetric, dtype, seed):
+def test_written_out(outputs, blocks, group, dtype, seed):
     """Parts of the outputs that are no multiple of a block, all groups."""
-    check_dequantise(int4_packing, outputs, 128 * blocks, group, symmetric, dtype, seed)
+    check_dequantise(int4_packing, outputs, 128 * blocks, group, dtype, seed)
 
 
 MUTANTS = {
@@ -95,7 +85,6 @@ MUTANTS = {
     "planes in one group": ("+ plane * 32 // GROUP", "+ 0 * plane"),
     "part begins at zero": ("n, word, inside = first + row", "n, word, inside = row"),
     "scale forgotten": ("values *= tl.load", "values += 0 * tl.load"),
-    "offset forgotten": ("values += tl.load", "values += 0 * tl.load"),
 }
 
 
@@ -103,4 +92,4 @@ MUTANTS = {
 def test_mutants_are_caught(name, tmp_path):
     mutant = mutated(int4_packing, tmp_path, *MUTANTS[name])
     with pytest.raises(AssertionError):
-        check_dequantise(mutant, 30, 256, 32, False, torch.float32, 0)
+        check_dequantise(mutant, 30, 256, 32, torch.float32, 0)

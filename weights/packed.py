@@ -66,7 +66,7 @@ class Four(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
         if self.arrived is not None:
-            return int4.linear(rows, self.words, self.scales, None, self.bias, self.arrived)
+            return int4.linear(rows, self.words, self.scales, self.bias, self.arrived)
         product = int4.linear(rows, self.words, self.scales)
         if product.shape[-1] > self.outputs:  # a last block that was filled up
             product = product[..., : self.outputs]
@@ -152,9 +152,12 @@ def ready(model: Network) -> None:
     In bfloat16 on a CPU a tied head becomes an ordered copy of the embedding: vocabulary x width x
     2 bytes more (272 MB in 0.5B), for 30% of the bytes that a token reads there.
     """
-    places = [(parent, name) for parent in model.modules()
-              for name, layer in parent.named_children()
-              if isinstance(layer, Packed | nn.Linear)]  # fmt: skip
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, Packed | nn.Linear)
+    ]
     for parent, name in places:  # no list of layers: each is let go before the next one
         layer = getattr(parent, name)
         if isinstance(layer, Packed):

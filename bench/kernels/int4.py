@@ -29,7 +29,7 @@ def int4_case(bench: Bench, name: str, count: int, weights: list | None = None) 
     weights = weights or int4_weights(bench, name)
     rows = bench.normal(count, inputs)
     calls = {
-        "llava_min": lambda w: int4.linear(rows, *w.words, None, None, w.arrived),
+        "llava_min": lambda w: int4.linear(rows, *w.words, None, w.arrived),
         "linear bf16": lambda w: F.linear(rows, w.weight),
     }
     if weights[0].peer is not None and count <= 256:
@@ -64,7 +64,7 @@ def int4_weights(bench: Bench, name: str) -> list[Weights]:
     found = []
     for _ in range(bench.copies(outputs * inputs * (0.5 + 2 / 128))):
         weight, peer = bench.normal(outputs, inputs), None
-        q, scales, _ = int4_packing.quantise(weight)
+        q, scales = int4_packing.quantise(weight)
         words = int4_packing.pack(q)
         if bench.device == "cuda":
             halves = (q[:, ::2] << 4 | q[:, 1::2]).contiguous()  # the even input in the high nibble

@@ -110,7 +110,7 @@ def first() -> list[Case]:
         (causal, dict(starts=(64, 5), new=128, heads="0.5B")),
         (decode, dict(starts=(255,), new=8, heads="0.5B")),
         (four_bits, dict(count=17, outputs=896, inputs=896, group=32)),
-        (four_bits, dict(count=64, outputs=896, inputs=4864, group=64, offsets=True)),
+        (four_bits, dict(count=64, outputs=896, inputs=4864, group=64)),
         (both_ways, dict(batch=1, patches=300, heads="H80")),
         (both_ways, dict(batch=1, patches=300, heads="Vicuna")),
         (causal, dict(starts=(17, 3), new=70, heads="H72")),

@@ -17,24 +17,20 @@ from .right_cases import Draw
 from .right_rule import Trial
 
 
-def four_bits(
-    draw: Draw, count: int, outputs: int, inputs: int, group: int = 128, offsets: bool = False
-) -> Trial:
+def four_bits(draw: Draw, count: int, outputs: int, inputs: int, group: int = 128) -> Trial:
     """int4.linear: few rows by the kernel of few rows, many by writing the weights out."""
     rows, q = draw.normal(count, inputs), draw.integers(16, outputs, inputs).to(torch.uint8)
     scales = draw.normal(inputs // group, outputs).abs_().mul_(0.02).add_(0.001)
-    more = draw.normal(inputs // group, outputs, scale=0.02) if offsets else None
     words = int4_packing.pack(q)
     kernel = f"int4 {'few' if count <= 64 else 'many'} rows"
     return product(
         kernel,
         draw,
         rows,
-        lambda: int4.linear(rows, words, scales, more),
+        lambda: int4.linear(rows, words, scales),
         [words, scales],
         q.float() - 8,
         scales,
-        more,
     )
 
 
@@ -53,7 +49,7 @@ def layer_of_four(draw: Draw, count: int, outputs: int, inputs: int) -> Trial:
     else:
         layer.ready()
     call, steps = (lambda: layer(rows)), codes.float() - 8
-    return product("Four", draw, rows, call, [layer.words], steps, scale.T, None, layer.bias)
+    return product("Four", draw, rows, call, [layer.words], steps, scale.T, layer.bias)
 
 
 def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool = False) -> Trial:
@@ -76,7 +72,6 @@ def eight_bits(draw: Draw, count: int, outputs: int, inputs: int, integers: bool
         [words, scales],
         words.float(),
         scales[None],
-        None,
         bias,
     )
     trial.launches = count <= min(int8.CROSS_OVER.values())
@@ -91,15 +86,12 @@ def product(
     inputs: list[Tensor],
     steps: Tensor,
     scales: Tensor,
-    offsets: Tensor | None = None,
     bias=None,
 ) -> Trial:
-    """A trial of rows [M K] times weights of `steps` [N K], `scales` and `offsets` [K/g N]."""
+    """A trial of rows [M K] times weights of `steps` [N K] and `scales` [K/g N]."""
 
     def weight(dtype: torch.dtype) -> Tensor:
         found = steps.to(dtype).unflatten(1, (len(scales), -1)) * scales.T[..., None].to(dtype)
-        if offsets is not None:
-            found = found + offsets.T[..., None].to(dtype)
         return found.flatten(1)
 
     def formula(double: bool) -> list[Tensor]:
