@@ -87,10 +87,10 @@ def added(monkeypatch):
     monkeypatch.setitem(layouts.LAYOUTS, "StarForConditionalGeneration", from_star)
     monkeypatch.setitem(templates.TEMPLATES, "star", star)
     prefixes = (
-        ("eye.", "vision."),
-        ("nerve.", "projector."),
-        ("mouth.", "decoder."),
-        ("blink", "newline"),
+        ("eye.", "vision.", None),
+        ("nerve.", "projector.", None),
+        ("mouth.", "decoder.", None),
+        ("blink", "newline", None),
         *names.PREFIXES,
     )
     monkeypatch.setattr(names, "PREFIXES", prefixes)

@@ -4,8 +4,8 @@ in:  a tensor's name in any layout
 out: its name in our modules, and the slice that it fills or None
 
 A checkpoint name is a prefix (where the tensor belongs) and a rest (which tensor it is). PREFIXES
-turns the prefix of any layout into our module's; first match wins. PARTS renames the rest. Where
-our module fuses several tensors (qkv, gate_up), a row names the slice that the tensor fills.
+turns the prefix of any layout into our module's. PARTS renames the rest. Where our module fuses
+several tensors (qkv, gate_up), a row names the slice that the tensor fills.
 Read weights/checkpoint.py first. Read next: weights/load.py.
 Agrees with: the published safetensors indexes; transformers' conversion scripts.
 """
@@ -22,27 +22,24 @@ if TYPE_CHECKING:
     from ..model import Network
 
 PREFIXES = (
-    ("model.vision_tower.vision_tower.vision_model.", "vision."),  # original
-    ("model.vision_tower.vision_model.", "vision."),  # HF 4.52
-    ("vision_tower.vision_model.", "vision."),  # HF before
-    ("model.vision_tower.", "vision."),  # HF 5
-    ("vision_tower.", "vision."),
-    ("model.mm_projector.0.", "projector.linear_1."),  # original
-    ("model.mm_projector.2.", "projector.linear_2."),
-    ("model.multi_modal_projector.", "projector."),
-    ("multi_modal_projector.", "projector."),
-    ("model.image_newline", "newline"),
-    ("image_newline", "newline"),
-    ("language_model.lm_head.", "decoder.head."),
-    ("lm_head.", "decoder.head."),
-    ("language_model.model.", "decoder."),  # HF before
-    ("model.language_model.", "decoder."),  # HF 4.52 and 5
-    ("model.", "decoder."),  # original: must come last
+    # (their prefix, ours, the layout that is written with it or None); the first that fits counts
+    ("model.vision_tower.vision_tower.vision_model.", "vision.", "original"),
+    ("model.vision_tower.vision_model.", "vision.", None),  # HF 4.52
+    ("vision_tower.vision_model.", "vision.", "hf"),  # HF before 4.52
+    ("model.vision_tower.", "vision.", None),  # HF 5
+    ("vision_tower.", "vision.", None),
+    ("model.mm_projector.0.", "projector.linear_1.", "original"),
+    ("model.mm_projector.2.", "projector.linear_2.", "original"),
+    ("model.multi_modal_projector.", "projector.", None),
+    ("multi_modal_projector.", "projector.", "hf"),
+    ("model.image_newline", "newline", "original"),
+    ("image_newline", "newline", "hf"),
+    ("language_model.lm_head.", "decoder.head.", "hf"),
+    ("lm_head.", "decoder.head.", "original"),
+    ("language_model.model.", "decoder.", "hf"),  # HF before 4.52
+    ("model.language_model.", "decoder.", None),  # HF 4.52 and 5
+    ("model.", "decoder.", "original"),  # fits others too: must come last
 )
-LAYOUTS = {
-    "original": (0, 5, 6, 9, 12, 15),
-    "hf": (2, 8, 10, 11, 13),
-}  # rows of PREFIXES that write a layout
 PARTS = (
     # (their part, our part, the slice of ours that it fills); {n} is a block's number
     ("decoder.embed_tokens.", "decoder.embedding.", None),
@@ -69,8 +66,8 @@ PARTS = (
     ("vision.encoder.layers.{n}.mlp.fc2.", "vision.blocks.{n}.down.", None),
 )
 LINEARS = ("qkv", "output", "gate_up", "down")  # of every block of the decoder
-SPEECH = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(LINEARS)})\.weight")
-SIGHT = re.compile(
+DECODER_MATRICES = re.compile(rf"decoder\.blocks\.\d+\.({'|'.join(LINEARS)})\.weight")
+TOWER_MATRICES = re.compile(
     r"vision\.blocks\.\d+\.(qkv|output|up|down)\.weight|projector\.linear_[12]\.weight"
 )
 DROPPED = (
@@ -100,7 +97,7 @@ def ours(name: str) -> tuple[str, str | None]:
     >>> ours("language_model.model.layers.3.self_attn.k_proj.bias")
     ('decoder.blocks.3.qkv.bias', 'key')
     """
-    for prefix, replacement in PREFIXES:
+    for prefix, replacement, _ in PREFIXES:
         if name.startswith(prefix):
             name = replacement + name[len(prefix) :]
             break
@@ -111,7 +108,7 @@ def ours(name: str) -> tuple[str, str | None]:
 
 
 def theirs(name: str, layout: str) -> list[tuple[str, str | None]]:
-    """Our name -> the (name, slice) pairs that the layout, a key of LAYOUTS, stores it as.
+    """Our name -> the (name, slice) pairs that a layout stores it as: "original" or "hf".
 
     >>> theirs("decoder.blocks.3.gate_up.weight", "original")
     [('model.layers.3.mlp.gate_proj.weight', 'gate'), ('model.layers.3.mlp.up_proj.weight', 'up')]
@@ -120,7 +117,7 @@ def theirs(name: str, layout: str) -> list[tuple[str, str | None]]:
     for their, own, piece in PARTS:
         if found := renamed(name, own, their):
             inner.append((found, piece))
-    prefixes = [(PREFIXES[index][1], PREFIXES[index][0]) for index in LAYOUTS[layout]]
+    prefixes = [(own, their) for their, own, written in PREFIXES if written == layout]
     return [
         (next(their + found[len(own) :] for own, their in prefixes if found.startswith(own)), piece)
         for found, piece in inner or [(name, None)]
@@ -156,7 +153,7 @@ def bits(name: str, config: LlavaConfig) -> int:
     wanted = config.quantization
     if wanted is None:
         return 16
-    if SPEECH.fullmatch(name) or wanted.bits == 8 and SIGHT.fullmatch(name):
+    if DECODER_MATRICES.fullmatch(name) or wanted.bits == 8 and TOWER_MATRICES.fullmatch(name):
         return wanted.bits
     return wanted.head if name == "decoder.head.weight" else 16
 
