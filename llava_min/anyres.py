@@ -5,7 +5,7 @@ out: sizes, grids (rows, columns) and ranges of patches; integers only
 
 The vision tower sees a picture twice. It sees the whole of it, squeezed into one square tile; and
 its details, fitted into the best of the allowed grids of tiles. The black border is then cut off
-the grid's patches ("unpad"), and what exceeds max_tiles tiles is shrunk ("anyres_max_9").
+the grid's patches ("unpad"), and what exceeds nine tiles is shrunk ("anyres_max_9").
 `Grid` is that geometry for one picture: image.py cuts its tiles by it, segments.py counts its
 tokens, projector.py makes its rows.
 Read config.py first. Read next: image.py.
@@ -40,7 +40,7 @@ class Grid:
         patches = (tiles[0] * side, tiles[1] * side)
         rows, columns = unpadded(size, patches, rounded=config.unpad_rounded)
         shown = (rows.stop - rows.start, columns.stop - columns.start)
-        return cls(tiles, rows, columns, capped(shown, side * side, config.max_tiles))
+        return cls(tiles, rows, columns, capped(shown, side * side, config.anyres_max))
 
 
 def best_grid(
@@ -99,8 +99,8 @@ def unpadded(size: tuple[int, int], patches: tuple[int, int], rounded: bool) -> 
     return slice(0, rows), slice(border, columns - border)
 
 
-def capped(patches: tuple[int, int], per_tile: int, max_tiles: int | None) -> tuple[int, int]:
-    """The patch grid, shrunk until it holds about max_tiles tiles of per_tile patches.
+def capped(patches: tuple[int, int], per_tile: int, anyres_max: int | None) -> tuple[int, int]:
+    """The patch grid, shrunk until it holds about anyres_max tiles of per_tile patches.
 
     A grid whose sides are at most 1.1 times too long stays as it is.
 
@@ -108,9 +108,9 @@ def capped(patches: tuple[int, int], per_tile: int, max_tiles: int | None) -> tu
     ((54, 54), (81, 81))
     """
     rows, columns = patches
-    if max_tiles is None:
+    if anyres_max is None:
         return patches
-    excess = math.sqrt(rows * columns / (max_tiles * per_tile))
+    excess = math.sqrt(rows * columns / (anyres_max * per_tile))
     if excess <= 1.1:
         return patches
     return int(rows // excess), int(columns // excess)

@@ -85,7 +85,7 @@ class LlavaConfig:
     text: TextConfig
     template: str  # a key of families/templates.py
     grids: tuple[tuple[int, int], ...] = ()  # of tiles, (rows, columns), that anyres may choose
-    max_tiles: int | None = None  # a grid's patches are shrunk to those of so many tiles
+    anyres_max: int | None = None  # 9 of "anyres_max_9": a grid's patches are shrunk to 9 tiles'
     image_modes: tuple[str, ...] = ("anyres", "pad")  # that fit, the family's own first
     several_images: str = "pad"  # the mode of several pictures in a prompt
     frame_mode: str = "square"  # the mode of a clip's frames

@@ -125,7 +125,7 @@ FIELDS = (  # section of config.json, key, what becomes of it
     ("text_config", "max_position_embeddings", "text.context"),
     ("", "model_type", "family"),
     ("", "image_grid_pinpoints", "grids"),
-    ("", "vision_aspect_ratio", "max_tiles"),
+    ("", "vision_aspect_ratio", "anyres_max"),
 )
 
 

@@ -176,13 +176,13 @@ def test_weights_are_those_of_transformers(families, name):
 # Rows are where their patches are ----------------------------------------------------
 
 
-def config_of(name: str, tile: int, max_tiles: int | None):
+def config_of(name: str, tile: int, anyres_max: int | None):
     """The configuration of a family with tiles of another side, which patches need not divide."""
     config = TINY if name == "onevision" else layouts.parse_config(FAMILIES[name])
     if config.grids:
         config = replace(config, grids=tuple((r, c) for r in (1, 2, 3) for c in (1, 2, 3)))
     vision = replace(config.vision, image_size=tile)
-    return replace(config, vision=vision, max_tiles=max_tiles)
+    return replace(config, vision=vision, anyres_max=anyres_max)
 
 
 def brightness(tiles: np.ndarray, config) -> torch.Tensor:

@@ -122,7 +122,7 @@ def test_the_page_of_a_large_model_fits(kind):
     """28 layers of 28 heads, 64 words, 6,500 rows or 100,000: what was left out is said."""
     config = test_explain.config_of("onevision", 378, None)
     grids = tuple((r, c) for r in range(1, 7) for c in range(1, 7))
-    config = replace(config, grids=grids, max_tiles=9)
+    config = replace(config, grids=grids, anyres_max=9)
     if kind == "a long clip":
         visual = plans.clip([0.5 * n for n in range(512)], (640, 360), config)
     else:
@@ -209,7 +209,9 @@ def test_as_many_maps_and_words_as_there_is_room_for(described, monkeypatch, wor
 )
 def test_a_grid_is_told_with_the_patches_that_show_the_picture(size, capped):
     """Also where a border lies before them; and from how many they were interpolated."""
-    config = replace(test_explain.config_of("onevision", 84, None), max_tiles=2 if capped else None)
+    config = replace(
+        test_explain.config_of("onevision", 84, None), anyres_max=2 if capped else None
+    )
     picture = plans.picture(size, "anyres", config)
     grid = picture.grid
     assert capped or grid.rows.start + grid.columns.start > 0

@@ -18,11 +18,11 @@ TINY = layouts.read_config(small.TINY)
 SIDES = st.integers(40, 400)
 
 
-def config_of(tile: int, max_tiles: int | None = None, pool: str | None = "bilinear"):
+def config_of(tile: int, anyres_max: int | None = None, pool: str | None = "bilinear"):
     """The toy's configuration with tiles of another side; 14 need not divide it."""
     grids = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
     vision = replace(TINY.vision, image_size=tile)
-    return replace(TINY, vision=vision, grids=grids, max_tiles=max_tiles, pool_mode=pool)
+    return replace(TINY, vision=vision, grids=grids, anyres_max=anyres_max, pool_mode=pool)
 
 
 def coordinates(width: int, height: int) -> Image.Image:
@@ -109,11 +109,11 @@ def test_a_row_of_a_frame_shows_what_lies_in_its_box(width, height, pool, tile):
 
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.sampled_from([1, 2, 4, None]))
-def test_the_grid_covers_the_picture_once(width, height, max_tiles):
+def test_the_grid_covers_the_picture_once(width, height, anyres_max):
     """The boxes of a grid's rows lie side by side and cover the picture, but for less than a patch
     at its border; capped grids too.
     """
-    config = config_of(84, max_tiles)
+    config = config_of(84, anyres_max)
     segment = plans.picture((width, height), "anyres", config)
     found = [place(segment, row, config) for row in range(config.vision.side**2, segment.tokens)]
     boxes = [one.box for one in found if one.kind == "grid" and one.box]

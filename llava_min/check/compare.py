@@ -200,7 +200,7 @@ def their_config(
         vision_feature_layer=-1,
         vision_feature_select_strategy="default" if config.vision.class_token else "full",
         image_grid_pinpoints=[[tile * rows, tile * columns] for rows, columns in config.grids],
-        vision_aspect_ratio=f"anyres_max_{config.max_tiles}",
+        vision_aspect_ratio=f"anyres_max_{config.anyres_max}",
         tie_word_embeddings=config.text.tied,
         image_token_index=config.text.vocab_size - 1,
         video_token_index=config.text.vocab_size - 2,

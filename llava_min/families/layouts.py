@@ -22,7 +22,7 @@ from ..errors import shown
 from . import processors
 from .fields import NOT_READ, Fields, ignored
 from .originals import KINDS, SHORT, from_original
-from .sections import DECODERS, chat_of, eos_ids, grids, max_tiles, text_config, vision_config
+from .sections import DECODERS, anyres_max, chat_of, eos_ids, grids, text_config, vision_config
 
 CHATS = {
     # how a decoder was taught to chat: the renderer that writes what transformers' template writes
@@ -102,7 +102,7 @@ def from_hf_onevision(fields: Fields) -> LlavaConfig:
         text=decoder,
         template="onevision",
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=True),
-        max_tiles=max_tiles(fields, "vision_aspect_ratio", "anyres_max_9"),
+        anyres_max=anyres_max(fields, "vision_aspect_ratio", "anyres_max_9"),
         newline=True,
         newline_position="one_token",
         pool_mode="bilinear",
@@ -237,7 +237,7 @@ def read_config(folder: Path, overrides: Mapping[str, object] | None = None) -> 
     say otherwise.
     """
     values, given = read_json(folder / "config.json", "configuration"), overrides or {}
-    config = processors.obeyed(parse_config({**values, **given}), folder, given)
+    config = processors.as_files_say(parse_config({**values, **given}), folder, given)
     if not (folder / "generation_config.json").exists():
         return config
     values = read_json(folder / "generation_config.json", "generation settings")

@@ -15,7 +15,7 @@ import re
 
 from ..config import LlavaConfig, TextConfig, VisionConfig
 from .fields import Fields, ignored
-from .sections import chat_of, eos_ids, grids, max_tiles, text_config, vision_config
+from .sections import anyres_max, chat_of, eos_ids, grids, text_config, vision_config
 
 log = logging.getLogger("llava_min")
 NAMED_TOWERS: dict[str, dict[str, object]] = {
@@ -108,7 +108,7 @@ def with_siglip(
         text=text,
         template=template,
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
-        max_tiles=max_tiles(fields, "image_aspect_ratio", choices=("pad",)),
+        anyres_max=anyres_max(fields, "image_aspect_ratio", choices=("pad",)),
         image_modes=("pad", "anyres") if aspect == "pad" else ("anyres", "pad"),
         unpad_rounded=False,
         newline=True,
@@ -151,7 +151,7 @@ def several_tiles(
         text=text,
         template=template,
         grids=grids(fields, "image_grid_pinpoints", tower.image_size, height_first=False),
-        max_tiles=max_tiles(fields, "image_aspect_ratio"),
+        anyres_max=anyres_max(fields, "image_aspect_ratio"),
         several_images="anyres",
         frame_mode="crop",
         unpad_rounded=False,

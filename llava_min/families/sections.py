@@ -21,7 +21,7 @@ MOST_TILES = 2**8  # of a grid, and grids of a file
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerClass:
     """What the class of a vision tower fixes; the sizes are in the file."""
 
     activation: str
@@ -34,8 +34,8 @@ class Tower:
 
 
 TOWERS = {
-    # by model_type
-    "siglip_vision_model": Tower(
+    # by model_type: what its class fixes
+    "siglip_vision_model": TowerClass(
         activation="gelu_pytorch_tanh",
         norm_eps=1e-6,
         patch_bias=True,
@@ -44,7 +44,7 @@ TOWERS = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
-    "clip_vision_model": Tower(
+    "clip_vision_model": TowerClass(
         activation="quick_gelu",
         norm_eps=1e-5,
         patch_bias=False,
@@ -114,7 +114,7 @@ def rope_scaling(fields: Fields) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderClass:
     """What the class of a decoder fixes, and what its missing keys default to.
 
     num_key_value_heads: None for as many as there are heads. sliding_window: how many tokens a
@@ -135,7 +135,7 @@ class Decoder:
 
 DECODERS = {
     # by model_type
-    "qwen2": Decoder(
+    "qwen2": DecoderClass(
         qkv_bias=True,
         eos_ids=(),
         hidden_size=4096,
@@ -146,7 +146,7 @@ DECODERS = {
         max_position_embeddings=32768,
         vocab_size=151936,
     ),
-    "llama": Decoder(
+    "llama": DecoderClass(
         qkv_bias=False,
         eos_ids=(2,),
         hidden_size=4096,
@@ -157,7 +157,7 @@ DECODERS = {
         max_position_embeddings=2048,
         vocab_size=32000,
     ),
-    "mistral": Decoder(
+    "mistral": DecoderClass(
         qkv_bias=False,
         eos_ids=(2,),
         hidden_size=4096,
@@ -219,15 +219,11 @@ def chat_of(kind: str, text: TextConfig) -> str:
     Files do not say it. Vicuna, Yi and LLaMA-3 are all LLaMA to them, told apart by their
     vocabularies: 32,000, 64,000 and 128,256 words, and a few more for padding.
     """
-    if kind == "llama":
-        return (
-            "llama3"
-            if text.vocab_size >= 128_000
-            else "yi"
-            if text.vocab_size >= 64_000
-            else "vicuna"
-        )
-    return {"qwen2": "qwen", "mistral": "mistral"}[kind]
+    if kind != "llama":
+        return {"qwen2": "qwen", "mistral": "mistral"}[kind]
+    if text.vocab_size >= 128_000:
+        return "llama3"
+    return "yi" if text.vocab_size >= 64_000 else "vicuna"
 
 
 def check_window(fields: Fields, missing: int, context: int) -> None:
@@ -287,7 +283,7 @@ def check_tiles(fields: Fields, key: str, tiles: int) -> None:
 ANYRES = re.compile(r"anyres(?:_max_([1-9]\d{0,2}))?")
 
 
-def max_tiles(
+def anyres_max(
     fields: Fields, key: str, default: str | EllipsisType = ..., choices: tuple[str, ...] = ()
 ) -> int | None:
     """9 for "anyres_max_9", None for plain "anyres" and for any of `choices`."""
