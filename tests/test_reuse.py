@@ -13,7 +13,7 @@ import llava_min
 from llava_min.engine.batch import ready_for
 from llava_min.engine.looks import Looks
 from llava_min.engine.pace import Pace
-from llava_min.engine.rows import WORTH, Rows
+from llava_min.engine.rows import WORTH, Contents
 from llava_min.engine.slots import Slots
 
 SYSTEM = "You are somebody who answers in few words. " * 4
@@ -106,12 +106,12 @@ def test_a_stranger_does_not_push_out_a_conversation(model):
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_strangers_take_the_rows_in_turn(model, rows):
     """The first goes to a row that nobody has used, and so does each until there is none."""
-    held, taken = Rows(model.empty_cache(700, rows)), []
+    contents, taken = Contents(model.empty_cache(700, rows)), []
     for words in range(2 * rows):
         prepared, _ = ready_for(model, "r", asked([words] * 3, None, False))
-        row, _, _ = held.take(prepared, list(range(rows)))
-        held.cache.row(row).advance(prepared.plan.tokens)
-        held.leave(row, [])
+        row, _, _ = contents.take(prepared, list(range(rows)))
+        contents.cache.row(row).advance(prepared.plan.tokens)
+        contents.leave(row, [])
         taken.append(row)
     assert sorted(taken[:rows]) == list(range(rows)) and taken[rows:] == taken[:rows]
 
@@ -132,9 +132,9 @@ def test_numbers_of_visuals_are_keyed(model):
     prepared, _ = ready_for(model, "r", asked([0], 0, False))
     found = []
     for _ in range(2):
-        rows = Rows(model.empty_cache(700, 1))
-        rows.take(prepared, [0])
-        found.append(rows.numbers[0])
+        contents = Contents(model.empty_cache(700, 1))
+        contents.take(prepared, [0])
+        found.append(contents.numbers[0])
     text = found[0] >= 0
     assert np.array_equal(text, found[1] >= 0) and np.array_equal(found[0][text], found[1][text])
     assert (found[0][~text] != found[1][~text]).all()
@@ -155,9 +155,9 @@ def test_numbers_of_visuals_are_keyed(model):
     ],
 )
 def test_which_row_a_prompt_takes(model, shared, held, free, expected):
-    rows = Rows(model.empty_cache(0, 3))
-    rows.numbers, rows.used = [np.arange(held)] * 3, [3, 1, 2]
-    assert rows.choose(shared, free) == expected
+    contents = Contents(model.empty_cache(0, 3))
+    contents.numbers, contents.used = [np.arange(held)] * 3, [3, 1, 2]
+    assert contents.choose(shared, free) == expected
 
 
 @settings(max_examples=50, deadline=None)

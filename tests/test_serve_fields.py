@@ -787,7 +787,7 @@ def test_a_text_that_is_too_long_is_not_tokenized(served, monkeypatch):
 
 
 def test_as_many_answers_as_there_are_slots(served):
-    rows = len(served.service.slots.rows)
+    rows = len(served.service.slots.questions)
     assert len(ready(served, n=rows).rules) == rows
     got = served.chat(n=rows + 1)
     assert got.status == 400 and got.error["param"] == "n"

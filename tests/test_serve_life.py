@@ -25,7 +25,7 @@ from hostile import SECONDS, SHAPES, answered, ask, dial, head, picture, questio
 
 import llava_min
 from llava_min.engine.answers import Reply
-from llava_min.engine.rows import Rows
+from llava_min.engine.rows import Contents
 from llava_min.errors import NumericsError, RankError
 from llava_min.serve import app
 from llava_min.serve.errors import STOPPING
@@ -76,7 +76,7 @@ def check_alive(running) -> None:
     assert hostile.until(running.idle)
     assert hostile.until(lambda: running.server.config.app.held == 0)
     slots = running.service.slots
-    assert slots.free == len(slots.rows) and not running.service.worker.jobs
+    assert slots.free == len(slots.questions) and not running.service.worker.jobs
     answer = ask(running.port, question("Where is the star?", picture(SHAPES.read_bytes())))
     expected = running.service.model.generate(
         "Where is the star?", images=[SHAPES.read_bytes()], max_tokens=4
@@ -128,7 +128,7 @@ def test_gone_before_the_first_token(server, monkeypatch, stream):
     rounds = Rounds(server, monkeypatch)
     sock = sent(server.port, question("Why? " * 150, max_tokens=4, stream=stream))
     assert hostile.until(lambda: rounds.count > 5)
-    asked = next(row for row in slots.rows if row is not None)
+    asked = next(row for row in slots.questions if row is not None)
     leave(sock, True)
     assert hostile.until(server.idle)
     assert 0 < asked.done < asked.prepared.plan.tokens - 40 and not asked.reply.new
@@ -141,7 +141,7 @@ def test_gone_in_the_queue(server, monkeypatch):
     begun, begin = [], slots.begin
     monkeypatch.setattr(slots, "begin", lambda asked: begun.append(asked) or begin(asked))
     Rounds(server, monkeypatch)
-    writing = [sent(server.port, long()) for _ in slots.rows]
+    writing = [sent(server.port, long()) for _ in slots.questions]
     assert hostile.until(lambda: slots.free == 0 and len(begun) == 2)
     waiting = [sent(server.port, long(stream=bool(n % 2))) for n in range(4)]
     assert hostile.until(lambda: len(slots.waiting) == 4)
@@ -334,7 +334,7 @@ def test_a_failure_in_the_tower(server, monkeypatch):
 
 def test_a_failure_before_the_prompt_is_read(server, monkeypatch):
     """When a row is chosen, and when the answer's rules are made."""
-    for owner, name in ((Rows, "take"), (server.service.slots, "submit")):
+    for owner, name in ((Contents, "take"), (server.service.slots, "submit")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, lambda *_: (_ for _ in ()).throw(MemoryError()))
             assert ask(server.port, question("hi"))[0] == 500

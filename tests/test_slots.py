@@ -68,8 +68,8 @@ def test_a_step_covers_the_rows_from_the_first_to_the_last_that_writes(model, wa
     eager = slots.eager
 
     def noted(start, stop):
-        ends = [slots.rows[start], slots.rows[stop - 1]]
-        read = not slots.being_read() and not (slots.waiting and None in slots.rows)
+        ends = [slots.questions[start], slots.questions[stop - 1]]
+        read = not slots.being_read() and not (slots.waiting and None in slots.questions)
         steps.append((stop - start, all(one is not None and one.writing for one in ends), read))
         return eager(start, stop)
 
@@ -243,7 +243,7 @@ def test_a_failure_ends_its_own_question_alone(model, alone, monkeypatch, where)
 
         def failing(ids, cache):
             beside = any(one.writing for one in others)
-            if cache.keys.data_ptr() == row and slots.rows[0] is guilty and beside:
+            if cache.keys.data_ptr() == row and slots.questions[0] is guilty and beside:
                 raise error
             return decode(ids, cache)
 
@@ -269,7 +269,7 @@ def test_a_step_that_fails_after_it_counted_is_counted_back(model, alone, monkey
     tokens = {one: one.prepared.plan.tokens for one in asked.values()}
     while slots.busy:
         slots.round()
-        for row, one in enumerate(slots.rows):
+        for row, one in enumerate(slots.questions):
             if one is not None and one.writing:
                 seen = tokens[one] + len(one.reply.new) - 1
                 assert slots.cache.host_lengths[row] == slots.cache.lengths[row] == seen
@@ -300,7 +300,9 @@ def test_the_rows_of_a_step_that_do_not_write_are_counted_back(device, places):
         return made
 
     slots.model = SimpleNamespace(network=SimpleNamespace(device=SimpleNamespace(type=device)))
-    slots.rows = [SimpleNamespace(reply=SimpleNamespace(new=[7, 70 + row])) for row in range(4)]
+    slots.questions = [
+        SimpleNamespace(reply=SimpleNamespace(new=[7, 70 + row])) for row in range(4)
+    ]
     slots.cache = SimpleNamespace(host_lengths=np.arange(4), lengths=np.arange(4))
     slots.step, slots.eager = step(0, 4), step
     first, found = slots.stepped(places)

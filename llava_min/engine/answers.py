@@ -30,14 +30,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question got: times in seconds; `media` says what became of each picture and video."""
+    """What a question got; `media` says what became of each picture and video."""
 
     text: str
     token_ids: list[int]
-    finish_reason: str
-    usage: dict[str, int]
-    timings: dict[str, float]
-    memory: dict[str, int]
+    finish_reason: str  # "stop", "length" or "interrupted"
+    usage: dict[str, int]  # tokens, by what they were
+    timings: dict[str, float]  # seconds, and tokens a second
+    memory: dict[str, int]  # bytes
     media: list[Entry]
 
 
@@ -128,8 +128,8 @@ class Clock:
 class Reply(Sequence):
     """A Sequence with a clock: an answer on its way, from the question to the Answer.
 
-    began: when it was asked, time.perf_counter(). rules: see engine/rules.py. `looking` and
-    `reading` count the seconds in the vision tower and in the whole prompt; first, last: when the
+    began: when it was asked, time.perf_counter(). rules: see engine/rules.py. looking_clock,
+    reading_clock: the seconds in the vision tower, and in the whole prompt. first, last: when the
     first and the last token were known.
     """
 
@@ -145,7 +145,7 @@ class Reply(Sequence):
     ):
         super().__init__(prepared.ids, prepared.plan.tokens, options, known, eos, tokenizer)
         self.prepared, self.began, self.rules = prepared, began, list(rules)
-        self.looking, self.reading = Clock(), Clock()
+        self.looking_clock, self.reading_clock = Clock(), Clock()
         self.first = self.last = 0.0
 
     def take(self, logits: Tensor, likely: int | None = None) -> Token:
@@ -174,8 +174,8 @@ class Reply(Sequence):
         timings = {
             "load_s": load_seconds,
             "preprocess_s": self.prepared.seconds,
-            "vision_s": self.looking.seconds,
-            "prefill_s": self.reading.seconds - self.looking.seconds,
+            "vision_s": self.looking_clock.seconds,
+            "prefill_s": self.reading_clock.seconds - self.looking_clock.seconds,
             "ttft_s": self.first - self.began if count else 0.0,
             "decode_s": writing,
             "tokens_per_s": (count - 1) / writing if count > 1 else 0.0,

@@ -122,8 +122,8 @@ class Model(Asking):
         else:
             with memory_guard("allocate the cache"):
                 cache, (plan, visuals) = prefix.cache, prefix.turn_to(prepared, capacity)
-        reading = self.reading(plan, visuals, cache, reply.looking)
-        logits = yield from reply.reading.around(reading)
+        portions = self.reading(plan, visuals, cache, reply.looking_clock)
+        logits = yield from reply.reading_clock.around(portions)
         step, lookup = self.step(cache), None
         if options.lookup:
             common = self.network, cache, self.known_ids
@@ -227,8 +227,8 @@ class Model(Asking):
     def prefilled(self, prepared: Prepared, more: int, keep: str = "last") -> tuple[Tensor, Cache]:
         """(logits, the cache after the prompt with room for `more` tokens)."""
         cache = self.empty_cache(prepared.plan.tokens + more)
-        reading = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
-        return finished(reading), cache
+        portions = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
+        return finished(portions), cache
 
     def step(self, cache: Cache) -> Step:
         """How one answer's tokens are made over a cache of one row."""

@@ -27,7 +27,7 @@ Move = tuple[int, ...]  # (row,) is left; or (source, row, count): so many token
 WORTH = 32  # fewer tokens in common are computed again, not copied
 
 
-class Rows:
+class Contents:
     """The tokens of each row by number (engine/prefix.py), and when the row was last used.
 
     The numbers of visuals are keyed: nobody can prepare a picture that passes for another's.
@@ -47,7 +47,7 @@ class Rows:
         Gives the row, and the plan and the visuals of the rest.
         """
         numbers = numbers_of(prepared, self.key)
-        shared = [common(self.held(row, free), numbers) for row in range(len(self.numbers))]
+        shared = [common(self.in_row(row, free), numbers) for row in range(len(self.numbers))]
         row, source = self.choose(shared, free)
         plan, visuals = prepared.plan, prepared.visuals
         if source is not None:
@@ -60,7 +60,7 @@ class Rows:
         self.used[row] = self.uses
         return row, plan, visuals
 
-    def held(self, row: int, free: list[int]) -> np.ndarray:
+    def in_row(self, row: int, free: list[int]) -> np.ndarray:
         """The numbers of the tokens whose keys and values are in a row."""
         if row in free:
             return self.numbers[row]

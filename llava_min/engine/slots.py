@@ -32,7 +32,7 @@ from ..request.prepare import Prepared
 from .answers import Answer, Event, Finished, Reply
 from .looks import Looks
 from .pace import Pace
-from .rows import Rows
+from .rows import Contents
 from .rules import Rule
 from .step import decoding, eager
 
@@ -45,12 +45,12 @@ log = logging.getLogger("llava_min")
 class Asked:
     """A question in the slots: it waits, is read, is written, and ends with an answer or an error.
 
-    listen: gets its events in order, the Answer last.
+    listen: gets its events in order, the Answer last. portions: of its prompt, while it is read.
     """
 
     def __init__(self, prepared: Prepared, reply: Reply, listen: Callable[[Event], None]):
         self.prepared, self.reply, self.listen = prepared, reply, listen
-        self.reading: Generator[Portion, None, Tensor] | None = None
+        self.portions: Generator[Portion, None, Tensor] | None = None
         self.cached = self.done = 0  # tokens of the prompt that were there, and that were read
         self.answer: Answer | None = None
         self.error: Exception | None = None
@@ -71,8 +71,9 @@ def ignore(event: Event) -> None:
 class Slots:
     """`rows` rows of one cache, each with room for `capacity` tokens of prompt and answer.
 
-    watched: answers go on while prompts are read; otherwise they wait until all are read. looks:
-    bytes for rows of pictures and clips that may come again.
+    questions: that of each row, or None. contents: the tokens in each row, also after its question
+    ended. watched: answers go on while prompts are read; otherwise they wait until all are read.
+    looks: bytes for rows of pictures and clips that may come again.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class Slots:
         self.model, self.capacity, self.watched = model, capacity, watched
         self.cache = model.empty_cache(capacity, rows)
         moved = getattr(model.network.decoder, "moved", None)  # of one in parts: engine/leader.py
-        self.held = Rows(self.cache, moved and partial(moved, self.cache))
+        self.contents = Contents(self.cache, moved and partial(moved, self.cache))
         self.looks = Looks(model.encode, looks)
         self.pace = Pace.of(model.network.device.type) if watched else Pace()
         self.step = decoding(model.network, self.cache, model.known_ids)
-        self.rows: list[Asked | None] = [None] * rows
+        self.questions: list[Asked | None] = [None] * rows
         self.waiting: deque[Asked] = deque()
         self.turn = -1  # the row whose prompt was read last
 
@@ -107,23 +108,23 @@ class Slots:
     @property
     def busy(self) -> bool:
         """Whether any question has not ended."""
-        return bool(self.waiting) or any(self.rows)
+        return bool(self.waiting) or any(self.questions)
 
     @property
     def free(self) -> int:
         """Rows that no question has or waits for."""
-        return max(0, self.rows.count(None) - len(self.waiting))
+        return max(0, self.questions.count(None) - len(self.waiting))
 
     def cancel(self, asked: Asked) -> None:
         """Forget a question that has not ended, wherever it is."""
         if asked in self.waiting:
             self.waiting.remove(asked)
-        elif asked in self.rows:
-            self.release(self.rows.index(asked), asked.reply.new)
+        elif asked in self.questions:
+            self.release(self.questions.index(asked), asked.reply.new)
 
     def round(self) -> list[Asked]:
         """One portion of one prompt, and one token for every answer: the questions that ended."""
-        before = [asked for asked in (*self.rows, *self.waiting) if asked is not None]
+        before = [asked for asked in (*self.questions, *self.waiting) if asked is not None]
         while self.can_begin():
             self.begin(self.waiting.popleft())
         self.read()
@@ -136,74 +137,76 @@ class Slots:
 
         Each then goes on from what the one before it left, if they begin alike.
         """
-        free = bool(self.waiting) and None in self.rows
+        free = bool(self.waiting) and None in self.questions
         return free and (self.watched or not self.being_read())
 
     def being_read(self) -> bool:
         """Whether any prompt is half read."""
-        return any(asked is not None and asked.reading is not None for asked in self.rows)
+        return any(asked is not None and asked.portions is not None for asked in self.questions)
 
     def begin(self, asked: Asked) -> None:
         """Give a question a row, and start to read what is not there yet of its prompt."""
-        free = [row for row, other in enumerate(self.rows) if other is None]
+        free = [row for row, other in enumerate(self.questions) if other is None]
         try:
-            row, plan, visuals = self.held.take(asked.prepared, free)
+            row, plan, visuals = self.contents.take(asked.prepared, free)
         except Exception as error:  # whatever it is, it ends its own question alone
             asked.error = error
             return
         asked.cached = asked.prepared.plan.tokens - plan.tokens
-        reading = self.model.reading(
+        portions = self.model.reading(
             plan,
             visuals,
             self.cache.row(row),
-            asked.reply.looking,
+            asked.reply.looking_clock,
             pace=self.pace,
             encode=self.looks.encode,
         )
-        asked.reading = asked.reply.reading.around(reading)
-        self.rows[row] = asked
+        asked.portions = asked.reply.reading_clock.around(portions)
+        self.questions[row] = asked
 
     def release(self, row: int, answer: list[int] | None) -> None:
         """Take a row from its question. Its tokens stay, with those of the answer; None: forget."""
-        asked, self.rows[row] = self.rows[row], None
-        if asked is not None and asked.reading is not None:
-            asked.reading.close()
-            asked.reading = None
-        self.held.leave(row, answer)
+        asked, self.questions[row] = self.questions[row], None
+        if asked is not None and asked.portions is not None:
+            asked.portions.close()
+            asked.portions = None
+        self.contents.leave(row, answer)
 
     def read(self) -> None:
         """One portion of the next prompt in turn."""
-        count = len(self.rows)
+        count = len(self.questions)
         for row in ((self.turn + 1 + offset) % count for offset in range(count)):
-            asked = self.rows[row]
-            if asked is not None and asked.reading is not None:
+            asked = self.questions[row]
+            if asked is not None and asked.portions is not None:
                 self.turn = row
                 try:
-                    self.portion(asked, asked.reading)
+                    self.portion(asked, asked.portions)
                 except StopIteration as end:
-                    asked.reading = None
+                    asked.portions = None
                     asked.prepared = asked.reply.prepared = asked.prepared.without_media()
                     self.take(row, end.value[-1], None)
                 except Exception as error:  # whatever it is, it ends its own question alone
                     self.fail(row, error)
                 return
 
-    def portion(self, asked: Asked, reading: Generator[Portion, None, Tensor]) -> None:
+    def portion(self, asked: Asked, portions: Generator[Portion, None, Tensor]) -> None:
         """One portion of a prompt: a small one where an answer waits for it."""
-        writing = any(other is not None and other.writing for other in self.rows)
+        writing = any(other is not None and other.writing for other in self.questions)
         self.pace.hurried = self.watched and writing
         start = time.perf_counter()
-        portion = next(reading)
+        portion = next(portions)
         if portion.done > asked.done:
             self.pace.measured(portion.done - asked.done, time.perf_counter() - start)
         asked.done = portion.done
         asked.listen(portion)
         if portion.done == portion.total:
-            next(reading)  # ends it, so that the first token waits for no other prompt
+            next(portions)  # ends it, so that the first token waits for no other prompt
 
     def write(self) -> None:
         """One step for all answers that are being written."""
-        places = [row for row, asked in enumerate(self.rows) if asked is not None and asked.writing]
+        places = [
+            row for row, asked in enumerate(self.questions) if asked is not None and asked.writing
+        ]
         if not places:
             return
         seen = self.cache.host_lengths.copy()
@@ -225,7 +228,7 @@ class Slots:
         to the last of these. The other rows among them are counted back.
         """
         whole = self.model.network.device.type == "cuda"
-        start, stop = (0, len(self.rows)) if whole else (places[0], places[-1] + 1)
+        start, stop = (0, len(self.questions)) if whole else (places[0], places[-1] + 1)
         others = [row for row in range(start, stop) if row not in places]
         ids = [self.newest(row) if row in places else 0 for row in range(start, stop)]
         found = self.step(ids) if whole else self.eager(start, stop)(ids)
@@ -240,7 +243,7 @@ class Slots:
 
     def newest(self, row: int) -> int:
         """The newest id of an answer."""
-        asked = self.rows[row]
+        asked = self.questions[row]
         assert asked is not None
         return asked.reply.new[-1]
 
@@ -256,7 +259,7 @@ class Slots:
 
     def take(self, row: int, logits: Tensor, likely: int | None) -> None:
         """One more token of a row's answer, and its end if this was the last one."""
-        asked = self.rows[row]
+        asked = self.questions[row]
         assert asked is not None
         try:
             asked.listen(asked.reply.take(logits, likely))
@@ -271,7 +274,7 @@ class Slots:
 
     def fail(self, row: int, error: Exception) -> None:
         """End a row's question with an error; what it computed is not used again."""
-        asked = self.rows[row]
+        asked = self.questions[row]
         assert asked is not None
         asked.error = error
         self.release(row, None)

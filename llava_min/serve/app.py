@@ -112,7 +112,7 @@ class ChatCompletions:
         site.open += 1
         try:
             service = site.loaded()
-            if site.open > len(service.slots.rows) + site.waiting:
+            if site.open > len(service.slots.questions) + site.waiting:
                 raise BUSY
             read = partial(service.ready, gone=gone.done)
             ready = await unless(gone, site.read(read, scope["state"]["body"]))
@@ -215,12 +215,12 @@ def paths(site: Site) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         service = site.loaded()
-        rows = service.slots.rows
-        busy = sum(row is not None for row in rows)
+        questions = service.slots.questions
+        busy = sum(question is not None for question in questions)
         gauges = {
             "requests_processing": busy,
             "requests_deferred": max(0, site.open - busy),
-            "slots": len(rows),
+            "slots": len(questions),
         }
         text = service.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
@@ -293,7 +293,7 @@ def card(site: Site) -> dict[str, Any]:
             "dtype": storage.dtype,
             "bits": storage.bits,
             "n_ctx_train": config.text.context,
-            "slots": len(service.slots.rows),
+            "slots": len(service.slots.questions),
         }
     return found
 

@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
             model = load()
             slots = slots_for(model, listening.slots, listening.tokens)
             self.site.service = Service(model, slots, listening.borders)
-            room = f"{len(slots.rows)} slots of {slots.capacity:,} tokens"
+            room = f"{len(slots.questions)} slots of {slots.capacity:,} tokens"
             log.info(f"{room}; ready at {self.address}/v1")
         except Exception as error:  # of the loading thread; the main thread raises it
             self.failure = error

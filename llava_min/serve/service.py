@@ -131,8 +131,8 @@ class Service:
 
     def opened(self, wanted: Wanted, gone: Callable[[], bool]) -> Ready:
         """`ready`, of a request that was understood."""
-        if wanted.n > len(self.slots.rows):
-            raise wrong("n", f"at most {len(self.slots.rows)}, the number of slots")
+        if wanted.n > len(self.slots.questions):
+            raise wrong("n", f"at most {len(self.slots.questions)}, the number of slots")
         question, options = self.question_of(wanted)
         with self.decoding:
             if gone():

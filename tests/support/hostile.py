@@ -51,10 +51,10 @@ class Local:
         return self.server.site.service
 
     def idle(self) -> bool:
-        """Whether no request is anywhere: no row busy, none waiting, none open."""
+        """Whether no request is anywhere: no slot busy, none waiting, none open."""
         slots, worker = self.service.slots, self.service.worker
-        rows = [row for row in slots.rows if row is not None]
-        return not (rows or slots.waiting or worker.jobs or self.site.open)
+        busy = [one for one in slots.questions if one is not None]
+        return not (busy or slots.waiting or worker.jobs or self.site.open)
 
     def stop(self) -> None:
         self.server.should_exit = self.server.force_exit = True
