@@ -13,8 +13,7 @@ Read model.py first. Read next: engine/slots.py.
 import math
 from collections.abc import Callable
 
-SECONDS = {"cuda": 0.1}  # of a chunk for which somebody waits
-SECONDS_ELSEWHERE = 0.2
+SECONDS_CUDA, SECONDS_ELSEWHERE = 0.1, 0.2  # of a chunk for which somebody waits
 CALM = 10  # times the budget where nobody waits
 FIRST = 16  # tokens of a hurried chunk before a speed is known, and of every chunk at least
 NEWEST = 0.5  # the weight of the newest chunk in the speed
@@ -23,22 +22,28 @@ NEWEST = 0.5  # the weight of the newest chunk in the speed
 class Pace:
     """The speed of reading, and the `seconds` of a chunk for which somebody waits.
 
-    hurried: somebody waits now.
+    most_tiles: that the tower sees at a time; None: as many as memory allows. hurried: somebody
+    waits now.
     """
 
-    def __init__(self, seconds: float = math.inf) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float = math.inf, most_tiles: int | None = None) -> None:
+        self.seconds, self.most_tiles = seconds, most_tiles
         self.speed = self.newest = 0.0  # tokens a second: on average, and of the last chunk
         self.hurried = False
 
     @classmethod
     def of(cls, device: str) -> "Pace":
-        """That of a device which many questions share."""
-        return cls(SECONDS.get(device, SECONDS_ELSEWHERE))
+        """That of a device which many questions share.
+
+        One tile takes a CPU seconds, and several at a time are no faster there.
+        """
+        if device == "cuda":
+            return cls(SECONDS_CUDA)
+        return cls(SECONDS_ELSEWHERE, most_tiles=1)
 
     def tiles(self, most: int) -> int:
-        """Tiles at a time, at most `most`. One takes a CPU seconds, and more are no faster."""
-        return 1 if self.seconds == SECONDS_ELSEWHERE else most
+        """Tiles at a time, at most `most`."""
+        return min(most, self.most_tiles or most)
 
     def tokens(self, most: int) -> Callable[[], int]:
         """How many tokens the next chunk has, at most `most`, asked again before each chunk.
