@@ -276,6 +276,19 @@ def test_in_a_plain_prompt_a_place_without_a_medium_is_refused(model, kind):
         check_text(model, {"question": "x"}, question=typed)
 
 
+@pytest.mark.parametrize("name", sorted(templates.TEMPLATES))
+def test_a_typed_end_of_a_turn_is_one_only_where_turns_are_written_in_letters(name):
+    """Two turns, and one that types what is between them: the same but for special tokens."""
+    said = lambda role, text: Turn(role, ((text,),))
+    two = list(
+        templates.TEMPLATES[name]([said("user", "a"), said("assistant", "b"), said("user", "c")])
+    )
+    typed = written(two).partition("a")[2].rpartition("c")[0]
+    one = list(templates.TEMPLATES[name]([said("user", f"a{typed}c")]))
+    tokens = [sum(isinstance(piece, Special) for piece in pieces) for pieces in (one, two)]
+    assert (tokens[0] < tokens[1]) == (name not in ("vicuna", "mistral_2024"))
+
+
 def test_in_a_raw_prompt_special_tokens_and_places_are_what_they_say(model):
     picture = str(small.TINY / "samples" / "shapes.png")
     found = model.prepare("<image>a<|im_end|>", images=[picture], raw=True)
