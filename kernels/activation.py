@@ -74,6 +74,7 @@ def gelu_kernel(rows, bias, mixed, WIDTH: tl.constexpr, KIND: tl.constexpr, BLOC
 
 
 def swiglu_triton(gate_up: Tensor, tile: int = TILE) -> Tensor:
+    """swiglu_torch as one kernel: [... 2I] -> [... I]."""
     width = gate_up.shape[-1] // 2
     flat = gate_up.reshape(-1, 2 * width).contiguous()
     mixed = flat.new_empty(len(flat), width)
@@ -85,6 +86,7 @@ def swiglu_triton(gate_up: Tensor, tile: int = TILE) -> Tensor:
 
 
 def gelu_triton(rows: Tensor, kind: str, bias: Tensor | None = None, tile: int = TILE) -> Tensor:
+    """gelu_torch of rows (+ bias) as one kernel: [... D] -> [... D]."""
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
     count, width = flat.shape
     mixed = torch.empty_like(flat)

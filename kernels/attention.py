@@ -118,9 +118,8 @@ def attention_tiled(query: Tensor, key: Tensor, value: Tensor, block: int = 16) 
     mixed = torch.empty_like(query)
     for first in range(0, new, block):
         rows = query[first : first + block] * (LOG2_E / query.shape[1] ** 0.5)
-        last = (
-            total - new + torch.arange(first, first + len(rows))
-        )  # the last key that each row sees
+        # the last key that each row sees
+        last = total - new + torch.arange(first, first + len(rows))
         softmax = OnlineSoftmax()
         for start in range(0, int(last[-1]) + 1, block):
             keys = torch.arange(start, min(start + block, total))

@@ -67,11 +67,8 @@ def bytes_kernel(
 
     The weights are the left side of the product, as in int4.py. A byte is exact in 16 bits.
     """
-    n, m, k = (
-        tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N),
-        tl.arange(0, BLOCK_M),
-        tl.arange(0, BLOCK_K),
-    )
+    n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     tile = words + n.to(tl.int64)[:, None] * K + k[None, :]
     for start in range(0, K, BLOCK_K):
@@ -196,9 +193,7 @@ def explained(device: torch.device) -> str:
         return "few rows by a kernel, many as bytes"
     if path == "cpu" and int8_cpu.exact():
         return "rows become bytes, whose products this CPU sums exactly"
-    return (
-        "rows as they are, as sums of bytes overflow here" if path == "cpu" else "rows as they are"
-    )
+    return "rows as they are" + ", as sums of bytes overflow here" * (path == "cpu")
 
 
 def in_integers(rows: Tensor, words: Tensor) -> bool:

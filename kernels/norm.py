@@ -152,6 +152,7 @@ def rms_norm_triton(rows: Tensor, update: Tensor | None, weight: Tensor, eps: fl
 
 
 def layer_norm_triton(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, tile=TILE) -> Tensor:
+    """layer_norm_torch as one kernel: [... D] -> [... D]."""
     flat = rows.reshape(-1, rows.shape[-1]).contiguous()
     normed = torch.empty_like(flat)
     if flat.numel():

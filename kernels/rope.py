@@ -194,6 +194,7 @@ def write_kernel(
 
 
 def write_triton(qkv: Tensor, angles: Tensor, layer, tokens: int = TOKENS) -> Tensor:
+    """write_torch as one kernel, in float32 where it rotates."""
     batch, new, width = qkv.shape
     _, kv_heads, capacity, head_dim = layer.keys.shape
     heads = width // head_dim - 2 * kv_heads

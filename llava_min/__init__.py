@@ -123,14 +123,14 @@ def load(
 
     device: auto, cpu, cuda, mps, xpu. dtype: auto, bfloat16, float16, float32, float64. kv_dtype:
     of the cache, auto (as dtype), int8, fp8. config: keys that replace those of config.json.
-    context: the longest sequence, instead of the checkpoint's. bits: 4 or 8 quantises the decoder
-    while loading. adapter: a folder with a LoRA, as PEFT writes it, which is merged into the
-    weights. compile: on a CPU, True compiles the decode step, once for a model's shape and format,
-    which takes a minute; None uses it where it was compiled before, False never. devices: share the
-    layers among several of one kind. tensor_parallel, pipeline_parallel: share each layer, or the
-    layers, among so many processes, which end with this one; if one of them fails, they end this
-    one too. offload: keep layers that do not fit on the device in the host's memory. Names and
-    types of other libraries are taken too (base/habits.py).
+    context: the longest sequence, instead of the checkpoint's. bits: 4 quantises the decoder while
+    loading, 8 the vision tower and the projector too. adapter: a folder with a LoRA, as PEFT writes
+    it, which is merged into the weights. compile: on a CPU, True compiles the decode step, once for
+    a model's shape and format, which takes a minute; None uses it where it was compiled before,
+    False never. devices: share the layers among several of one kind. tensor_parallel,
+    pipeline_parallel: share each layer, or the layers, among so many processes, which end with this
+    one; if one of them fails, they end this one too. offload: keep layers that do not fit on the
+    device in the host's memory. Names and types of other libraries are taken too (base/habits.py).
     Raises LlavaMinError.
     """
     from .engine.load import load

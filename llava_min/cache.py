@@ -94,9 +94,9 @@ class Layer:
 class Cache:
     """Keys and values of every layer, allocated once for `capacity` tokens a row."""
 
-    keys: Tensor
-    values: Tensor
-    key_scales: Tensor | None
+    keys: Tensor  # [L B K S E]
+    values: Tensor  # [L B K S E]
+    key_scales: Tensor | None  # [L B K S] float32 where keys and values have 8 bits
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
     host_lengths: np.ndarray  # int64 [B], the same on the host; empty where only the device counts

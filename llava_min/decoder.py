@@ -24,10 +24,13 @@ from .kernels.decode_attention import decode_attention
 from .trace import see
 from .vision import Linear
 
-DECODE_QUERIES = 8  # up to this many new tokens a row go to decode_attention
+# Up to this many new tokens a row go to decode_attention: the newest one and the drafts after it
+DECODE_QUERIES = 8
 
 
 class RMSNorm(nn.Module):
+    """Rows [... D] divided by their root mean square, times a weight."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.empty(width)), eps

@@ -32,7 +32,10 @@ def squeezed(picture: Image.Image, tile: int) -> np.ndarray:
 
 
 def anyres_tiles(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
-    """The squeezed picture, then the tiles of its grid in reading order, centred on black."""
+    """The squeezed picture, then the tiles of its grid in reading order: [1 + tiles S S 3].
+
+    The picture is centred on the grid, with black around it.
+    """
     tile, grid = config.tile, Grid.of(picture.size, config).tiles
     canvas_size = (grid[1] * tile, grid[0] * tile)
     inner = picture.resize(fitted(picture.size, canvas_size), Image.Resampling.BICUBIC)
@@ -60,7 +63,7 @@ def seen_from(old: int, new: int, first: int, last: int) -> tuple[tuple[float, f
 
 
 def padded_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
-    """One tile: the picture centred on a square of the mean colour.
+    """One tile [1 S S 3]: the picture centred on a square of the mean colour.
 
     It is used for several pictures at once, and by LLaVA-1.5. The square may be far larger than the
     picture and is never made whole. Pillow resizes rows before columns, so some rows are resized at
@@ -85,12 +88,12 @@ def padded_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
 
 
 def square_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
-    """One tile: the picture squeezed."""
+    """One tile [1 S S 3]: the picture squeezed."""
     return squeezed(picture, config.tile)[None]
 
 
 def cropped_tile(picture: Image.Image, config: LlavaConfig) -> np.ndarray:
-    """One tile: the shorter side resized to the tile, then the middle of the longer one."""
+    """One tile [1 S S 3]: the shorter side resized to the tile, the middle of the longer one."""
     tile, (width, height) = config.tile, picture.size
     short, long = min(width, height), max(width, height)
     longer = int(tile * long / short)
@@ -128,7 +131,7 @@ class Frames(Protocol):
 
 
 class FrameTiles:
-    """Some frames [H W 3] of a clip as one tile each [S S 3]: Frames themselves."""
+    """Some frames [H W 3] of a clip, each as one tile [S S 3]; itself it is a Frames too."""
 
     def __init__(self, frames: Frames, config: LlavaConfig, which: range) -> None:
         self.frames, self.config, self.which = frames, config, which

@@ -78,7 +78,7 @@ POOLS = {
     ),
     "average": lambda m: F.avg_pool2d(m, 2),
     "max": lambda m: F.max_pool2d(m, 2),
-}  # [B C P P] -> [B C P/2 P/2]; bilinear rounds up, the others drop an odd last row
+}  # [B W P P] -> [B W P/2 P/2]; bilinear rounds up, the others drop an odd last row
 
 
 def pool(patches: Tensor, mode: str) -> Tensor:

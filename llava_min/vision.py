@@ -56,6 +56,8 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.Module):
+    """Rows [... D] with mean 0 and variance 1, times a weight, plus a bias."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
