@@ -210,14 +210,18 @@ def renamed(given: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
-def missing(name: str, spelt: Callable[[str], str] = str) -> ParameterError:
-    """The error for an option that exists elsewhere only, with what does it here.
+def missing(name: str) -> ParameterError:
+    """The error for an argument that exists elsewhere only, with what does it here.
 
     >>> print(missing("num_beams"))
     No option is called num_beams. There is no beam search; temperature above 0 samples.
     """
-    sentence = re.sub(r"\{(\w+)\}", lambda found: spelt(found[1]), MISSING[name][2])
-    return ParameterError(f"No option is called {spelt(name)}. {sentence}")
+    return ParameterError(f"No option is called {name}. {instead(name)}")
+
+
+def instead(name: str, spelt: Callable[[str], str] = str) -> str:
+    """The sentence of MISSING about an argument, the names in it as `spelt` writes them."""
+    return re.sub(r"\{(\w+)\}", lambda found: spelt(found[1]), MISSING[name][2])
 
 
 def check_sampling(sample: object, temperature: object) -> None:

@@ -11,6 +11,7 @@ class Progress:
         self.start: float | None = None
 
     def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` units of work are done; the last call wipes the bar."""
         import time
 
         now = time.monotonic()

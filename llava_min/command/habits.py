@@ -104,8 +104,8 @@ def table() -> dict[str, tuple[str, str]]:
 def absent() -> dict[str, tuple[str, str]]:
     """{option elsewhere: (where, the sentence about it)} of all that do not exist here."""
     found = dict(ABSENT)
-    for name, (where, _, sentence) in habits.MISSING.items():
-        found[spelt(name)] = where, re.sub(r"\{(\w+)\}", lambda name: spelt(name[1]), sentence)
+    for name, (where, _, _) in habits.MISSING.items():
+        found[spelt(name)] = where, habits.instead(name, spelt)
     return {flag: row for flag, row in found.items() if flag not in known()}
 
 
