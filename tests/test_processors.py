@@ -58,8 +58,8 @@ def write(folder, name: str, values: dict) -> None:
     (folder / name).write_text(json.dumps(values))
 
 
-def obeyed(family: str, folder, *given):
-    return processors.obeyed(layouts.parse_config(SETTINGS[family][0]), folder, given)
+def as_files_say(family: str, folder, *given):
+    return processors.as_files_say(layouts.parse_config(SETTINGS[family][0]), folder, given)
 
 
 def processor_class(kind: str):
@@ -75,7 +75,7 @@ def our_pixels(config, mode: str, picture) -> torch.Tensor:
 def check_pixels(family: str, kind: str, folder, values: dict) -> None:
     """Our tiles of one and of two pictures, as transformers' processor of the folder makes them."""
     write(folder, "preprocessor_config.json", values)
-    config, theirs = obeyed(family, folder), processor_class(kind).from_pretrained(folder)
+    config, theirs = as_files_say(family, folder), processor_class(kind).from_pretrained(folder)
     for sizes in SIZES:
         pictures = [small.picture(*size, seed=sum(size)) for size in sizes]
         several = len(pictures) > 1
@@ -188,7 +188,7 @@ def test_what_is_refused_by_name(tmp_path, family, nested, change):
             held, file = {section: held}, "processor_config.json"
         write(tmp_path, file, held)
         with pytest.raises(CheckpointError, match=key) as error:
-            obeyed(family, tmp_path)
+            as_files_say(family, tmp_path)
         assert error.value.exit_code == 3 and file in str(error.value)
 
 
@@ -215,7 +215,7 @@ def test_what_a_family_cannot_do_is_refused_by_name(tmp_path, family, change, na
         del values["image_processor_type"]
     write(tmp_path, "preprocessor_config.json", values)
     with pytest.raises(CheckpointError, match=named):
-        obeyed(family, tmp_path)
+        as_files_say(family, tmp_path)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -228,7 +228,7 @@ def test_files_as_transformers_saves_them_change_nothing(tmp_path, family, neste
     else:
         saved.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO):
-        config = obeyed(family, tmp_path)
+        config = as_files_say(family, tmp_path)
     assert config == layouts.parse_config(values) and config.ignored == () and not caplog.records
 
 
@@ -245,7 +245,7 @@ def test_a_whole_processor_as_transformers_saves_it(tmp_path, name):
         tmp_path
     )
     assert not (tmp_path / "preprocessor_config.json").exists()
-    config = obeyed(name, tmp_path)
+    config = as_files_say(name, tmp_path)
     assert config == layouts.parse_config(SETTINGS[name][0]) and config.ignored == ()
 
 
@@ -304,7 +304,7 @@ def test_a_whole_processor_as_transformers_saves_it(tmp_path, name):
 )
 def test_published_files_change_nothing(tmp_path, name, values):
     write(tmp_path, "preprocessor_config.json", values)
-    config = obeyed(name, tmp_path)
+    config = as_files_say(name, tmp_path)
     assert config == layouts.parse_config(SETTINGS[name][0]) and config.ignored == ()
 
 
@@ -316,14 +316,14 @@ def test_the_original_layout_takes_any_class_and_its_own_order_of_sides(tmp_path
         held = {"image_processor_type": KINDS[kind], "size": SQUARE, **mean}
         held["image_grid_pinpoints"] = [[TILE, 2 * TILE]]
         write(tmp_path, "preprocessor_config.json", held)
-        assert processors.obeyed(config, tmp_path, ()) == config
+        assert processors.as_files_say(config, tmp_path, ()) == config
         del held["image_processor_type"]
         write(tmp_path, "preprocessor_config.json", held)
-        assert processors.obeyed(config, tmp_path, ()) == config
+        assert processors.as_files_say(config, tmp_path, ()) == config
         held["image_grid_pinpoints"] = [[2 * TILE, TILE]]
         write(tmp_path, "preprocessor_config.json", held)
         with pytest.raises(CheckpointError, match="image_grid_pinpoints"):
-            processors.obeyed(config, tmp_path, ())
+            processors.as_files_say(config, tmp_path, ())
 
 
 @pytest.mark.parametrize("name", ["LlavaNextVideoImageProcessor", "LlavaNextImageProcessorFast"])
@@ -331,7 +331,7 @@ def test_other_names_of_a_class(tmp_path, name):
     """Older files name the class of clips, or that of another backend."""
     values = {"image_processor_type": name, **SETTINGS["next_video"][2]}
     write(tmp_path, "preprocessor_config.json", values)
-    assert obeyed("next_video", tmp_path) == layouts.parse_config(FAMILIES["next_video"])
+    assert as_files_say("next_video", tmp_path) == layouts.parse_config(FAMILIES["next_video"])
 
 
 # Clips -------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_num_frames_wherever_it_stands(tmp_path, family, place):
     if place == "pictures":
         pictures["num_frames"] = 5
     write(tmp_path, "preprocessor_config.json", pictures)
-    config = obeyed(family, tmp_path)
+    config = as_files_say(family, tmp_path)
     assert config.frames == 5
     older = any("video_preprocessor_config.json, since" in key for key in config.ignored)
     assert older == (place == "both")
@@ -378,7 +378,7 @@ def test_frames_become_tiles_as_the_file_says(tmp_path, family, change, alone):
         write(tmp_path, "preprocessor_config.json", published)
         values |= {key: published[key] for key in HALF if key in published}
     write(tmp_path, "video_preprocessor_config.json", values)
-    config = obeyed(family, tmp_path)
+    config = as_files_say(family, tmp_path)
     mean, std = config.vision.mean, config.vision.std
     if alone:
         assert mean == tuple(OTHER["image_mean"]) and std == tuple(OTHER["image_std"])
@@ -403,7 +403,7 @@ def test_clips_are_normalised_as_pictures_are(tmp_path, family, change, named):
     write(tmp_path, "preprocessor_config.json", SETTINGS[family][2])
     write(tmp_path, "video_preprocessor_config.json", {"size": SQUARE, **change})
     with pytest.raises(CheckpointError, match=rf"video_preprocessor_config\.json: {named}"):
-        obeyed(family, tmp_path)
+        as_files_say(family, tmp_path)
 
 
 def test_both_sections_as_transformers_saves_them_change_nothing(tmp_path):
@@ -439,7 +439,7 @@ def test_both_sections_as_transformers_saves_them_change_nothing(tmp_path):
         "vision_feature_select_strategy": "full",
     }
     write(tmp_path, "processor_config.json", whole)
-    config = obeyed("onevision", tmp_path)
+    config = as_files_say("onevision", tmp_path)
     assert config == layouts.parse_config(ONEVISION) and config.ignored == ()
 
 
@@ -448,12 +448,12 @@ def test_frames_that_are_padded_need_the_mean(tmp_path):
     pictures = {"image_processor_type": "LlavaImageProcessor", **SETTINGS["llava_1_5"][2]}
     write(tmp_path, "preprocessor_config.json", pictures)
     write(tmp_path, "video_preprocessor_config.json", {"size": SQUARE, "do_pad": True})
-    config = obeyed("llava_1_5", tmp_path)
+    config = as_files_say("llava_1_5", tmp_path)
     assert (config.image_modes, config.frame_mode) == (("crop",), "pad")
     clips = {"size": SQUARE, "do_pad": True, "do_normalize": False}
     write(tmp_path, "video_preprocessor_config.json", clips)
     with pytest.raises(CheckpointError, match="do_normalize: expected True, where pictures"):
-        obeyed("llava_1_5", tmp_path)
+        as_files_say("llava_1_5", tmp_path)
 
 
 # Which file, and what is said --------------------------------------------------------------------
@@ -463,7 +463,7 @@ def test_the_nested_section_is_read_before_the_older_file(tmp_path):
     section = {"image_processor_type": "CLIPImageProcessor", **SETTINGS["llava_1_5"][2], **OTHER}
     write(tmp_path, "processor_config.json", {"image_processor": section})
     write(tmp_path, "preprocessor_config.json", {"do_resize": False})
-    config = obeyed("llava_1_5", tmp_path)
+    config = as_files_say("llava_1_5", tmp_path)
     assert config.vision.mean == tuple(OTHER["image_mean"])
     assert config.ignored == ("preprocessor_config.json, since processor_config.json comes first",)
 
@@ -472,7 +472,7 @@ def test_unknown_keys_are_listed(tmp_path):
     values = {**SETTINGS["interleave"][2], "sharpen": True, "image_grid_pinpoints": GRIDS}
     write(tmp_path, "preprocessor_config.json", values)
     write(tmp_path, "processor_config.json", {"my_key": 1, "image_token": "<image>"})
-    assert obeyed("interleave", tmp_path).ignored == (
+    assert as_files_say("interleave", tmp_path).ignored == (
         "processor_config.json: my_key",
         "preprocessor_config.json: image_grid_pinpoints",
         "preprocessor_config.json: sharpen",
@@ -482,7 +482,7 @@ def test_unknown_keys_are_listed(tmp_path):
 def test_another_mean_is_told(tmp_path, caplog):
     write(tmp_path, "preprocessor_config.json", {**SETTINGS["llava_1_5"][2], **OTHER})
     with caplog.at_level(logging.INFO):
-        obeyed("llava_1_5", tmp_path)
+        as_files_say("llava_1_5", tmp_path)
     assert "mean (0.485, 0.456, 0.406)" in caplog.text
 
 
@@ -490,9 +490,9 @@ def test_grids_that_the_caller_gives_are_not_contradicted(tmp_path):
     """And the same grids in another order are the same."""
     values = {**SETTINGS["next"][2], "image_grid_pinpoints": GRIDS[::-1]}
     write(tmp_path, "preprocessor_config.json", values)
-    assert obeyed("next", tmp_path).grids == layouts.parse_config(FAMILIES["next"]).grids
+    assert as_files_say("next", tmp_path).grids == layouts.parse_config(FAMILIES["next"]).grids
     write(tmp_path, "preprocessor_config.json", values | {"image_grid_pinpoints": GRIDS[:1]})
-    obeyed("next", tmp_path, "image_grid_pinpoints")
+    as_files_say("next", tmp_path, "image_grid_pinpoints")
 
 
 def test_a_loaded_model_prepares_as_the_folder_says(tmp_path):

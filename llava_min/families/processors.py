@@ -82,7 +82,7 @@ NOT_READ = frozenset(  # keys that change nothing in what is computed here
 )
 
 
-def obeyed(config: LlavaConfig, folder: Path, given: Collection[str]) -> LlavaConfig:
+def as_files_say(config: LlavaConfig, folder: Path, given: Collection[str]) -> LlavaConfig:
     """The configuration, changed to what the folder's processor files say.
 
     given: the keys that the caller has put in place of those of config.json; files do not

@@ -1,7 +1,7 @@
 """A SentencePiece model, the file tokenizer.model of LLaMA's kin: pieces -> words and merges.
 
 in:  tokenizer.model, a protocol buffer: numbered fields, each a number or some bytes
-out: Model: the pieces by id, which merge, whether a text begins with a mark
+out: Pieces by id, which merge, whether a text begins with a mark
 
 Only what such a file holds for LLaMA, Mistral and Yi is read: byte-pair encoding over characters,
 with a piece for each byte, without a change of the text. Another file is refused by name.
@@ -17,12 +17,15 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # kinds of pieces; 5 is unused, 6 a byte
-PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the file
-BPE = 2  # the kind of model
+# fields of the file; of the trainer, of the normalizer
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+MODEL_TYPE, BYTE_FALLBACK = 3, 35
+CHARACTERS, DUMMY_PREFIX, EXTRA_BLANKS, MARKS = 2, 3, 4, 5
+BPE = 2  # a MODEL_TYPE
 
 
 @dataclass(frozen=True)
-class Model:
+class Pieces:
     """The pieces of a model in the order of their ids.
 
     prefix: whether a text begins with a mark, as if a blank was before its first word.
@@ -66,7 +69,7 @@ class Model:
         return self.pieces[number][2]
 
 
-def read(path: Path) -> Model:
+def read(path: Path) -> Pieces:
     """The model in a file; CheckpointError where it is damaged, or of another kind."""
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int | bytes] = {}
@@ -82,16 +85,17 @@ def read(path: Path) -> Model:
     except (OSError, ValueError, LookupError, struct.error):
         found = f"{path.stat().st_size} bytes that are none"
         raise refused("a whole SentencePiece model", found) from None
-    if trainer.get(3, 1) != BPE:
+    if trainer.get(MODEL_TYPE, 1) != BPE:
         raise refused("byte-pair encoding", "another kind of model")
-    if trainer.get(35, 0) != 1:
+    if trainer.get(BYTE_FALLBACK, 0) != 1:
         raise refused("a piece for each byte", "none")
-    # a table of characters to replace, blanks that are dropped, a mark that stands for a blank
-    if (normalizer.get(2, b""), normalizer.get(4, 1), normalizer.get(5, 1)) != (b"", 0, 1):
+    # no table of characters to replace, no blank that is dropped, and a mark for each blank
+    changes = [normalizer.get(CHARACTERS, b""), normalizer.get(EXTRA_BLANKS, 1)]
+    if [*changes, normalizer.get(MARKS, 1)] != [b"", 0, 1]:
         raise refused("text that stays as it is", "a normalizer that changes it")
     if not pieces or len({piece for piece, _, _ in pieces}) != len(pieces):
         raise refused("pieces, each of them once", f"{len(pieces)} of them")
-    return Model(tuple(pieces), bool(normalizer.get(3, 1)))
+    return Pieces(tuple(pieces), bool(normalizer.get(DUMMY_PREFIX, 1)))
 
 
 def piece_of(found: dict[int, int | bytes]) -> tuple[str, float, int]:

@@ -169,7 +169,7 @@ def mistral(turns: list[Turn], end: tuple[Piece, ...] = (Special("</s>"), " ")) 
 
 
 def mistral_2024(turns: list[Turn]) -> Iterator[Piece]:
-    """The first template of llava-v1.6-mistral, in which letters that end nothing end an answer."""
+    """The first template of llava-v1.6-mistral: plain letters, and no token, end an answer."""
     yield from mistral(turns, ("<\\s> ",))
 
 
