@@ -131,8 +131,10 @@ class Film:
             yield upright(picture[1], self.matrix(picture[1]))
 
     def matrix(self, frame: "VideoFrame") -> Matrix:
-        """How a frame lies. A frame whose side data was read stays in memory for a while, so those
-        of one rotation are asked once.
+        """How a frame lies.
+
+        A frame whose side data was read stays in memory for a while, so those of one rotation are
+        asked once.
         """
         if frame.rotation not in self.matrices:
             self.matrices[frame.rotation] = matrix_of(frame)
@@ -201,8 +203,9 @@ def upright(frame: "VideoFrame", matrix: Matrix) -> np.ndarray:
 
 
 def displayed(picture: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
-    """A picture [H W 3] whose point (x, y) is shown at (ax + cy, bx + dy), by the nearest of the
-    eight ways to lay it on its sides.
+    """A picture [H W 3] turned and mirrored, by the nearest of the eight ways to lay it.
+
+    Its point (x, y) is shown at (ax + cy, bx + dy).
 
     >>> displayed(np.array([[1, 2], [3, 4]]), 0, 1, -1, 0).tolist()  # turned right by 90 degrees
     [[3, 1], [4, 2]]

@@ -39,8 +39,9 @@ def completed(data: bytes) -> bytes:
 
 
 def last_scan(data: bytes) -> tuple[int | None, bool]:
-    """Where the last scan of a JPEG starts, None where its last marker is there; and whether all
-    bits of all coefficients of all components are in some scan.
+    """(where the last scan of a JPEG starts, whether the scans hold all bits of all coefficients).
+
+    The first is None where the JPEG has its last marker.
     """
     missing: dict[int, list[bool]] = {}  # of each component: which coefficients have not all bits
     scan = position = 0

@@ -16,8 +16,7 @@ from ..prompt import Text, Turn, Visual
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, object]  # {"role": ..., "content": a text, or a list of parts}
 Question = str | Sequence[Message] | Sequence[int]  # a text, messages, or token ids
-
-
+# the keys that may have a value, of a message and of a part by its type
 MESSAGE_KEYS = ("role", "content", "name")
 MEDIUM_KEYS = ("url", "path", "base64", "detail", "cache_control")
 PART_KEYS = {
@@ -28,6 +27,7 @@ PART_KEYS = {
 
 
 def unreadable(where: str, expected: str, found: object) -> PromptError:
+    """The error for messages that are not as OpenAI's clients write them."""
     return PromptError("cannot read the messages", where, expected, shown(found))
 
 
@@ -78,7 +78,7 @@ def check_keys(what: str, found: Mapping[str, object], known: tuple[str, ...]) -
     """PromptError for a key with a value that nothing reads; it might name a picture."""
     for key, value in found.items():
         if key not in known and value is not None:
-            raise unreadable(f"{what}", f"the keys {', '.join(known)}", key)
+            raise unreadable(what, f"the keys {', '.join(known)}", key)
 
 
 def picture_of(part: Mapping[str, object]) -> Picture | None:

@@ -39,9 +39,9 @@ class Prepared:
 
     plan: plans.Plan
     tokenizer: Tokenizer | None
-    visuals: list[Encodable]
-    media: list[Entry]
-    seconds: float = 0.0
+    visuals: list[Encodable]  # in the plan's order
+    media: list[Entry]  # what became of each picture and clip
+    seconds: float = 0.0  # that preparing took
 
     @property
     def ids(self) -> list[int]:

@@ -82,8 +82,8 @@ class Medium:
 
     places: list[Encodable]
     entry: Entry
-    instruction: str = ""
-    subtitles: str = ""
+    instruction: str = ""  # that tells a clip's times
+    subtitles: str = ""  # what is said at these times
 
 
 Opened = dict[tuple[str, int], Medium]  # by kind ("image" or "video") and index
@@ -122,8 +122,8 @@ def open_media(
         ends=config.sample_ends,
     )
     for index, clip in enumerate(videos):
-        frames = ("video", index, choice, options.subtitles)
-        opened["video", index] = kept[frames] = kept.get(frames) or open_clip(
+        clip_key = ("video", index, choice, options.subtitles)
+        opened["video", index] = kept[clip_key] = kept.get(clip_key) or open_clip(
             clip, choice, options.subtitles, config
         )
     return opened
@@ -143,21 +143,22 @@ def image_mode(count: int, options: Options, config: LlavaConfig) -> str:
 def open_picture(source: media.Picture, mode: str, config: LlavaConfig) -> Medium:
     """A picture as tiles."""
     picture = media.open_picture(source, log.warning)
-    return picture_of(source, picture.size, image.MODES[mode](picture, config), mode, config)
+    return medium_of(source, picture.size, image.MODES[mode](picture, config), mode, config)
 
 
 def picture_header(source: media.Picture, mode: str, config: LlavaConfig) -> Medium:
     """A picture by its size alone: what it will become, and no tiles."""
-    return picture_of(source, media.picture_size(source), NO_TILES, mode, config)
+    return medium_of(source, media.picture_size(source), NO_TILES, mode, config)
 
 
-def picture_of(
+def medium_of(
     source: media.Picture,
     size: tuple[int, int],
     pixels: np.ndarray,
     mode: str,
     config: LlavaConfig,
 ) -> Medium:
+    """The Medium of a picture of `size` (width, height), whose tiles are `pixels`."""
     segment = plans.picture(size, mode, config)
     entry: Entry = {
         "type": "image",
@@ -170,11 +171,11 @@ def picture_of(
 
 
 def open_clip(
-    source: media.Video, choice: video.Choice, said: str | Path | None, config: LlavaConfig
+    source: media.Video, choice: video.Choice, subtitles: str | Path | None, config: LlavaConfig
 ) -> Medium:
     """A clip as one visual, or as one for each frame where the family has no video of its own.
 
-    said: the source of its subtitles, or None.
+    subtitles: the file that they are in, or None.
     """
     clip = video.sample_clip(source, choice)
     size, count = clip.size, len(clip)
@@ -197,5 +198,5 @@ def open_clip(
         "times": list(clip.times),
         "tokens": sum(place.segment.tokens for place in places),
     }
-    told = "" if said is None else subtitles_at(read_subtitles(said), clip.times)
-    return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds), told)
+    spoken = "" if subtitles is None else subtitles_at(read_subtitles(subtitles), clip.times)
+    return Medium(places, entry, prompt.time_instruction(clip.times, clip.seconds), spoken)
