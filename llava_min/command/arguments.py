@@ -80,7 +80,7 @@ class Settings:
     load: "dict[str, Any]"  # arguments of load()
     kernels: str
     threads: int | None
-    output: str
+    output: str  # "text", "json" or "jsonl"
     stream: bool
     show_prompt: bool
     trace: bool
@@ -90,12 +90,12 @@ class Settings:
     prompt_cache: str | None
     explain: str | None
     occlusion: bool
-    batch: str | None
-    answers: str | None
+    batch: str | None  # the file of questions
+    answers: str | None  # the file of answers to them
     resume: bool
     batch_size: int
     plan: bool
-    memory: float | None
+    memory: float | None  # GB
     notices: tuple[str, ...]  # about what was given, for stderr
 
 

@@ -128,6 +128,7 @@ def parsed(number: int, request: Request) -> Line:
 
 
 def wrong(where: str, expected: str, found: str) -> PromptError:
+    """The error of a line that asks nothing."""
     return PromptError("cannot read the line", where, expected, found)
 
 

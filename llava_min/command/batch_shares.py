@@ -68,8 +68,8 @@ class Share:
         """
         if self.count == 1:
             return target
-        return target.with_name(f"{target.name}.{self.rank if rank is None else rank}"
-                                f"-of-{self.count}.part")  # fmt: skip
+        number = self.rank if rank is None else rank
+        return target.with_name(f"{target.name}.{number}-of-{self.count}.part")
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.count}"

@@ -130,9 +130,7 @@ def answer_or_error(settings: arguments.Settings) -> int:
 
 def answer(settings: arguments.Settings) -> int:
     """Load, ask, report."""
-    logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
-    loud = logging.DEBUG if settings.verbose else logging.INFO
-    logging.getLogger("llava_min").setLevel(logging.ERROR if settings.quiet else loud)
+    report.log_to_stderr(settings.quiet, settings.verbose)
     for notice in settings.notices:
         log.warning(notice)
     if settings.model is not None:
@@ -164,10 +162,8 @@ def answer(settings: arguments.Settings) -> int:
     reporter = report.Reporter(settings, model.name, embedded=settings.model is None)
     question, images, videos = settings.prompt, settings.images, settings.videos
     if question is None and not images and not videos and not settings.chat:
-        question, images = (
-            checkpoint_folder.EXAMPLE_QUESTION,
-            (str(checkpoint_folder.EXAMPLE_PICTURE),),
-        )
+        question = checkpoint_folder.EXAMPLE_QUESTION
+        images = (str(checkpoint_folder.EXAMPLE_PICTURE),)
         reporter.line(f"[{question} {os.path.relpath(images[0])}]")
     with trace.tracing(sys.stderr) if settings.trace else contextlib.nullcontext():
         options = settings.options | {"prompt_cache": settings.prompt_cache}

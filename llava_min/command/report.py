@@ -9,6 +9,7 @@ Read command/main.py first.
 
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
@@ -21,6 +22,13 @@ TYPE_CHECKING = False  # typing takes a twentieth of --help to import
 if TYPE_CHECKING:
     from ..engine.answers import Answer, Event
     from ..explain.explanation import Explanation
+
+
+def log_to_stderr(quiet: bool, verbose: bool) -> None:
+    """Show what the package logs: errors alone, notices too, or everything."""
+    logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
+    loud = logging.DEBUG if verbose else logging.INFO
+    logging.getLogger("llava_min").setLevel(logging.ERROR if quiet else loud)
 
 
 class Reporter:

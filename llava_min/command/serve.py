@@ -7,7 +7,6 @@ Read command/arguments.py first. Read next: serve/run.py.
 """
 
 import argparse
-import logging
 import os
 import sys
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 from .. import use_kernels
 from ..base.habits import folder
 from ..errors import ParameterError
-from . import arguments
+from . import arguments, report
 from .flags import COUNT, DAILY, DETAILS, SWITCH, Flag, How, must_be, number
 from .threads import set_threads
 
@@ -172,9 +171,7 @@ def main(given: list[str]) -> int:
         raise ParameterError("--int4 and --int8 cannot be used together.")
     if found.model is not None:
         folder(found.model)
-    logging.basicConfig(format="llava_min: %(message)s", stream=sys.stderr)
-    loud = logging.DEBUG if found.verbose else logging.INFO
-    logging.getLogger("llava_min").setLevel(logging.ERROR if found.quiet else loud)
+    report.log_to_stderr(found.quiet, found.verbose)
     try:
         from ..serve.guard import Rules
         from ..serve.parts import Borders
