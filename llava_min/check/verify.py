@@ -160,7 +160,7 @@ def same_words(found: str, expected: str) -> tuple[int, int]:
 
 
 def answer_check(one: Expectation, text: str) -> Check:
-    """Beside the published answer that agrees with ours for longest."""
+    """Our answer next to the published one that agrees with it for longest."""
     compared = {answer: same_words(text, answer) for answer in one.expected["answers"]}
     best = max(compared, key=lambda answer: compared[answer][0])
     same, count = compared[best]
@@ -289,6 +289,7 @@ def device_of(model: Model) -> dict[str, str]:
 
 
 def version_of(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -307,7 +308,7 @@ def verify(
     sent_by: str | None = None,
     **load: Any,
 ) -> dict[str, Any]:
-    """The row of a checkpoint, printed as it grows; see `main` for the arguments."""
+    """The row of a checkpoint, printed as it grows; `parser` says what the arguments are."""
     known_samples, everything = published(path)
     checkpoint = repository(name or model, everything)
     known = [one for one in everything if checkpoint in one.checkpoints]

@@ -48,6 +48,7 @@ class History:
             self.add(one)
 
     def add(self, newest: int) -> None:
+        """One more id at the end of the text."""
         place = len(self.ids)
         for size in SIZES:
             if size <= place:

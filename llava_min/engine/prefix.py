@@ -207,6 +207,7 @@ def description(network: Network) -> Description:
 
 
 def made_with(model: Description, cache: Cache) -> Description:
+    """All that a file depends on besides the prompt: the model, and the dtype of its cache."""
     return model | {"kv-dtype": str(cache.keys.dtype).removeprefix("torch.")}
 
 

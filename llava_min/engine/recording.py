@@ -50,6 +50,7 @@ class Recording(Generic[Results]):
                 self.record(undo, shared)
 
     def record(self, undo: Callable[[], None] | None, shared: torch.cuda.CUDAGraph | None) -> None:
+        """Do the work once, undo it, and record it: see __init__."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -103,6 +104,7 @@ class RecordedTower(nn.Module):
         return features[0] if len(features) == 1 else torch.cat(features)
 
     def part(self, tiles: Tensor) -> Tensor:
+        """The same of as many tiles as a recording has; it is made when they come again."""
         count = len(tiles)
         if count not in self.passes:
             self.passes[count] = None

@@ -46,6 +46,7 @@ class Step:
         return logits, likely
 
     def undo(self) -> None:
+        """Count back the token that `work` has counted on the device."""
         self.on_device.lengths -= 1
 
     def __call__(self, ids: list[int]) -> Logits:

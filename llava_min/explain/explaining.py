@@ -83,10 +83,9 @@ def explained(
     cache.advance(1)
     maps = planes.arrays() if len(rows.tokens) else {}
     long = lengths(cache, text, rows, maps) if maps else {}
-    name, answer = namer(prepared.tokenizer), ids[:count]
-    whole = (
-        " ".join(map(str, ids)) if prepared.tokenizer is None else prepared.tokenizer.decode(ids)
-    )
+    name, answer, whole = namer(prepared.tokenizer), ids[:count], " ".join(map(str, ids))
+    if prepared.tokenizer is not None:
+        whole = prepared.tokenizer.decode(ids)
     logs, top = likelihoods(network, hidden, answer, alternatives, name)
     return Explanation(
         model=model,

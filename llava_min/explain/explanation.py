@@ -119,10 +119,8 @@ class Explanation:
             chosen &= self.rows.frames == frame
         if kind is not None:
             chosen &= self.rows.kinds == KINDS.index(kind)
-        weights, (width, height) = (
-            self.weights(word, layer, head),
-            self.visuals[visual].segment.size,
-        )
+        weights = self.weights(word, layer, head)
+        width, height = self.visuals[visual].segment.size
         pixels = np.zeros((height, width), np.float32)
         for patches in np.unique(self.rows.kinds[chosen]):
             some = chosen & (self.rows.kinds == patches)

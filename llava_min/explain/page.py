@@ -163,15 +163,15 @@ def rows(found: "Explanation") -> dict[str, str]:
 
 
 def base64_of(array: np.ndarray) -> str:
+    """The bytes of an array, the low ones first, as a page's script reads them."""
     little = array.astype(array.dtype.newbyteorder("<"))
     return base64.b64encode(little.tobytes()).decode()
 
 
 def pictures(found: "Explanation") -> tuple[list[dict[str, object]], list[str]]:
     """(each visual with its pictures and tiles, what was left out of them in sentences)."""
-    frames = sum(visual.segment.tiles for visual in found.visuals if is_clip(visual.segment))
-    stills = sum(not is_clip(visual.segment) for visual in found.visuals)
-    room = PICTURES // max(frames + stills, 1)
+    shown_once = (v.segment.tiles if isinstance(v.segment, Clip) else 1 for v in found.visuals)
+    room = PICTURES // max(sum(shown_once), 1)
     shrunk, visuals = False, []
     for number, (visual, source) in enumerate(zip(found.visuals, found.sources)):
         segment = visual.segment
@@ -182,7 +182,7 @@ def pictures(found: "Explanation") -> tuple[list[dict[str, object]], list[str]]:
             images.append(image)
             shrunk |= smaller
         first, end = np.searchsorted(found.rows.visuals, [number, number + 1]).tolist()
-        visuals.append({
+        entry = {
             "source": source,
             "size": segment.size,
             "times": getattr(segment, "times", ()),
@@ -191,12 +191,9 @@ def pictures(found: "Explanation") -> tuple[list[dict[str, object]], list[str]]:
             "end": end,
             "token": int(found.rows.tokens[first]),
             "views": views(found, segment) if isinstance(segment, Picture) else [],
-        })  # fmt: skip
+        }
+        visuals.append(entry)
     return visuals, ["Pictures are smaller than the model saw them."] if shrunk else []
-
-
-def is_clip(segment: object) -> bool:
-    return isinstance(segment, Clip)
 
 
 def data_uri(

@@ -24,7 +24,7 @@ from ..errors import (
 
 PART = re.compile(r"messages\[\d+\](\.content\[\d+\])?")
 OPTIONS = re.compile(r"\w+( and \w+)?")  # with which the message of a ParameterError begins
-NO_CLIENTS = {
+SERVER_ERRORS: dict[type[Exception], str] = {
     # an error that no request causes, and no other request mends -> its code
     CheckpointError: "checkpoint",
     OutputError: "output",
@@ -80,8 +80,8 @@ def refusal_of(error: Exception, named: Mapping[str, str] | None = None) -> Refu
     """
     if isinstance(error, Refusal):
         return error
-    if type(error) in NO_CLIENTS:
-        return Refusal(500, str(error), code=NO_CLIENTS[type(error)])
+    if type(error) in SERVER_ERRORS:
+        return Refusal(500, str(error), code=SERVER_ERRORS[type(error)])
     if isinstance(error, MemoryBudgetError):
         return Refusal(400, str(error), code="out_of_memory")
     if isinstance(error, ParameterError):
