@@ -9,6 +9,7 @@ Read weights/checkpoint.py, weights/quantize.py first.
 """
 
 import argparse
+import math
 import sys
 
 from ..base.progress import Progress
@@ -58,21 +59,13 @@ def inspect(folder: str) -> int:
         print(f"{name:{width}}  {dtype:4}  {str(shape):18}  {becomes}")
     for name in missing:
         print(f"{name:{width}}  MISSING")
-    total = sum(header.DTYPES.get(dtype, 0) * count(shape) for _, shape, dtype, _ in table)
+    total = sum(header.DTYPES.get(dtype, 0) * math.prod(shape) for _, shape, dtype, _ in table)
     wrong = len(missing) + sum(row[3].startswith(("UNEXPECTED", "WRONG")) for row in table)
     verdict = f"{wrong} would be refused" if wrong else "exact both ways"
     print(f"{config.family}: {len(table)} tensors, {total:,} bytes: {verdict}")
     for key in config.ignored:
         print(f"not read: {key}")
     return CheckpointError.exit_code if wrong else 0
-
-
-def count(shape: list[int]) -> int:
-    """How many numbers a shape holds."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def parser() -> argparse.ArgumentParser:

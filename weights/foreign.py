@@ -94,6 +94,7 @@ class Foreign:
 
 
 def gptq_fields(fields: Fields) -> Foreign:
+    """Of GPTQ; its first format stores zeros that are one too small."""
     bits = fields.get("bits", int, choices=(4, 8))
     form = fields.get("checkpoint_format", str, "gptq", choices=("gptq", "gptq_v2"))
     ordered, symmetric = fields.get("desc_act", bool, False), fields.get("sym", bool, False)
@@ -110,6 +111,7 @@ def group_of(fields: Fields, key: str) -> int:
 
 
 def awq_fields(fields: Fields) -> Foreign:
+    """Of AWQ, by the names of transformers or those of its own program."""
     name = "bits" if "bits" in fields.values else "w_bit"
     bits = fields.get(name, int, 4, choices=(4,))
     fields.get("version", str, "gemm", choices=("gemm", "GEMM"))
@@ -118,6 +120,7 @@ def awq_fields(fields: Fields) -> Foreign:
 
 
 def bitsandbytes_fields(fields: Fields) -> Foreign:
+    """Of bitsandbytes: each matrix has a state of its own that says the rest."""
     return Foreign("bitsandbytes")
 
 
@@ -161,6 +164,7 @@ def pair_of(fields: Fields, key: str) -> tuple[int, int]:
 
 
 def fp8_fields(fields: Fields) -> Foreign:
+    """Of float8: e4m3 alone, with a scale for each block or for the whole tensor."""
     fields.get("fmt", str, "e4m3", choices=("e4m3",))
     if fields.values.get("weight_block_size") is None:
         return Foreign("fp8", 8, (-1, -1))

@@ -92,12 +92,14 @@ def find(
 
 
 def not_found(name: str) -> CheckpointError:
+    """The error for a name that is no folder, alias or repository."""
     known = f"a folder, a repository on the hub (org/name), or one of {', '.join(ALIASES)}"
     hint = "A private repository needs HF_TOKEN."
     return CheckpointError("cannot find the checkpoint", shown(name), known, "neither", hint)
 
 
 def gated(repository: str) -> CheckpointError:
+    """The error for a repository whose terms must be accepted first."""
     hint = "Accept its terms on its page of the hub, then set HF_TOKEN."
     return CheckpointError(
         "cannot download", repository, "access to it", "a gated repository", hint

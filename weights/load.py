@@ -85,41 +85,30 @@ def fill(
         own = share.own(own) or own
         shape = wanted.get((own, piece))
         if shape is None:
-            raise CheckpointError(
-                "cannot load the weights",
-                shown(name),
-                f"no such tensor in a {config.family} checkpoint",
-                list(tensor.shape),
-            )
+            expected = f"no such tensor in a {config.family} checkpoint"
+            raise refused(shown(name), expected, list(tensor.shape))
         if (own, piece) in filled:
-            raise CheckpointError(
-                "cannot load the weights",
-                shown(name),
-                "once",
-                f"again beside {shown(filled[own, piece])}",
-            )
+            raise refused(shown(name), "once", f"again beside {shown(filled[own, piece])}")
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                "cannot load the weights", shown(name), f"shape {list(shape)}", list(tensor.shape)
-            )
+            raise refused(shown(name), f"shape {list(shape)}", list(tensor.shape))
         kind = model.get_parameter(own).dtype
         if not kind.is_floating_point and tensor.dtype != kind:
-            raise CheckpointError(
-                "cannot load the weights", shown(name), str(kind), str(tensor.dtype)
-            )
+            raise refused(shown(name), str(kind), str(tensor.dtype))
         check_finite(name, tensor)
         place(model, config, own, piece, tensor, dtype, device)
         filled[own, piece] = name
     missing = [own for own, piece in wanted if (own, piece) not in filled]
     if missing:
         no_tower = all(own.startswith("vision.") for own in missing)
-        raise CheckpointError(
-            "cannot load the weights",
-            ", ".join(name for name, _ in names.theirs(missing[0], "hf")),
-            "in the checkpoint",
-            f"none ({len(missing)} missing in all)",
-            f"The tower is not there. {ELSEWHERE}" if no_tower else "",
-        )
+        first = ", ".join(name for name, _ in names.theirs(missing[0], "hf"))
+        found = f"none ({len(missing)} missing in all)"
+        hint = f"The tower is not there. {ELSEWHERE}" if no_tower else ""
+        raise refused(first, "in the checkpoint", found, hint)
+
+
+def refused(name: str, expected: str, found: object, hint: str = "") -> CheckpointError:
+    """The error of a tensor that is not what the model needs."""
+    return CheckpointError("cannot load the weights", name, expected, found, hint)
 
 
 def pieces(model: nn.Module, config: LlavaConfig) -> dict[tuple[str, str | None], tuple[int, ...]]:

@@ -1,7 +1,10 @@
 """How often the checkpoint is right on scenes that nobody has seen.
 
+in:  a model, how many questions of each task
+out: {task: Marks}, and a table of them
+
 An answer counts when every token of it, the end token included, is the most likely one: exactly
-the cases in which greedy decoding prints the right answer and nothing else. Beside it stand the
+the cases in which greedy decoding prints the right answer and nothing else. Next to it are the
 same questions with a blank picture and with another sample's picture, and how often the task's most
 frequent answer would be right: what can be had without looking.
 Read train.py first.

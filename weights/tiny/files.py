@@ -1,6 +1,6 @@
 """The text files of the embedded checkpoint: configuration, tokenizer, chat template, preprocessor.
 
-    python -m llava_min.weights.tiny.files      writes them beside this file
+    python -m llava_min.weights.tiny.files      writes them next to this file
 They have the names and keys of a published llava_onevision checkpoint, so that transformers loads
 the folder unchanged. The tokenizer is a byte-level BPE, trained on questions and answers of
 scenes.py, with Qwen2's splitting rule and special tokens.
@@ -64,7 +64,7 @@ def corpus(count: int = 4000) -> Iterator[str]:
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE over the corpus, special tokens behind it."""
+    """Byte-level BPE over the corpus, then the special tokens."""
     built = Tokenizer(models.BPE())
     built.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
@@ -134,8 +134,9 @@ def configuration(ids: dict[str, int]) -> dict[str, object]:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write every file but the weights into `folder`. A tokenizer that is there stays: the weights
-    know it.
+    """Write every file but the weights into `folder`.
+
+    A tokenizer that is there stays: the weights were trained with it.
     """
     path = folder / "tokenizer.json"
     if not path.exists():

@@ -1,5 +1,7 @@
-"""Scenes and questions -> batches that teach: many questions behind one picture, each as if asked
-alone.
+"""Scenes and questions -> batches that teach: many questions about one picture, each as if alone.
+
+in:  a random generator, a kind of lesson
+out: Batch: tiles, token ids, what each token should be followed by, and how much that counts
 
 A batch holds samples of one kind and one picture size, so that all have equally many visual rows:
     prefix | visual rows | question answer | question answer | ...
@@ -36,19 +38,19 @@ FOCUS = {
 
 @dataclass
 class Batch:
-    """`visuals[i]` are sample i's tiles; the arrays are [B T]; segment -1 is padding."""
+    """`visuals[i]` are sample i's tiles; the arrays are [B T]."""
 
     kind: str
     prefix: list[int]
     visuals: list[list[tuple[plans.Visual, np.ndarray]]]
     ids: np.ndarray
-    segments: np.ndarray
-    offsets: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    tasks: list[list[str]]
+    segments: np.ndarray  # the number of the question; -1 is padding
+    offsets: np.ndarray  # positions, counted from the end of the visual rows
+    targets: np.ndarray  # the id that follows, or IGNORED
+    weights: np.ndarray  # how much a token counts
+    tasks: list[list[str]]  # of each sample's questions
     answers: list[list[str]]
-    conversation: bool
+    conversation: bool  # whether questions see those before them
 
 
 TURNS = {
@@ -70,9 +72,7 @@ TURNS = {
 
 
 class Teacher:
-    """Draws batches: `draw(rng, kind, count)` for kind "picture", "large", "pair", "clip" or one of
-    FOCUS.
-    """
+    """Draws batches of a kind: "picture", "large", "pair", "clip" or one of FOCUS."""
 
     def __init__(self, config: LlavaConfig, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -169,8 +169,9 @@ class Teacher:
 
 
 def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
-    """[B R W]: every sample's pictures or frames through tower and projector, with the model's own
-    functions.
+    """Every sample's pictures or frames through tower and projector: [B R W].
+
+    The functions are the model's own.
     """
     tiles = np.concatenate([tiles for sample in batch.visuals for _, tiles in sample])
     projected = model.projector(model.vision(torch.from_numpy(tiles)))
@@ -198,8 +199,8 @@ def visual_rows(model, config: LlavaConfig, batch: Batch) -> Tensor:
 def hidden(batch: Batch, before: int) -> Tensor:
     """[B 1 before+T before+T]: -1e30 where a token must not look, else 0.
 
-    Everyone sees the `before` tokens of prefix and pictures behind him; a question sees of the
-    others only its own.
+    A token sees the `before` tokens of prefix and pictures, and of what follows only the earlier
+    tokens of its own question.
     """
     segments = torch.from_numpy(batch.segments)
     count, length = segments.shape

@@ -19,6 +19,7 @@ FRAMES, RATE = 48, 12
 def shape(
     kind: str, color: str, center: tuple[float, float], radius: float, turn: float = 0.0
 ) -> scenes.Shape:
+    """A shape in the plain shade of its color."""
     return scenes.Shape(kind, color, scenes.COLORS[color], center, radius, turn)
 
 

@@ -43,16 +43,14 @@ MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape or number: centre in fractions of the picture's sides, radius in pixels, turn in
-    radians.
-    """
+    """A shape, or a number, whose kind is its digits."""
 
     kind: str
     color: str
     rgb: tuple[int, int, int]
-    center: tuple[float, float]
-    radius: float
-    turn: float = 0.0
+    center: tuple[float, float]  # in fractions of the picture's sides
+    radius: float  # in pixels
+    turn: float = 0.0  # in radians
 
     @property
     def place(self) -> int:
@@ -67,17 +65,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is drawn: size (width, height), shapes, a number (kind = its digits) or
-    None.
-    """
+    """One picture before it is drawn."""
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height
     shapes: tuple[Shape, ...]
     number: Shape | None
-    background: int
-    smooth: bool
+    background: int  # a seed
+    smooth: bool  # whether edges are anti-aliased
 
     def find(self, kind: str) -> Shape | None:
+        """The shape of a kind, None where there is none."""
         return next((shape for shape in self.shapes if shape.kind == kind), None)
 
 
@@ -143,9 +140,8 @@ def background(size: tuple[int, int], seed: int) -> Image.Image:
     first, second = (np.clip(light + rng.integers(-22, 23, 3), 0, 255) for _ in range(2))
     style = rng.choice(["plain", "plain", "gradient", "stripes", "blotches", "noise"])
     if style == "gradient":
-        ramp = np.linspace(0, 1, width)[None, :] * rng.uniform(-1, 1) + np.linspace(0, 1, height)[
-            :, None
-        ] * rng.uniform(-1, 1)
+        across = np.linspace(0, 1, width)[None, :] * rng.uniform(-1, 1)
+        ramp = across + np.linspace(0, 1, height)[:, None] * rng.uniform(-1, 1)
         mix = (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
     elif style == "stripes":
         along = np.arange(width)[None, :] if rng.random() < 0.5 else np.arange(height)[:, None]
@@ -182,6 +178,7 @@ def polygon(shape: Shape, center, radius: float) -> list[tuple[float, float]]:
 
 
 def draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, size, scale: int) -> None:
+    """Draw a shape or number of a picture of `size` on a canvas that is `scale` times as large."""
     center = (shape.center[0] * size[0] * scale, shape.center[1] * size[1] * scale)
     radius = shape.radius * scale
     if shape.kind.isdigit():
@@ -261,13 +258,14 @@ CLIPS = ("direction", "end_color", "flash", "when", "describe_clip")
 
 
 def ask(rng, task: str, answer: str, **words) -> tuple[str, str, str]:
-    """One of the task's phrasings; the first stands for half of the draws."""
+    """One of the task's phrasings; half of the draws are the first one."""
     phrasings = QUESTIONS[task]
     index = 0 if rng.random() < 0.5 else int(rng.integers(len(phrasings)))
     return task, phrasings[index].format(**words), answer
 
 
 def sentence(text: str) -> str:
+    """A text with a capital letter and a full stop."""
     return text[0].upper() + text[1:] + "."
 
 
@@ -362,8 +360,9 @@ def draw_pair(rng, size) -> tuple[list[Scene], list[tuple[str, str, str]]]:
 
 
 def differing(rng, scene: Scene) -> tuple[Scene, Scene, str]:
-    """The scene and a neighbour with one difference (a colour, a shape gone, a shape new), and its
-    sentence.
+    """(the scene, a neighbour with one difference, the sentence that names it).
+
+    They differ in a colour, in a shape that is gone, or in one that is new.
     """
     index = int(rng.integers(len(scene.shapes)))
     shape = scene.shapes[index]
@@ -397,9 +396,7 @@ class Clip:
 
 
 def draw_clip(rng, size: tuple[int, int], count: int) -> Clip:
-    """A shape that moves across (or stays), may change colour half way, and a number that may flash
-    up.
-    """
+    """A shape that moves across or stays, and may change its colour; a number may flash up."""
     width, height = size
     kind, color = str(rng.choice(KINDS)), str(rng.choice(list(COLORS)))
     end_color = str(rng.choice(list(COLORS))) if rng.random() < 0.5 else color

@@ -34,8 +34,9 @@ class Reader(nn.Module):
 
 
 def labels(scene: scenes.Scene, box: tuple[float, float, float, float], side: int) -> np.ndarray:
-    """[side*side 4]: what the patch centres of the region `box` (left, top, right, bottom; pixels)
-    show.
+    """What each patch of a region shows, by CLASSES: [side*side 4].
+
+    box: the region's left, top, right and bottom in pixels of the picture.
     """
     found = np.zeros((side, side, 4), dtype=np.int64)
     for shape in scene.shapes + ((scene.number,) if scene.number else ()):
@@ -82,8 +83,9 @@ def example(rng: np.random.Generator, tile: int, side: int) -> tuple[np.ndarray,
 
 
 def loss(tower: VisionTower, reader: Reader, rng: np.random.Generator, count: int) -> Tensor:
-    """Cross-entropy of the reader on `count` fresh tiles; patches that show nothing count a
-    quarter.
+    """Cross-entropy of the reader on `count` fresh tiles.
+
+    Patches that show nothing count a quarter.
     """
     config = tower.config
     tiles, labelled = zip(*(example(rng, config.image_size, config.side) for _ in range(count)))

@@ -76,8 +76,9 @@ def warm() -> Network:
 def lesson_block(
     block: Block, rows: Tensor, angles: Tensor, hidden: Tensor, heads: int, kv_heads: int
 ) -> Tensor:
-    """A decoder block without a cache, under a mask: `hidden` [B 1 T T] is -1e30 where a token must
-    not look.
+    """A decoder block without a cache, under a mask.
+
+    hidden: [B 1 T T], -1e30 where a token must not look, else 0.
     """
     query, key, value = rope.split(block.qkv(block.attention_norm(rows)), heads, kv_heads)
     query, key = rope.rotate(query, angles), rope.rotate(key, angles)
@@ -93,8 +94,10 @@ def lesson_block(
 def answer_logits(
     model: Network, batch: lessons.Batch, run=lesson_block, visual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(logits at every answer token [n V], their targets [n]): the decoder's own blocks, under the
-    lesson's mask, behind the visuals' rows where they are known already.
+    """(logits at every answer token [n V], their targets [n]).
+
+    The decoder's own blocks, under the lesson's mask. visual: the rows [B R W] of the pictures,
+    where they are known already.
     """
     decoder = model.decoder
     if visual is None:
@@ -117,8 +120,9 @@ def answer_logits(
 
 
 def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks and projector, AdamW for embeddings, norms, biases and
-    the patch filter.
+    """Muon for the matrices inside blocks and projector, AdamW for the rest.
+
+    The rest are embeddings, norms, biases and the patch filter.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embedding" in n]
@@ -146,7 +150,8 @@ def average_gradients(model: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def bfloat16():
+def bfloat16() -> torch.autocast:
+    """A `with` block in which products are taken in bfloat16."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
@@ -259,8 +264,9 @@ def work(worker: int, options: argparse.Namespace, rendezvous: str) -> None:
 
 
 def export(model: Network, folder: Path) -> None:
-    """model.safetensors in the HF layout and bfloat16, with SigLIP's final norm, which published
-    files hold unused.
+    """Write model.safetensors in the HF layout and bfloat16.
+
+    It has SigLIP's final norm, which published files hold unused.
     """
     width, unused = model.config.vision.hidden_size, "vision_tower.vision_model.post_layernorm"
     tensors = {
