@@ -79,18 +79,21 @@ def number(low: float, high: float) -> Check:
 
 
 def boolean(name: str, value: Any) -> bool:
+    """true or false; 0 and 1 are neither."""
     if type(value) is not bool:
         raise wrong(name, "true or false")
     return value
 
 
 def text(name: str, value: Any) -> str:
+    """Any text, also an empty one."""
     if not isinstance(value, str):
         raise wrong(name, "a text")
     return value
 
 
 def expression(name: str, value: Any) -> str:
+    """A text that is not empty; whether it is a regular expression is seen by the grammar."""
     if not isinstance(value, str) or not value:
         raise wrong(name, "a regular expression")
     return value
@@ -138,12 +141,14 @@ TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """A list of whole numbers from 0."""
     if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
         raise wrong(name, "a list of token ids")
     return tuple(value)
 
 
 def times(name: str, value: Any) -> tuple[float, ...]:
+    """A list of seconds from 0."""
     if not isinstance(value, list):
         raise wrong(name, "a list of times in seconds")
     return tuple(ANY_NUMBER(name, one) for one in value)
@@ -157,6 +162,7 @@ def biases(name: str, value: Any) -> dict[int, float]:
 
 
 def mapping(name: str, value: Any) -> Body:
+    """A JSON object."""
     if not isinstance(value, dict):
         raise wrong(name, "an object")
     return value
@@ -166,6 +172,7 @@ def mapping(name: str, value: Any) -> Body:
 
 
 def stream_options(wanted: Wanted, name: str, value: Any) -> None:
+    """{"include_usage": true | false}; other keys are ignored."""
     usage = mapping(name, value).get("include_usage")
     wanted.include_usage = usage is not None and boolean(f"{name}.include_usage", usage)
 
@@ -219,6 +226,7 @@ def media_options(wanted: Wanted, name: str, given: Body, known: Mapping[str, st
 
 
 def logprobs(wanted: Wanted, name: str, value: Any) -> None:
+    """true: tell the probability of each token, and of as many others as top_logprobs says."""
     if boolean(name, value):
         wanted.top = wanted.top or 0
 
@@ -229,11 +237,13 @@ def top_logprobs(wanted: Wanted, name: str, value: Any) -> None:
 
 
 def tools(wanted: Wanted, name: str, value: Any) -> None:
+    """Nothing where it is empty, as some clients send it always."""
     if value not in ([], {}):
         raise Refusal(400, f"{name} are not supported.", name, "unsupported_parameter")
 
 
 def refused(wanted: Wanted, name: str, value: Any) -> None:
+    """Refuse the field, because an answer without it would be another one."""
     raise Refusal(400, f"{name} is not supported.", name, "unsupported_parameter")
 
 

@@ -25,11 +25,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/ping", "/", "/example.png")  # without a key
-UNGUESSED = "/explanations/"  # and what follows is a key of its own
+UNGUESSED = "/explanations/"  # what follows cannot be guessed, and so is a key of its own
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 EVERYWHERE = ("0.0.0.0", "::", "")
-BODY_SECONDS, BODY_SPEED = 30.0, 50_000  # for a body, and a second more for so many bytes
-BODIES = 8  # as many of the longest bodies as are held at the same time
+BODY_SECONDS = 30.0  # that any body may take
+BODY_SPEED = 50_000  # bytes that give a body one second more
+BODIES = 8  # longest bodies whose bytes may be in memory at a time
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Guard:
                 return
 
     def too_long(self) -> Refusal:
+        """413, for a body of more bytes than the rules let in."""
         return Refusal(
             413, f"The body may have {self.rules.longest:,} bytes at most.", code="body_too_large"
         )

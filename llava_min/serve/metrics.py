@@ -36,12 +36,14 @@ class Histogram:
         self.buckets, self.count, self.sum = [0] * len(BOUNDS), 0, 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one time."""
         self.count += 1
         self.sum += seconds
         for index, bound in enumerate(BOUNDS):
             self.buckets[index] += seconds <= bound
 
     def lines(self, name: str) -> list[str]:
+        """The buckets, the count and the sum as Prometheus writes them."""
         parts = [(f'{name}_bucket{{le="{b:g}"}}', n) for b, n in zip(BOUNDS, self.buckets)]
         parts += [(f'{name}_bucket{{le="+Inf"}}', self.count), (f"{name}_count", self.count)]
         return [f"{key} {value}" for key, value in parts] + [f"{name}_sum {self.sum:.6f}"]
@@ -57,14 +59,17 @@ class Metrics:
         self.outcomes: Counter[int] = Counter()  # by HTTP status; 499: the client left
 
     def count(self, name: str, amount: int) -> None:
+        """Add to one of COUNTERS."""
         with self.lock:
             self.counters[name] += amount
 
     def observe(self, name: str, seconds: float) -> None:
+        """Add a time to one of HISTOGRAMS."""
         with self.lock:
             self.histograms[name].add(seconds)
 
     def outcome(self, status: int) -> None:
+        """Count a request by the HTTP status that it ended with."""
         with self.lock:
             self.outcomes[status] += 1
 

@@ -67,10 +67,12 @@ ERROR = {
 
 
 def content(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
+    """A body of this schema."""
     return {kind: {"schema": schema}}
 
 
 def response(about: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An answer with a body of this schema, or of any object."""
     return {"description": about, "content": content(schema or {"type": "object"})}
 
 

@@ -22,19 +22,9 @@ from ..media.sources import NamedBytes, NamedPath, is_url, local_path
 from .errors import Refusal, wrong
 from .public import fetch_public
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MESSAGE_KEYS = ("role", "content", "name", "refusal", "annotations", "cache_control", "reasoning")
-EMPTY: tuple[object, ...] = (
-    None,
-    [],
-    {},
-    "",
-)  # values that say nothing: clients send back what they got
+EMPTY: tuple[object, ...] = (None, [], {}, "")  # say nothing: clients send back what they got
 MEDIA = ("image", "image_url", "input_image", "video", "video_url", "input_video")
 MOST_PARTS, MOST_MEDIA = 10_000, 64
 MEDIA_BYTES = 256 << 20  # of the media of a request from the web; a file may be longer
@@ -76,11 +66,9 @@ class Tally:
 
     def add(self, where: str, parts: int = 0, media: int = 0, letters: int = 0) -> None:
         """Count some more. Raises Refusal where there are too many."""
-        self.parts, self.media, self.letters = (
-            self.parts + parts,
-            self.media + media,
-            self.letters + letters,
-        )
+        self.parts += parts
+        self.media += media
+        self.letters += letters
         for count, most, name in (
             (self.parts, MOST_PARTS, "parts"),
             (self.media, MOST_MEDIA, "media"),

@@ -3,7 +3,7 @@
 in:  Answers and pieces of text
 out: dictionaries, as JSON has them
 
-Read serve/fields.py first. Read next: serve/chat.py.
+Read serve/fields.py first. Read next: serve/exchange.py.
 Agrees with: chat.completion and chat.completion.chunk of OpenAI's API; `timings` of llama-server.
 """
 

@@ -178,4 +178,5 @@ def is_public(text: str) -> bool:
 
 
 def refused(url: str, expected: str, found: str) -> MediaError:
+    """The error of a URL that is not fetched."""
     return MediaError("cannot fetch", shown(url), expected, found)

@@ -164,6 +164,7 @@ class Service:
     def prepare(
         self, question: list[dict[str, Any]], options: Options, kept: Kept, headers: bool = False
     ) -> Prepared:
+        """A prompt of messages alone, as request/prepare.py makes it."""
         config, tokenizer = self.model.config, self.model.tokenizer
         return prepare(question, (), (), options, config, tokenizer, kept, headers)
 
@@ -213,7 +214,8 @@ def parsed(body: bytes) -> Any:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and Infinity are no JSON
+    """Raise ValueError: NaN and Infinity are no JSON, though Python reads them."""
+    raise ValueError(name)
 
 
 def media_of(question: list[dict[str, Any]]) -> Iterator[Any]:
@@ -264,6 +266,7 @@ class Pictures:
                 self.add((digest, *how), medium)
 
     def add(self, key: tuple[object, ...], medium: Medium) -> None:
+        """Keep one picture, and let those go that were used longest ago until all fit."""
         with self.lock:
             if key not in self.media:
                 self.bytes += size_of(medium)

@@ -56,8 +56,9 @@ class Worker(threading.Thread):
         self.jobs: dict[Asked, Job] = {}
         self.idle: deque[Callable[[], None]] = deque()  # work for when no slot is busy
         self.round_began: float | None = None  # time.monotonic(), while one runs
-        self.stopped = self.over = False  # told to end; nothing is done any more
-        self.why: Refusal = STOPPING  # there is no answer then
+        self.stopped = False  # told to end
+        self.over = False  # the thread has ended: whoever submits ends the job
+        self.why: Refusal = STOPPING  # what jobs without an answer are told
 
     # Called from any thread --------------------------------------------------------
 
@@ -90,6 +91,7 @@ class Worker(threading.Thread):
     # In the worker's thread -----------------------------------------------------------
 
     def run(self) -> None:
+        """What the thread does: rounds and commands until `stop`, or a mistake of ours."""
         try:
             while not self.stopped:
                 self.take_commands()
@@ -118,6 +120,7 @@ class Worker(threading.Thread):
             waiting = False
 
     def begin(self, job: Job) -> None:
+        """Give a job to the slots, or end it at once where it cannot begin."""
         if job.cancelled:
             return
         if self.stopped:
@@ -135,6 +138,7 @@ class Worker(threading.Thread):
             job.asked.reply.eos = job.ends
 
     def forget(self, job: Job) -> None:
+        """Let the slots stop a job, unless it has ended."""
         if job.asked in self.jobs:
             self.slots.cancel(job.asked)
             del self.jobs[job.asked]
@@ -152,6 +156,7 @@ class Worker(threading.Thread):
         job.end(error)
 
     def finish(self) -> None:
+        """End every job with `why`, also those that come from now on."""
         self.stopped = True
         for asked, job in list(self.jobs.items()):
             self.slots.cancel(asked)
