@@ -1,7 +1,7 @@
 """From what a lease measured: tables of block sizes, results, plots, and the tables of docs/gpu.md.
 
 in:  the folder of a lease      out: blocks.patch there; with --write the patch is applied, too
-A row of a table changes where another block is right and gains 2%; what was measured stands behind
+A row of a table changes where another block is right and gains 2%; what was measured stands after
 it. Rows of a dry run change nothing in the project.
 Read sweep.py first.
 """
@@ -166,8 +166,9 @@ def between(text: str, inside: str) -> str:
 
 
 def main(folder: Path, write: bool = False, root: Path = ROOT) -> int:
-    """Print the patch and leave it in the folder; with `write` apply it, and write results, plots
-    and docs/gpu.md. 2 where the folder holds no results, or only those of a dry run.
+    """Print the patch and leave it in the folder; 2 where the folder holds no results.
+
+    write: apply the patch, and write results, plots and docs/gpu.md; 2 after a dry run, too.
     """
     found = place.read(folder)
     if not found.headers:

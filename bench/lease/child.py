@@ -54,8 +54,9 @@ def fork(function: Callable[[], object], output: int) -> int:
 
 
 def settle(output: int) -> None:
-    """Give a forked process its own output and the usual reactions to signals; when it crashes, or
-    is asked with WHERE, it prints where it is.
+    """Give a forked process its own output and the usual reactions to signals.
+
+    When it crashes, or is asked with WHERE, it prints where it is.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -110,8 +111,9 @@ def stage(name: str, module: str, place: Place, found: Found, device: str) -> in
 
 
 def follow(journal: Journal, name: str, place: Place) -> None:
-    """Use what the sweep found, and write down each kernel that is compiled in this stage, which
-    the stage compile should have done.
+    """Use what the sweep found, and write down each kernel that is compiled in this stage.
+
+    The stage compile should have compiled it.
     """
     from . import compile, sweep
 

@@ -81,6 +81,7 @@ def compiled(some: list[Launch], deadline: float) -> Iterator[dict]:
 
 
 def wrong(error: BaseException) -> dict:
+    """The row of a launch that did not compile."""
     return {"ok": False, "error": f"{type(error).__name__}: {str(error).strip()[-300:]}"}
 
 
@@ -103,8 +104,9 @@ def one(index: int) -> dict:
 
 
 def stub(code) -> None:
-    """Build what Triton 3.6 builds in C to launch a signature; later versions need none, and
-    without the driver's library there is nothing to link it with.
+    """Build what Triton 3.6 builds in C to launch a signature.
+
+    Later versions need none, and without the driver's library there is nothing to link it with.
     """
     if hasattr(nvidia, "make_launcher") and has_driver():
         if not hasattr(nvidia.CudaUtils, "instance"):
@@ -121,8 +123,9 @@ def has_driver() -> bool:
 
 
 def watch(report: Callable[[dict], None]) -> None:
-    """Tell `report` of every kernel that this process compiles from now on, with its seconds. What
-    lies in the cache on disk is not told.
+    """Tell `report` of every kernel that this process compiles from now on, with its seconds.
+
+    What lies in the cache on disk is not told.
     """
 
     def listen(src, times, cache_hit: bool, **_) -> None:

@@ -37,6 +37,7 @@ def output(*command: str) -> str | None:
 
 
 def version(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

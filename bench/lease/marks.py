@@ -36,6 +36,7 @@ class Mark:
     h100: tuple[float, float] | None = None
 
     def line(self, found: Found) -> str:
+        """The mark in one line: what was measured, and what of par and goal it reached."""
         value, (par, goal) = self.value(found), (self.par, self.goal)
         if self.h100 and found.headers and "H100" in str(found.headers[-1].get("device")):
             par, goal = self.h100

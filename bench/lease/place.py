@@ -41,9 +41,10 @@ class Place:
         return [row for row in self.rows if row["stage"] == stage]
 
     def limits(self) -> dict[str, float]:
-        """The machine's limits as the stage ceilings found them: bytes per second of a "copy" and
-        a "read", operations per second of "matmul" and, where it is there, "fp8". Empty where that
-        stage did not find the first three.
+        """The machine's limits as the stage ceilings found them.
+
+        Bytes per second of a "copy" and a "read", operations per second of "matmul" and, where the
+        device has it, "fp8". Empty where that stage did not find the first three.
         """
         return limits_of(self.rows)
 
@@ -109,6 +110,7 @@ class Found:
 
     @property
     def rows(self) -> list[dict]:
+        """All rows, in the order in which their tasks began."""
         return [row for rows in self.tasks.values() for row in rows]
 
     def add(self, line: dict) -> None:

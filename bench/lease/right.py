@@ -2,7 +2,7 @@
 
 in:  a Place      out: rows {kernel, dtype, check, shape, size, ok, error, allowed}
 In the order of worth: every kernel once by the 2x rule, with NaN, and for the same bits in each
-run; whole models; lengths around the borders of blocks; places behind 2^31 elements; the tests
+run; whole models; lengths around the borders of blocks; places past 2^31 elements; the tests
 marked gpu; compute-sanitizer; random shapes until the time is up. A check that could not be made
 has "skipped" in place of "ok". A dry run goes through toy sizes in the interpreter.
 Read right_children.py first.
@@ -72,6 +72,7 @@ def with_kernels(place: Place, check: Callable[[], Iterable[dict]]) -> Callable[
 
 
 def seed_of(place: Place, number: int) -> int:
+    """The seed of one of a run's checks: another one for each run and check."""
     return 1000 * place.seed + number
 
 
@@ -165,8 +166,9 @@ def steps(place: Place, dtype: torch.dtype, kind: str) -> Iterator[dict]:
 
 
 def answers(place: Place, expected: model.CpuAnswers, dtype: torch.dtype) -> Iterator[dict]:
-    """The embedded checkpoint's answers. A dry run answers by torch: a tower takes minutes in the
-    interpreter.
+    """The embedded checkpoint's answers.
+
+    A dry run answers by torch: a tower takes minutes in the interpreter.
     """
     texts = expected.get(place.deadline - time.monotonic())
     with choose.using("auto"):

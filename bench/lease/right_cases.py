@@ -30,10 +30,12 @@ class Draw:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Normal numbers with a deviation of `scale`."""
         values = torch.randn(shape, generator=self.generator, dtype=self.dtype, device=self.device)
         return values.mul_(scale) if scale != 1.0 else values
 
     def integers(self, most: int, *shape: int) -> Tensor:
+        """Whole numbers from 0 to `most` - 1."""
         return torch.randint(most, shape, generator=self.generator, device=self.device)
 
     def layer(self, starts, new: int, kv_heads: int, head_dim: int, spare: int, kind: str) -> Layer:
@@ -242,8 +244,10 @@ ENDS = 64  # rows at each end of a large tensor that are compared
 
 
 def by_row(kernel: str, draw: Draw, inputs: list[Tensor], call, formula) -> Trial:
-    """A trial of an operation on each of the rows of `inputs` [count width], the last of which are
-    weights [width]. Of many rows the first and last ones are compared.
+    """A trial of an operation on each of some rows.
+
+    inputs: rows [count width], and after them weights [width]. Of many rows the first ENDS and the
+    last ENDS are compared.
     """
     count = len(inputs[0])
     few = torch.arange(count, device=draw.device)

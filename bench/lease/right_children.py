@@ -56,13 +56,16 @@ class Background:
         return code, self.output.read()
 
     def end(self) -> None:
+        """Kill it, unless it has ended."""
         self.process.kill()
         self.process.wait()
 
 
 def ahead(count: int, seed: int) -> list[Background]:
-    """Processes that run the checks of fixed shapes once, so that Triton's cache on the disk has
-    their kernels when they are needed: compiling takes most of the time of a first check.
+    """Processes that run the checks of fixed shapes once, `count` of them.
+
+    So Triton's cache on the disk has their kernels when they are needed: compiling takes most of
+    the time of a first check.
     """
     command = [sys.executable, "-m", "bench.lease.right"]
     return [Background([*command, str(part), str(count), str(seed)]) for part in range(count)]

@@ -125,6 +125,7 @@ class CpuAnswers:
         return self.texts
 
     def end(self) -> None:
+        """Kill those that have not ended."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -133,8 +134,9 @@ class CpuAnswers:
 def answers_equal(
     device: str, expected: list[str], dtype: torch.dtype, together: int, required: bool = True
 ) -> Iterator[dict]:
-    """The answers of a device beside the CPU's. Where they need not be equal, differences are only
-    counted.
+    """The answers of a device beside the CPU's.
+
+    Where they are not `required` to be equal, differences are only counted.
     """
     model = llava_min.load(device=device, dtype=name_of(dtype))
     found = answers(model, 0, len(expected), together)

@@ -145,8 +145,9 @@ def borders(dry: bool) -> dict[str, list[Case]]:
 
 
 def vast() -> list[Case]:
-    """Places behind 2^31 elements, in a cache of 3 x 32 x 262,144 x 128 numbers and in rows; the
-    longest context, and the largest matrix.
+    """Places past 2^31 elements, the longest context, and the largest matrix.
+
+    The cache has 3 x 32 x 262,144 x 128 numbers.
     """
     cache = dict(starts=(5, 70, 300), heads="Vicuna", spare=2**18)
     return [

@@ -50,8 +50,10 @@ class Budget:
 
 
 def budget(module: str) -> Budget:
-    """The budget of a stage as its source states it, which is not imported here: SECONDS, and
-    TASK_SECONDS where half a minute or half of the stage is not the right limit for a task.
+    """The budget of a stage as its source states it, which is not imported here.
+
+    SECONDS, and TASK_SECONDS where half a minute or half of the stage is not the right limit for a
+    task.
     """
     try:
         spec = importlib.util.find_spec(module)
@@ -84,6 +86,7 @@ class Lease:
         self.signal, self.device = 0, "cpu"
 
     def stop(self, number: int, frame) -> None:
+        """React to a signal: the first one is kept, and ends the run."""
         self.signal = self.signal or number
 
     def run(self, minutes: float) -> None:
@@ -127,6 +130,7 @@ class Lease:
                 return
 
     def started(self, name: str, deadline: float) -> Stage:
+        """A stage in a new process, which goes on where the journal ends."""
         dtypes = (torch.bfloat16, torch.float16)
         if self.dry:  # the interpreter does not multiply bfloat16
             dtypes = (torch.float16, torch.float32)
@@ -211,8 +215,10 @@ def asked_card() -> dict | None:
 
 
 def prepare(dry: bool) -> None:
-    """What children need and would each import again. Triton comes before anything that asks
-    whether it may be imported: that question would go to CUDA.
+    """Import what children need and would each import again.
+
+    Triton comes before anything that asks whether it may be imported: that question would go to
+    CUDA.
     """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # is_available() without starting CUDA
     if dry:
@@ -238,8 +244,10 @@ def refusal(settings: argparse.Namespace) -> str | None:
 
 
 def main(settings: argparse.Namespace, stages: dict[str, str] = STAGES) -> int:
-    """Run the stages; 0 where everything ran and was right, 1 where not, 2 where nothing can run,
-    128 and the signal's number where a signal ended it.
+    """Run the stages; the exit code.
+
+    0 where everything ran and was right, 1 where not, 2 where nothing can run, 128 and the signal's
+    number where a signal ended it.
     """
     start = time.monotonic()
     if why := refusal(settings):

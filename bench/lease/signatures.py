@@ -149,8 +149,10 @@ def described(cubin: bytes, *options: str) -> str:
 
 
 def resources(compiled) -> dict:
-    """What a compiled kernel needs: registers of a thread, bytes of stack and of shared memory, and
-    its warps; its loads from global memory, and how many of them are of 128 bits.
+    """What a compiled kernel needs, by names as in pruned.jsonl.
+
+    Registers of a thread, bytes of stack and of shared memory, warps; loads from global memory, and
+    how many of them are of 128 bits.
     """
     text = described(compiled.asm["cubin"], "-res-usage")
     sizes = {name.lower(): int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
@@ -183,8 +185,10 @@ def count(pattern: str, texts: list[str]) -> int:
 
 
 def inner_loops(code: list[tuple[str, str]]) -> list[tuple[int, int]]:
-    """(first address, last address) of the loops without another inside: from the target of a
-    backward jump to the jump. `code` is (address in hexadecimal, instruction).
+    """(first address, last address) of the loops without another inside.
+
+    A loop goes from the target of a backward jump to the jump. code: (address in hexadecimal,
+    instruction).
     """
     loops = []
     for address, text in code:
@@ -199,8 +203,9 @@ def inner_loops(code: list[tuple[str, str]]) -> list[tuple[int, int]]:
 
 
 def main_loop(code: list[tuple[str, str]]) -> list[str]:
-    """The instructions of the inner loop with the most matrix products, and among equals of the
-    shortest: a masked loop, or one at a border, is longer.
+    """The instructions of the inner loop with the most matrix products.
+
+    Among equals the shortest one: a masked loop, or one at a border, is longer.
     """
     bodies = [
         [text for address, text in code if first <= int(address, 16) <= last and "NOP" not in text]

@@ -192,8 +192,9 @@ def turns(place: Place, case: Case, calls: list[Callable], some: list[Candidate]
 
 
 def chunks(place: Place) -> Iterator[dict]:
-    """Attention of a whole prompt of the 7B in chunks, and of its last chunk by a library: what was
-    seen and what is new apart, merged by their sums.
+    """Attention of a whole prompt of the 7B in chunks, and of its last chunk by a library.
+
+    The library takes what was seen and what is new apart, and both are merged by their sums.
     """
     where = Where(place.device, place.dtypes[0], place.dry)
     prompt = where.scaled(PROMPT, 48)
@@ -241,8 +242,9 @@ def library(where: Where, prompt: int) -> Iterator[dict]:
 
 
 def gains(rows: Iterable[dict]) -> dict[tuple, dict[Candidate, float]]:
-    """{(kernel, case): {candidate: how many times faster than the present row}}: the geometric mean
-    over shapes, of those that were measured at every shape and right.
+    """{(kernel, case): {candidate: how many times faster than the present row}}.
+
+    The geometric mean over shapes, of candidates that were measured at every shape and right.
     """
     found: dict[tuple, dict[Candidate, dict[str, float]]] = {}
     for row in rows:
@@ -262,8 +264,9 @@ def gains(rows: Iterable[dict]) -> dict[tuple, dict[Candidate, float]]:
 
 
 def best(rows: Iterable[dict], variants: bool = False) -> dict[tuple, Candidate]:
-    """{(kernel, case): the fastest candidate} where it gains 2% on the present row at least. A
-    table can hold blocks only: variants of kernels are left out unless they are asked for.
+    """{(kernel, case): the fastest candidate} where it gains 2% on the present row at least.
+
+    A table can hold blocks only: variants of kernels are left out unless they are asked for.
 
     >>> row = dict(kernel="int4", case=[16], shape="", variant="", ok=True, present_ms=1.0)
     >>> rows = [row | dict(block=[128, 4, 4, 2], ms=1.0), row | dict(block=[64, 4, 4, 2], ms=0.8)]
@@ -279,8 +282,9 @@ def best(rows: Iterable[dict], variants: bool = False) -> dict[tuple, Candidate]
 
 
 def use(rows: Iterable[dict]) -> None:
-    """Set the tables of this process to the winners, for the stages that follow. Rows of a dry run
-    mean nothing and change nothing.
+    """Set the tables of this process to the winners, for the stages that follow.
+
+    Rows of a dry run mean nothing and change nothing.
     """
     measured = [row for row in rows if row.get("stage") == "sweep" and not row.get("dry")]
     for (name, row), candidate in best(measured).items():

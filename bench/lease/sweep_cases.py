@@ -38,9 +38,11 @@ class Where:
     toy: bool = False
 
     def normal(self, *shape: int) -> Tensor:
+        """Normal random numbers of this shape."""
         return torch.randn(shape, dtype=self.dtype, device=self.device)
 
     def scaled(self, size: int, toy: int) -> int:
+        """A size, or another one for toys."""
         return toy if self.toy else size
 
     def heads(self, *sizes: int) -> tuple[int, ...]:
@@ -162,12 +164,14 @@ def writes(heads: int, kv_heads: int, head_dim: int, new: int):
 
 
 def linear_case(count: int, name: str, outputs: int, inputs: int) -> Case:
+    """Some rows through a linear layer of four-bit weights."""
     row = (max(16, 1 << (count - 1).bit_length()),)
     shape = f"{name} {outputs}x{inputs}, {count} rows"
     return Case("int4", row, shape, products(count, outputs, inputs), outputs * inputs / 2)
 
 
 def decode_case(seen: int, kind: str) -> Case:
+    """One new token of the 7B over a cache of 16 bits or 8."""
     size = 2 if kind == "16" else 1
     name = f"7B 28/4x128, {kind if kind in EIGHT else '16 bits'}, {seen} seen"
     unit = 2 * 4 * seen * 128 * size

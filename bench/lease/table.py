@@ -41,8 +41,10 @@ def wrong(row: dict) -> str:
 
 
 def faults(found: Found, stages: list[str]) -> list[str]:
-    """Stages that did not run to their end, what the machine lacks, and every row that is not ok:
-    the first of each kernel, then the second of each, so that many of one do not hide another.
+    """Stages that did not run to their end, what the machine lacks, and every row that is not ok.
+
+    Rows: the first of each kernel, then the second of each, so that many of one do not hide
+    another.
     """
     header = found.headers[-1] if found.headers else {}
     lines = [f"{stage}: {how}" for stage, how in unfinished(found, stages)]
@@ -136,7 +138,8 @@ def right(found: Found) -> list[str]:
 
 
 def gains(rows: list[dict]) -> dict[tuple[str, str], dict[tuple[str, str], dict[str, float]]]:
-    """How many times faster than the table's present row each candidate is, at each shape:
+    """How many times faster than the table's present row each candidate is, at each shape.
+
     {(kernel, case): {(block, variant): {shape: gain}}}. Both took turns, where the rows say so.
     """
     present, found = {}, {}
@@ -155,8 +158,10 @@ def gains(rows: list[dict]) -> dict[tuple[str, str], dict[tuple[str, str], dict[
 
 
 def sweep(found: Found) -> list[str]:
-    """The fastest candidate of each row of a table of block sizes, by the geometric mean over its
-    shapes, where it gains; then what has no table, and how many candidates were not right.
+    """The fastest candidate of each row of a table of block sizes, where it gains.
+
+    It is the one with the largest geometric mean over the shapes of the row. Then come times that
+    belong to no table, and how many candidates were not right.
     """
     rows, lines, level = rows_of(found, "sweep"), [], 0
     for (kernel, case), table in gains(rows).items():
@@ -260,8 +265,9 @@ def missing(found: Found) -> list[str]:
 
 
 def fitted(parts: dict[str, list[str]], room: int) -> list[str]:
-    """The lines of all parts under their titles, each part cut to its share of the room; what one
-    leaves over goes to the first that needs more.
+    """The lines of all parts under their titles, each part cut to its share of `room` lines.
+
+    What one leaves over goes to the first that needs more.
     """
     kept = {
         title: min(SHARES[title.split(":")[0]], len(lines) + 1) for title, lines in parts.items()

@@ -46,6 +46,7 @@ class Tail:
         self.path, self.place = path, path.stat().st_size
 
     def new(self) -> list[dict]:
+        """Those lines, parsed; half a line waits for its end."""
         with self.path.open("rb") as file:
             file.seek(self.place)
             whole = file.read().rpartition(b"\n")

@@ -103,6 +103,7 @@ class Models:
         return self.made[name, form]
 
     def tokens(self, count: int) -> int:
+        """So many, or few in a dry run."""
         return min(count, TOY_TOKENS) if self.place.dry else count
 
 
@@ -144,8 +145,9 @@ def stopwatch(place: Place, call: Callable[[], object], rounds: int) -> dict[str
 
 
 def of_ceiling(place: Place, moved: float, flops: float, ms: float) -> dict[str, float]:
-    """The time that this machine's copy or matmul rate allows over the time taken, where the stage
-    ceilings has measured them.
+    """The time that this machine's copy or matmul rate allows over the time taken.
+
+    Empty where the stage ceilings has not measured them.
     """
     limits = place.limits()
     if not limits:
