@@ -1,9 +1,9 @@
-"""How soon a second question about the same clip is answered: in a conversation, and with a prompt
-cache in a new process, each beside a fresh run that must give the same ids.
+"""How soon a second question about the same clip is answered: in a chat, and by a prompt cache.
 
-In one process the time to the first token counts from the call, video decoding included. For new
-processes a stopwatch runs from the start of the process to the first line of its answer: import and
-loading included. The fresh run and the others take turns.
+Each way is beside a fresh run, which must give the same ids. In one process the time to the first
+token counts from the call, video decoding included. For new processes a stopwatch runs from the
+start of the process to the first line of its answer: import and loading included. The fresh run and
+the others take turns.
 Read checkpoints.py first. Read next: measure.py.
 """
 
@@ -40,8 +40,10 @@ def write_clip(path: Path, frames: int) -> Path:
 
 
 def conversation(folder: Path, clip: Path, frames: int, rounds: int):
-    """Seconds to the first token: (of the first question, of the second in a chat, of the second
-    from scratch), the tokens of its prompt, and whether both gave the same ids.
+    """(seconds to the first token, tokens of the second prompt, whether the ids are the same).
+
+    The seconds are lists, one each for the first question, the second one in a chat, and the second
+    one from scratch.
     """
     model, options = llava_min.load(folder), dict(frames=frames, max_tokens=ANSWER)
     times, same = [[], [], []], True
@@ -83,6 +85,7 @@ def processes(folder: Path, clip: Path, frames: int, rounds: int, cache: Path):
 
 
 def row(case: str, seconds: list[float], fresh: list[float], **more) -> dict:
+    """The seconds of a way to ask, and how many times sooner it is than a fresh run."""
     p20, p50, p80 = np.quantile(seconds, (0.2, 0.5, 0.8))
     sooner = float(np.median(fresh) / p50)
     return {

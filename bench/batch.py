@@ -34,7 +34,7 @@ def run(model: str, dry: bool) -> tuple[list[measure.Row], dict[str, float]]:
         step = models.token_after_token(models.network_of(decoder), cache)
         step()
         moved, flops = map(sum, zip(*(models.cost(config, 1, length) for length in lengths)))
-        row = generate.row(
+        row = measure.row_of(
             f"batch {model}",
             f"{batch} rows, {seen} seen",
             batch,

@@ -1,14 +1,14 @@
-"""LLaVA-OneVision with random weights on a CPU, beside transformers and, where it is installed,
-llama.cpp: prefill, decode of one answer and of four, a tile, a picture to the first token.
+"""LLaVA-OneVision with random weights on a CPU beside transformers, in the ways of SECTIONS.
 
     python -m bench generate --device cpu --context 1500 --only decode
     python -m bench generate --device cpu --only decode --also compiled lookup
 
-All candidates of a section take turns in one process; a ratio is the median of the ratios of the
-turns. Every candidate answers from the same folder. `--also` adds the compiled decode step, and the
-two ends between which prompt lookup is: every drafted token taken, or none. `profile` says where
-the time of each section goes at the first context, by torch's own profiler, and `operators` times
-each of them beside the limits of this machine (operators.py).
+llama.cpp is beside them, too, where it is installed. All candidates of a section take turns in one
+process; a ratio is the median of the ratios of the turns. Every candidate answers from the same
+folder. `--also` adds the compiled decode step, and the two ends between which prompt lookup is:
+every drafted token taken, or none. `profile` says where the time of each section goes at the first
+context, by torch's own profiler, and `operators` times each of them beside the limits of this
+machine (operators.py).
 Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 """
 

@@ -21,10 +21,12 @@ AGAINST = "before"
 
 
 def words_of_triton(q, scales):
+    """Codes and scales laid out as kernels of Triton read them."""
     return int4_packing.pack(q), scales.T.contiguous()
 
 
 def by_the_formula(query, layer):
+    """Attention of one new token, of keys and values that are multiplied out first."""
     key, value = layer.keys_and_values(query.shape[1], query.dtype)
     return decode_attention.decode_formula(query, key, value, layer.lengths)
 

@@ -106,12 +106,14 @@ def explained_right(model: Model, seed: int) -> Iterator[tuple[Case, Explanation
 
 
 def inside(x: float, y: float, box: Box) -> bool:
+    """Whether a point lies in a box, its edge included."""
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
 def judged(weights: np.ndarray, rows: Rows, size: tuple[int, int], box: Box) -> Marks:
-    """For the grid's part of a map, and for all of it as a page shows it: (whether the middle of
-    its brightest place lies in a box, how much of it does).
+    """Whether the middle of the brightest place lies in a box, and how much of the map does.
+
+    "grid": of the grid's part of the map alone; "joined": of all of it, as a page shows it.
     """
     parts = {
         kind: spread(weights[rows.kinds == kind], rows.boxes[rows.kinds == kind], size)

@@ -30,7 +30,7 @@ from . import checkpoints, ledger, load, long, measure
 
 SECTIONS = ("prefill", "memory")
 NAMES = {True: "chunked", False: "naive"}
-QUESTION = 40  # tokens of text behind the clip
+QUESTION = 40  # tokens of text after the clip
 CHILD = "from bench import frames; done(**frames.memory(sys.argv[1], *json.loads(sys.argv[2])))"
 
 

@@ -35,36 +35,6 @@ def timed(call: Callable[[], object], calls: int = 10, rounds: int = 7) -> list[
     return sorted(times)
 
 
-def row(
-    section: str,
-    shape: str,
-    size: float,
-    name: str,
-    times: list[float],
-    moved: float,
-    flops: float,
-    limits: dict[str, float],
-) -> measure.Row:
-    p20, p50, p80 = (times[int(part * (len(times) - 1))] for part in (0.2, 0.5, 0.8))
-    floor = 1e3 * max(moved / limits["copy"], flops / limits["matmul"])
-    return measure.Row(
-        section,
-        shape,
-        size,
-        name,
-        name.startswith("llava_min"),
-        p20,
-        p50,
-        p80,
-        moved,
-        flops,
-        moved / p50 / 1e6,
-        flops / p50 / 1e9,
-        floor / p50,
-        float("nan"),
-    )
-
-
 def decode_row(
     decoder, name: str, model: str, seen: int, limits, device: str, dtype, kv_dtype=None
 ) -> measure.Row:
@@ -76,7 +46,7 @@ def decode_row(
     moved, flops = models.cost(config, 1, seen)
     if kv_dtype is not None:
         moved *= (config.head_dim + 4) / (2 * config.head_dim)
-    return row(
+    return measure.row_of(
         f"decode {model}",
         f"{model} {name}, {seen} seen",
         seen,
@@ -102,7 +72,7 @@ def prefill_row(
 
     prefill()
     _, flops = models.cost(config, tokens, 0)
-    return row(
+    return measure.row_of(
         f"prefill {model}",
         f"{model} {name}, {tokens} tokens",
         tokens,
@@ -134,8 +104,9 @@ def transformers_of(config: TextConfig, device: str, dtype: torch.dtype):
 
 
 def transformers_step(peer, call: Callable, seen: int) -> Callable[[], object]:
-    """One decode step of the peer over a static cache that has seen so many tokens, by `call`: its
-    forward, as it is or compiled.
+    """One decode step of the peer over a static cache that has seen so many tokens.
+
+    call: its forward, as it is or compiled.
     """
     from transformers import StaticCache
 
@@ -160,7 +131,7 @@ def transformers_rows(
             step()
         moved, flops = models.cost(config, 1, seen)
         found.append(
-            row(
+            measure.row_of(
                 f"decode {model}",
                 f"{model} transformers, {seen} seen",
                 seen,
@@ -188,7 +159,7 @@ def vision_row(tower: VisionTower, frames: int, limits, device: str) -> measure.
     weights = sum(parameter.numel() for parameter in tower.parameters())
     scores = 4 * config.hidden_size * config.num_positions**2 * config.num_layers
     flops = frames * (2 * weights * config.num_positions + scores)
-    return row(
+    return measure.row_of(
         "vision tower",
         f"SigLIP, {frames} frames",
         frames,

@@ -33,6 +33,7 @@ KEYS = ("section", "shape", "context", "format", "name", "capability")
 
 
 def read(path: Path) -> list[dict]:
+    """The rows of a file; none where it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -92,6 +92,7 @@ def child(code: str, *arguments) -> dict:
 
 
 def weights_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's files of weights."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

@@ -1,5 +1,4 @@
-"""How a time is taken: calls in a CUDA graph, candidates in turns, and the machine's own limits
-beside them.
+"""How a time is taken: calls in a CUDA graph, candidates in turns, and the machine's own limits.
 
 in:  candidates (name -> function of a call number)      out: Row objects, one JSON line each
 A kernel of 10 microseconds is shorter than Python's way to it, so each candidate's calls are
@@ -27,8 +26,9 @@ SAMPLE_MS = 4.0  # a sample lasts about so long
 
 @dataclass
 class Row:
-    """One candidate at one shape. Rates are of `bytes` and `flops` counted by formula, not by a
-    profiler.
+    """One candidate at one shape.
+
+    Rates are of `bytes` and `flops`, which a formula counts and no profiler.
     """
 
     section: str
@@ -84,8 +84,9 @@ def milliseconds(call: Callable[[int], object], calls: int) -> Callable[[], floa
 
 
 def warm(call: Callable[[int], object]) -> int:
-    """Compile, then how many calls make a sample; on a stream of its own, as graph capture wants
-    it.
+    """Compile what a call needs; how many calls make a sample.
+
+    On a stream of its own, as graph capture wants it.
     """
     if not torch.cuda.is_available():
         call(0)
@@ -105,16 +106,15 @@ def warm(call: Callable[[int], object]) -> int:
 
 
 def interleaved(candidates: dict[str, Callable], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Milliseconds of each candidate, sorted, from `rounds` turns; a peer that refuses the shape is
-    left out.
+    """Milliseconds of each candidate, sorted, from `rounds` turns.
+
+    A peer that refuses the shape is left out; one of ours that does raises RuntimeError.
     """
     samples, times = {}, {}
     for name, call in candidates.items():
         try:
             samples[name] = milliseconds(call, warm(call))
-        except (
-            RuntimeError
-        ) as error:  # "No available kernel": that backend does not take this shape
+        except RuntimeError as error:  # such as "No available kernel" of a backend of torch
             if name.startswith("llava_min"):
                 raise
             print(f"    {name} refused: {str(error).splitlines()[0][:80]}", flush=True)
@@ -125,8 +125,9 @@ def interleaved(candidates: dict[str, Callable], rounds: int = ROUNDS) -> dict[s
 
 
 def ceilings() -> dict[str, float]:
-    """What this machine does at best: bytes per second of a copy, FLOPs per second of a bfloat16
-    matmul.
+    """What this machine does at best: {"copy": bytes per second, "matmul": FLOPs per second}.
+
+    The product is one of two square matrices in bfloat16. Without a GPU both are invented.
     """
     if not torch.cuda.is_available():
         return {"copy": 1e10, "matmul": 1e11}
@@ -150,8 +151,9 @@ def rows_of(
     limits: dict[str, float],
     rounds=ROUNDS,
 ) -> list[Row]:
-    """Time the candidates of one shape. `costs`: name -> (bytes, flops), the key "" for all that
-    are not named.
+    """The rows of one shape, whose candidates take turns.
+
+    costs: name -> (bytes, flops), the key "" for all that are not named.
     """
     times, rows = interleaved(candidates, rounds), []
     middle = {name: values[len(values) // 2] for name, values in times.items()}
@@ -160,28 +162,41 @@ def rows_of(
         default=float("nan"),
     )
     for name, values in times.items():
-        moved, flops = costs.get(name, costs[""])
-        p20, p50, p80 = (values[int(part * (len(values) - 1))] for part in (0.2, 0.5, 0.8))
-        floor = 1e3 * max(moved / limits["copy"], flops / limits["matmul"])
-        rows.append(
-            Row(
-                section,
-                shape,
-                size,
-                name,
-                name.startswith("llava_min"),
-                p20,
-                p50,
-                p80,
-                moved,
-                flops,
-                moved / p50 / 1e6,
-                flops / p50 / 1e9,
-                floor / p50,
-                peer / p50,
-            )
-        )
+        row = row_of(section, shape, size, name, values, *costs.get(name, costs[""]), limits)
+        row.of_best_peer = peer / row.p50_ms
+        rows.append(row)
     return rows
+
+
+def row_of(
+    section: str,
+    shape: str,
+    size: float,
+    name: str,
+    times: list[float],
+    moved: float,
+    flops: float,
+    limits: dict[str, float],
+) -> Row:
+    """A row without a peer, from sorted milliseconds and what was moved (bytes) and computed."""
+    p20, p50, p80 = (times[int(part * (len(times) - 1))] for part in (0.2, 0.5, 0.8))
+    floor = 1e3 * max(moved / limits["copy"], flops / limits["matmul"])
+    return Row(
+        section,
+        shape,
+        size,
+        name,
+        ours=name.startswith("llava_min"),
+        p20_ms=p20,
+        p50_ms=p50,
+        p80_ms=p80,
+        bytes=moved,
+        flops=flops,
+        gb_per_s=moved / p50 / 1e6,
+        tflop_per_s=flops / p50 / 1e9,
+        of_ceiling=floor / p50,
+        of_best_peer=float("nan"),
+    )
 
 
 def machine() -> dict[str, str]:
@@ -205,14 +220,16 @@ def machine() -> dict[str, str]:
 
 
 def triton_version() -> str:
+    """Of the package, which need not be importable."""
     from importlib import metadata
 
     return metadata.version("triton")
 
 
 def resident(name: str) -> int:
-    """Bytes of this process: "VmRSS" now, or "VmHWM", the most since `forget_peak`; 0 where the
-    system is not Linux.
+    """Bytes of this process: "VmRSS" now, or "VmHWM", the most since `forget_peak`.
+
+    0 where the system is not Linux.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -220,6 +237,7 @@ def resident(name: str) -> int:
 
 
 def forget_peak() -> None:
+    """Let VmHWM begin anew; Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -2,7 +2,7 @@
 
 in:  a checkpoint; a film, or clips that the toy's world draws; needles: picture, question, answer
 out: niah-NAME.jsonl, a row for each length, depth and needle; niah-NAME.svg, the heat map
-The protocol is LongVA's: n frames of the film with the needle put behind the first int(depth x n);
+The protocol is LongVA's: n frames of the film with the needle put after the first int(depth x n);
 one pass with the answer forced; found if every token of the answer is the most likely one. Each
 frame is encoded once, and a prefix of the film that two cases share is prefilled once: the cases
 are taken from the deepest place to the shallowest, rewinding the cache.
@@ -85,7 +85,7 @@ def encoded(model: Model, frames: list[np.ndarray]) -> list[Tensor]:
 
 
 class Haystack:
-    """Frames behind the prompt's beginning in a cache, as far as the cases have needed them."""
+    """Frames after the prompt's beginning in a cache, as far as the cases have needed them."""
 
     def __init__(self, model: Model, frames: list[Tensor], room: int):
         self.model, self.frames, self.held = model, frames, 0
@@ -116,7 +116,7 @@ class Haystack:
         self.held = count
 
     def score(self, place: int, length: int, needle: Tensor, asked: Text, answer: list[int]):
-        """The answer's Score with the needle behind `place` of `length` frames, and the tokens."""
+        """The answer's Score with the needle after `place` of `length` frames, and the tokens."""
         self.rewind(place)
         network, config = self.model.network, self.model.config
         end = projector.clip_end(network.newline, config.newline_position)
@@ -206,8 +206,9 @@ def square(x: float, y: float, cell: float, share: float) -> str:
 
 
 def heat_map(rows: list[dict], title: str, trained: int | None) -> str:
-    """Frames across, depth down, a cell green where all needles are found and red where none is;
-    a dotted line behind the lengths that were trained.
+    """An SVG: frames across, depth down, green where all needles are found, red where none is.
+
+    trained: frames of the longest clip of the training; a dotted line stands after it.
     """
     lengths = sorted({row["frames"] for row in rows})
     depths = sorted({row["depth"] for row in rows})

@@ -48,6 +48,7 @@ class Axes:
         )
 
     def line(self, points: list[tuple[float, float]], colour: str, dashed: bool = False) -> None:
+        """Draw a line through points of the data."""
         placed = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.place(*point) for point in points))
         dash = ' stroke-dasharray="6 4"' if dashed else ""
         self.parts.append(
@@ -55,6 +56,7 @@ class Axes:
         )
 
     def dot(self, x: float, y: float, colour: str, label: str) -> None:
+        """Draw a point of the data, whose label is seen where a pointer rests on it."""
         x, y = self.place(x, y)
         self.parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">'
@@ -62,6 +64,7 @@ class Axes:
         )
 
     def legend(self, names: list[str]) -> None:
+        """Name the lines at the right, in the order of COLOURS."""
         for index, name in enumerate(names):
             y, colour = TOP + 16 * index, COLOURS[index % len(COLOURS)]
             self.parts.append(
@@ -70,6 +73,7 @@ class Axes:
             )
 
     def svg(self) -> str:
+        """The whole drawing."""
         body = "\n".join(self.parts)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
@@ -101,17 +105,15 @@ def ticks(limits: tuple[float, float]) -> list[float]:
 
 
 def short(value: float) -> str:
-    """
+    """A number, shortened for the label of an axis.
+
     >>> short(32768.0), short(0.5), short(2e6)
     ('33k', '0.5', '2M')
     """
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return (
-                f"{value / factor:.3g}{letter}"
-                if value < 10 * factor
-                else f"{value / factor:.0f}{letter}"
-            )
+            digits = ".3g" if value < 10 * factor else ".0f"
+            return f"{value / factor:{digits}}{letter}"
     return f"{value:g}"
 
 

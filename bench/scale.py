@@ -74,6 +74,7 @@ def predictions() -> list[list[str]]:
 
 
 def table(rows: list[list[str]], heads: list[str]) -> str:
+    """Columns under their heads, set to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     lines = [[text.rjust(width) for text, width in zip(row, widths)] for row in (heads, *rows)]
     return "\n".join(map("  ".join, lines))

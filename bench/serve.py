@@ -58,9 +58,8 @@ def listening(ready: str, *command: str) -> Iterator[str]:
     try:
         for line in running.stderr:
             if ready in line:
-                threading.Thread(
-                    target=running.stderr.read, daemon=True
-                ).start()  # so it never fills
+                drain = threading.Thread(target=running.stderr.read, daemon=True)
+                drain.start()  # a full pipe would stop the server
                 yield line.split("http://")[1].split()[0].split("/")[0]
                 break
         else:
@@ -127,6 +126,7 @@ def summary(found: list[Heard], seconds: float) -> dict[str, float]:
 
 
 def row(shape: str, load: str, name: str = "llava_min", **figures: object) -> dict[str, object]:
+    """A row under the keys by which a ledger tells rows apart."""
     return {"section": "serve", "shape": shape, "context": load, "name": name, **figures}
 
 

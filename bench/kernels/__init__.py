@@ -27,8 +27,9 @@ SECTIONS = {
 
 
 def run(sections: list[str], dry: bool, rounds: int) -> tuple[list[measure.Row], dict[str, float]]:
-    """Measure the sections, printing each shape as it ends. A dry run goes through everything at
-    toy size.
+    """(rows, the limits of this machine), printing each shape as it ends.
+
+    A dry run goes through everything at toy size.
     """
     bench = Bench("cuda", torch.bfloat16, False)
     if dry:

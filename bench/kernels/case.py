@@ -27,8 +27,10 @@ Candidate = Callable[[int], object]  # call number -> what one call computes
 
 @dataclass
 class Bench:
-    """Where the tensors live. `small` shrinks every shape so that a dry run ends; nothing of it is
-    a result. `compiled`: with the peers that torch.compile makes, which takes seconds for each.
+    """Where the tensors live, and which peers there are.
+
+    small: every shape is shrunk so that a dry run ends; nothing of it is a result. compiled: with
+    the peers that torch.compile makes, which takes seconds for each.
     """
 
     device: str
@@ -37,6 +39,7 @@ class Bench:
     compiled: bool = True
 
     def normal(self, *shape: int) -> torch.Tensor:
+        """Normal random numbers of this shape."""
         return torch.randn(shape, dtype=self.dtype, device=self.device)
 
     @property
@@ -47,8 +50,9 @@ class Bench:
         return torch.cuda.get_device_properties(0).L2_cache_size or L2
 
     def copies(self, size: float) -> int:
-        """How many inputs of `size` bytes to go through in turn: four times what the L2 cache
-        holds, so that none is still there when its turn comes again.
+        """How many inputs of `size` bytes to go through in turn.
+
+        They are four times what the L2 cache holds: none is still there when its turn comes again.
         """
         return 2 if self.small else max(2, math.ceil(4 * self.l2 / size))
 
@@ -71,8 +75,10 @@ class Bench:
 
 @dataclass
 class Case:
-    """One shape: candidates by name, and what they must move and compute ("" for all that are not
-    named). Call number i takes the i-th of `copies` inputs, in turn.
+    """One shape: candidates by name, and what they must move and compute.
+
+    costs: name -> (bytes, flops), "" for all that are not named. Call number i takes the i-th of
+    `copies` inputs, in turn.
     """
 
     section: str
@@ -84,8 +90,9 @@ class Case:
 
 
 def measured(case: Case, limits: dict[str, float], rounds: int) -> list[measure.Row]:
-    """The rows of a case. Each candidate is timed in rounds through all copies of its inputs, and a
-    row says what one call took.
+    """The rows of a case, each of which says what one call took.
+
+    A candidate is timed in rounds through all copies of its inputs.
     """
 
     def through_all(call: Candidate) -> Candidate:

@@ -48,8 +48,9 @@ def int4_case(bench: Bench, name: str, count: int, weights: list | None = None) 
 
 @dataclass
 class Weights:
-    """One linear layer: in 16 bits, as `int4.linear` takes it, and in torch's own packing where
-    there is a GPU for it.
+    """One linear layer [N K]: in 16 bits, as `int4.linear` takes it, and in torch's own packing.
+
+    words: the packed words and the scales. peer: None without a GPU, which that packing needs.
     """
 
     weight: torch.Tensor
