@@ -176,6 +176,16 @@ def test_the_chain_of_read_next_is_the_walk():
     assert order[0] == "config" and order[-1] == "generate"
 
 
+def test_every_file_to_read_before_or_after_is_there():
+    """By its path from the file that names it, from llava_min/ or from the root."""
+    for path in [*EVERYTHING, *sorted((ROOT / "bench").rglob("*.py"))]:
+        header = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for said in re.findall(r"^Read .*?(?= Agrees with|$)", header, re.M):
+            for name in re.findall(r"[\w./]+\.py", said):
+                places = path.parent, ROOT / "llava_min", ROOT
+                assert any((place / name).exists() for place in places), (path, name)
+
+
 def test_the_package_states_the_reading_order():
     import llava_min
 
