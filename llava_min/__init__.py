@@ -129,8 +129,9 @@ def load(
     a model's shape and format, which takes a minute; None uses it where it was compiled before,
     False never. devices: share the layers among several of one kind. tensor_parallel,
     pipeline_parallel: share each layer, or the layers, among so many processes, which end with this
-    one; if one of them fails, they end this one too. offload: keep layers that do not fit on the
-    device in the host's memory. Names and types of other libraries are taken too (base/habits.py).
+    one; if one of them fails, they end this one too. Tiles and frames are shared by all three.
+    offload: keep layers that do not fit on the device in the host's memory. Names and types of
+    other libraries are taken too (base/habits.py).
     Raises LlavaMinError.
     """
     from .engine.load import load

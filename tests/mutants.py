@@ -73,6 +73,7 @@ TESTS = {
     ),
     "llava_min/planning/split.py": ("test_ranks",),
     "llava_min/engine/offload.py": ("test_ranks",),
+    "llava_min/engine/towers.py": ("test_ranks",),
     "llava_min/command/batch_shares.py": ("test_ranks",),
     "weights/share.py": ("test_ranks",),
     "weights/slices.py": ("test_ranks",),

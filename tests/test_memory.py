@@ -221,6 +221,30 @@ def test_what_a_prompt_needs_is_put_together(device):
         assert needs.alone(CONFIG, plan, 0, storage).activations == expected
 
 
+def test_towers_that_share_tiles_have_all_rows_wait():
+    """Pictures and clips are encoded before the prompt is read, as many tiles as towers take."""
+    storage = needs.Storage(towers=3)
+    picture, clip = (
+        plans.picture((400, 300), "anyres", CONFIG),
+        plans.clip([0.0] * 99, (5, 5), CONFIG),
+    )
+    plan = plan_of(plans.Text([3] * 5), picture, plans.Text([3] * 7), clip)
+    assert needs.waiting_tokens(plan, storage) == 7 + picture.tokens + clip.tokens
+    assert needs.waiting_tokens(plan, needs.Storage()) == picture.tokens
+    frames = plan_of(clip)
+    k, chunk = storage.portions
+    assert needs.tower_bytes(CONFIG, frames, storage) == needs.vision_bytes(
+        CONFIG, 3 * k, storage, k
+    )
+    waiting = needs.row_bytes(CONFIG, clip.tokens + 2 * min(chunk, clip.tokens), storage)
+    decoder = needs.prefill_bytes(CONFIG.text, clip.tokens, storage, chunk)
+    widest = max(needs.tower_bytes(CONFIG, frames, storage), decoder)
+    assert needs.alone(CONFIG, frames, 0, storage).activations == widest + waiting
+    free = 8 * needs.vision_bytes(CONFIG, 3 * k, storage, k)
+    assert needs.portions(CONFIG, storage, free)[0] == k
+    assert needs.portions(CONFIG, storage, free - 8)[0] == k // 2
+
+
 def test_what_prompts_need_together():
     """Room for the longest in each row, and the logits of those that wait for the last."""
     storage, each = needs.Storage(), [plan_of(plans.Text([3] * count)) for count in (9, 70, 30)]

@@ -15,22 +15,29 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import split_model
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import llava_min
+from llava_min import segments, trace
 from llava_min.command import batch_shares
 from llava_min.command.batch_shares import Share, parts_of
 from llava_min.command.main import main
 from llava_min.config import Quantization
+from llava_min.engine import load as engine_load
 from llava_min.engine import offload
-from llava_min.errors import CheckpointError, ParameterError
+from llava_min.engine.recording import RecordedTower
+from llava_min.engine.towers import SharedTower
+from llava_min.errors import CheckpointError, ParameterError, RankError
 from llava_min.families.folder import EMBEDDED, config_of
-from llava_min.planning.memory import Storage, weight_bytes
+from llava_min.planning.memory import Storage, pass_bytes, tower_weight_bytes, weight_bytes
 from llava_min.planning.predict import CARDS, LINKS, predicted
-from llava_min.planning.split import Split, Traffic
+from llava_min.planning.split import Split, Traffic, rank_memory, tiles_of_parts
 from llava_min.weights import checkpoint, load, names, quantize
 from llava_min.weights.checkpoint import Checkpoint
 from llava_min.weights.slices import Slices
@@ -196,6 +203,13 @@ def planned(split: Split, rows: int, kept: int, dtype: str) -> Traffic:
     return Traffic.of(share, split, rows, kept, storage.size)
 
 
+def looked(dtype: str, ranks: int) -> dict[str, int]:
+    """What --plan says that goes and comes for the tiles of the photo."""
+    split = {"pipeline_parallel": ranks, "dtype": dtype}
+    return llava_min.plan(images=[PHOTO], device="cpu", **split).json()["sent"]
+
+
+AWAY = {2: 3, 3: 4, 4: 6}  # ranks: messages with some of the photo's 13 tiles, 2 a rank at a time
 LAYERS = [
     # dtype, bits, ranks
     ("float32", None, 2),
@@ -218,9 +232,12 @@ def test_layers_over_ranks_give_the_same_bits(tmp_path, dtype, bits, count):
     prompt, tokens = found["tokens"]
     chunks, steps, sent = -(-prompt // 1024), tokens - 1, found["traffic"]
     plan = planned(Split(pipeline=count), prompt + steps, 1 + steps, dtype)
-    assert (sent["send"], sent["recv"]) == (chunks + steps, 1 + steps)
-    assert (sent["send bytes"], sent["recv bytes"]) == (plan.passed, plan.back)
-    assert sent.keys() == {"send", "send bytes", "recv", "recv bytes"}
+    seen = looked(dtype, count)
+    assert (sent["send"], sent["isend"]) == (chunks + steps, AWAY[count])
+    assert (sent["send bytes"], sent["isend bytes"]) == (plan.passed, seen["tiles"])
+    assert sent["recv"] == AWAY[count] + 1 + steps
+    assert sent["recv bytes"] == seen["features"] + plan.back
+    assert len(sent) == 6
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -242,6 +259,83 @@ def test_streamed_layers_give_the_same_bits(monkeypatch, bits, held):
     found, wanted = split_model.answers(model), alone("float32", bits)
     assert all(same(found[name], wanted[name]) for name in wanted)
     assert len(decoder.places) == 2
+
+
+@given(st.integers(1, 60), st.integers(1, 9))
+def test_tiles_are_shared_as_evenly_as_they_can_be(count, parts):
+    shares = tiles_of_parts(count, parts)
+    assert sum(shares) == count and len(shares) == parts
+    assert shares == sorted(shares, reverse=True) and shares[0] - shares[-1] <= 1
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_each_part_looks_at_its_tiles(monkeypatch, parts, count):
+    """And gives the features of one tower; whoever watches that sees all tiles pass."""
+    model = llava_min.load(dtype="float32", devices=["cpu"] * parts)
+    tower, seen, asked = model.network.vision, [], []
+    look = tower.team.look
+    monkeypatch.setattr(tower.team, "look", lambda *given: asked.append(1) or look(*given))
+    hooks = [
+        part.register_forward_pre_hook(lambda part, given: seen.append(len(given[0])))
+        for part in (tower.tower, *(stage.tower for stage in tower.team.stages))
+    ]
+    tiles = torch.from_numpy(np.random.default_rng(count).integers(0, 256, (count, 84, 84, 3)))
+    tiles = tiles.to(torch.uint8)
+    with torch.inference_mode():
+        found = tower(tiles)
+        assert seen == [share for share in tiles_of_parts(count, parts) if share]
+        assert len(asked) == (count > 1)  # nobody is told of one tile
+        with trace.watch("features") as watched:
+            assert torch.equal(tower(tiles), found)
+        hooks[0].remove()
+        assert torch.equal(tower.tower(tiles), found)
+    assert torch.equal(torch.cat(watched), found)
+
+
+def test_ctrl_c_waits_until_all_have_looked():
+    tower = llava_min.load(devices=["cpu", "cpu"]).network.vision
+    (stage,), seen = tower.team.stages, []
+    tower.tower.register_forward_pre_hook(lambda *given: signal.raise_signal(signal.SIGINT))
+    stage.tower.register_forward_pre_hook(lambda *given: seen.append(1))
+    with pytest.raises(KeyboardInterrupt):
+        tower(torch.zeros(2, 84, 84, 3, dtype=torch.uint8))
+    assert seen
+
+
+def test_after_a_step_that_failed_nothing_is_asked_of_other_ranks():
+    ranks = pytest.importorskip("llava_min.engine.ranks")
+    team = ranks.Ranks(Split(pipeline=2), 0, torch.device("cpu"), None, None, midst=True)
+    tiles = torch.zeros(2, 84, 84, 3, dtype=torch.uint8)
+    with pytest.raises(RankError, match="A step has failed"):
+        SharedTower(torch.nn.Identity(), team)(tiles)
+    with pytest.raises(RankError, match="A step has failed"):
+        team.begin(None, tiles)
+
+
+def test_what_is_recorded_of_a_shared_tower_is_each_part_of_it(monkeypatch):
+    """A recording holds no messages."""
+    monkeypatch.setattr(engine_load, "recorded", lambda device: True)
+    tower = llava_min.load(devices=["cpu", "cpu"]).network.vision
+    (stage,) = tower.team.stages
+    assert isinstance(tower, SharedTower)
+    assert isinstance(tower.tower, RecordedTower) and isinstance(stage.tower, RecordedTower)
+    assert isinstance(llava_min.load(device="cpu").network.vision, RecordedTower)
+
+
+def test_tiles_go_before_the_first_chunk(monkeypatch):
+    """So no chunk of a pipeline waits for tiles; other work can come after each portion."""
+    model = llava_min.load(devices=["cpu", "cpu"])
+    (stage,), done = model.network.decoder.team.stages, []
+    look, run = stage.look, stage.run
+    monkeypatch.setattr(stage, "look", lambda tiles: done.append("look") or look(tiles))
+    monkeypatch.setattr(stage, "run", lambda *given: done.append("run") or run(*given))
+    prepared = model.prepare("What moves?", images=[PHOTO], videos=[split_model.CLIP])
+    cache = model.empty_cache(prepared.plan.tokens)
+    for portion in model.reading(prepared.plan, prepared.visuals, cache):
+        done.append(portion.done)
+    photo, clip = [*["look", 0] * 3, 0], ["look", 0, 0]  # of 13 tiles and 5 frames the last is here
+    assert done == [*photo, *clip, "run", prepared.plan.tokens]
 
 
 def test_the_parts_of_a_cache_that_is_gone_are_forgotten():
@@ -276,9 +370,12 @@ def test_heads_over_ranks_give_the_same_numbers(tmp_path):
     prompt, tokens = found["tokens"]
     chunks, steps, sent = -(-prompt // 1024), tokens - 1, found["traffic"]
     plan = planned(Split(tensor=2), prompt + steps, 1 + steps, "float64")
+    seen = looked("float64", 2)
+    assert (sent["isend"], sent["recv"]) == (AWAY[2], AWAY[2])
+    assert (sent["isend bytes"], sent["recv bytes"]) == (seen["tiles"], seen["features"])
     assert (sent["all_reduce"], sent["broadcast"]) == (2 * 4 * (chunks + steps), chunks + steps)
     assert (sent["all_reduce bytes"], sent["broadcast bytes"]) == (plan.summed, plan.entering)
-    assert sent.keys() == {"all_reduce", "all_reduce bytes", "broadcast", "broadcast bytes"}
+    assert len(sent) == 8
 
 
 @pytest.mark.slow
@@ -371,11 +468,12 @@ def zombie(pid: int) -> bool:
 
 
 SPLITS = {"layers": ("-pp", "2"), "heads": ("-tp", "2"), "both": ("-tp", "2", "-pp", "2")}
-PLACES = [("layers", "1", "decode")] + [
+PLACES = [("layers", "1", "decode"), ("layers", "1", "tower")] + [
     pytest.param(split, rank, place, marks=pytest.mark.slow)
     for split, ranks in (("layers", "1"), ("heads", "1"), ("both", "123"))
     for rank in ranks
-    for place in ("loading", "prefill", "decode")
+    for place in ("loading", "tower", "prefill", "decode")
+    if (split, place) != ("layers", "tower")
 ]
 
 
@@ -383,6 +481,7 @@ PLACES = [("layers", "1", "decode")] + [
 @pytest.mark.parametrize("how, rank, place", PLACES)
 def test_a_dead_rank_ends_all_with_one_line(tmp_path, how, rank, place):
     words = ("--chat", *SPLITS[how], "--max-tokens", "30", "--ignore-eos")
+    words += ("--image", PHOTO) if place == "tower" else ()
     command = Command(tmp_path, *words, sabotage=f"{rank} {place} kill")
     pids = []
     while not pids and command.process.poll() is None:
@@ -569,7 +668,10 @@ PARTS = [Split(2, 1), Split(1, 2), Split(1, 3), Split(2, 2)]
 @pytest.mark.parametrize("split", PARTS, ids=str)
 @pytest.mark.parametrize("bits", [None, 4])
 def test_the_parts_of_a_checkpoint_are_the_checkpoint(monkeypatch, split, bits):
-    """Every number of a block that is cut is in one rank, others in each, and so are the bytes."""
+    """Every number of a block that is cut is in one rank, others in each, and so are the bytes.
+
+    The tower is in every rank.
+    """
     config = replace(CONFIG, quantization=Quantization(bits) if bits else None)
     convert = [functools.partial(quantize.converted, config=config)] if bits else []
     read, reader = [], checkpoint.read_tensor
@@ -610,9 +712,20 @@ def test_the_parts_of_a_checkpoint_are_the_checkpoint(monkeypatch, split, bits):
         found[name] += count
     for name, count in found.items():
         ours, _ = names.ours(name)
-        twice = ours.startswith("decoder.blocks.") and "norm" in ours
-        assert count == sizes[name] * (split.tensor if twice else 1), name
+        norm = ours.startswith("decoder.blocks.") and "norm" in ours
+        times = split.ranks if ours.startswith("vision.") else split.tensor if norm else 1
+        assert count == sizes[name] * times, name
     assert found.keys() == {name for name in sizes if load.unused(name, config) is None}
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_bytes_of_a_tower_are_those_of_its_parameters(bits, clip):
+    vision = replace(CONFIG.vision, class_token=clip, pre_norm=clip, patch_bias=not clip)
+    quantization = Quantization(bits) if bits else None
+    made = load.on_meta(replace(CONFIG, vision=vision, quantization=quantization))
+    held = sum(parameter.nbytes for parameter in made.vision.parameters())
+    assert tower_weight_bytes(vision, Storage(bits=bits)) == held
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
@@ -639,7 +752,8 @@ def test_layers_are_shared_by_what_is_free(rooms, wanted):
     text = replace(CONFIG.text, num_layers=28)
     config = replace(CONFIG, text=text)
     rest = weight_bytes(replace(config, text=replace(text, num_layers=0)), Storage())
-    free = [room * 10**12 + (0 if stage else rest) for stage, room in enumerate(rooms)]
+    tower = tower_weight_bytes(config.vision, Storage())
+    free = [room * 10**12 + (tower if stage else rest) for stage, room in enumerate(rooms)]
     shares = Split(pipeline=len(wanted)).shares(config, Storage(), free)
     assert [share.stop - share.first for share in shares] == wanted
     assert shares[0].first == 0 and shares[-1].stop == 28
@@ -665,6 +779,16 @@ def test_the_plan_of_ranks(capsys):
         assert next(row for row in plan["memory"] if row["chosen"])["total"] == fullest
         assert plan["ranks"][0]["weights"] < whole["weights"]
         assert plan["predicted"]["H100, NVLink"]["prompt"] > 0
+    assert [plan["sent"]["tiles"] // (3 * 84**2) for plan in plans[1:]] == [6, 6, 9, 6]
+    assert plans[3]["sent"]["features"] == 9 * 36 * 128 * 4
+    network = llava_min.load(dtype="float32").network
+    tower, blocks = (
+        sum(parameter.nbytes for parameter in part.parameters())
+        for part in (network.vision, network.decoder.blocks)
+    )
+    assert plans[1]["ranks"][1]["weights"] == tower + blocks // 2
+    assert main([*asked[:-3], "--dtype", "float32", "-pp", "2"]) == 0
+    assert "0.1 MB of tiles to the other ranks, 0.1 MB of features back" in capsys.readouterr().out
     layers = [rank["layers"] for rank in plans[1]["ranks"]]
     assert layers == [[0, 2], [2, 4]] == [rank["layers"] for rank in plans[4]["ranks"]]
     rows = plans[0]["tokens"]["text"] + plans[0]["tokens"]["visual"]
@@ -674,6 +798,23 @@ def test_the_plan_of_ranks(capsys):
     offloaded = json.loads(capsys.readouterr().out)
     row = next(row for row in offloaded["memory"] if row["chosen"])
     assert row["weights"] < whole["weights"] and row["cache"] == whole["cache"]
+
+
+def test_a_rank_that_follows_has_room_for_its_tiles():
+    """The widest moment is either in its tower, over its share of a portion, or in its blocks."""
+    wide = replace(CONFIG, vision=replace(CONFIG.vision, intermediate_size=10**6))
+    storage = Storage(towers=2)
+    _, share = Split(pipeline=2).shares(wide, storage, [])
+    photo, text = segments.picture((320, 240), "anyres", wide), segments.Text((3,) * 9)
+    for tiles, parts in ((2, (photo,)), (2, (text, photo)), (0, (text,))):
+        plan = segments.Plan(parts, 4096)
+        need = rank_memory(wide, plan, 5, storage, share)
+        blocks = rank_memory(CONFIG, plan, 5, storage, share)
+        looking = pass_bytes(wide.vision, tiles, storage)
+        assert need.activations == (looking or blocks.activations)
+        assert need.weights - blocks.weights == (
+            tower_weight_bytes(wide.vision, storage) - tower_weight_bytes(CONFIG.vision, storage)
+        )
 
 
 def test_a_pipeline_is_as_fast_as_its_slowest_stage():

@@ -5,7 +5,8 @@ out: a configuration of that part, and for each tensor of a checkpoint: its name
 
 Heads are shared evenly, an MLP in blocks of 128 and so perhaps unevenly: 72B has 231 of them. Rows
 of qkv and gate_up and columns of output and down are cut; the sums over columns are added up by
-engine/ranks.py. What is no block of the decoder belongs to the first part alone.
+engine/ranks.py. What is no block of the decoder belongs to the first part alone, but for the tower,
+which each part may have, to look at some of the tiles.
 No torch here: a plan asks too.
 Read weights/names.py first. Read next: planning/split.py.
 Agrees with: Megatron-LM (arXiv 1909.08053), section 3.
@@ -26,6 +27,7 @@ class Share:
     """Blocks [first, stop) of a decoder, and of each the part `head` of `heads`.
 
     text: the whole decoder. rest: whether tower, projector, embedding, last norm and head are in.
+    tower: whether the tower is in, even without the rest.
     """
 
     text: TextConfig
@@ -34,6 +36,7 @@ class Share:
     head: int = 0
     heads: int = 1
     rest: bool = True
+    tower: bool = False
 
     @classmethod
     def whole(cls, text: TextConfig) -> "Share":
@@ -71,7 +74,7 @@ class Share:
         """
         block = NUMBERED.match(name)
         if block is None:
-            return name if self.rest else None
+            return name if self.holds(name) else None
         number = int(block[1])
         if number >= self.text.num_layers:
             return name  # of no part: loading will say that there is no such tensor
@@ -81,7 +84,8 @@ class Share:
 
     def holds(self, own: str) -> bool:
         """Whether a parameter of this part's network is filled."""
-        return self.rest or NUMBERED.match(own) is not None
+        seen = self.tower and own.startswith("vision.")
+        return self.rest or seen or NUMBERED.match(own) is not None
 
     def cut(self, name: str, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
         """(axis, begin, stop) of a checkpoint's tensor; None where all of it is wanted.

@@ -330,7 +330,7 @@ DETAILS: tuple[Flag, ...] = (
     ),
     (
         "-pp --pipeline-parallel",
-        "share the layers among N processes, which makes long prompts faster",
+        "share the layers among N processes, which makes long prompts and clips faster",
         How(type=COUNT, default=1, metavar="N"),
     ),
     (

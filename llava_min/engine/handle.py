@@ -8,7 +8,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from .pace import Pace
 from .prefix import Description, Prefix
 from .rules import Rule
 from .step import decoding
+from .towers import SharedTower, looked_first
 
 log = logging.getLogger("llava_min")
 KV_DTYPES = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -173,8 +174,9 @@ class Model(Asking):
         dtype = str(self.network.decoder.norm.weight.dtype).removeprefix("torch.")
         quantized = self.config.quantization
         kept = next(name for name, kind in KV_DTYPES.items() if kind == self.kv_dtype)
-        bits = None if quantized is None else quantized.bits
-        return Storage(dtype, bits, kept, self.network.device.type)
+        bits, tower = None if quantized is None else quantized.bits, self.network.vision
+        towers = tower.team.parts if isinstance(tower, SharedTower) else 1
+        return Storage(dtype, bits, kept, self.network.device.type, towers)
 
     @property
     def admission(self) -> Admission:
@@ -214,11 +216,15 @@ class Model(Asking):
         """
         looking, pace = looking or Clock(), pace or Pace()
         encode = encode or self.encode
+        towers = self.storage.towers
         k, chunk = portions(self.config, self.storage, free_bytes(self.network.device.type))
-        encoded = [looking.around(encode(visual, pace.tiles(k))) for visual in visuals]
+        encoded = [looking.around(encode(visual, pace.tiles(k) * towers)) for visual in visuals]
         size = pace.tokens(chunk)
         with memory_guard("read the prompt"):
-            return (yield from self.network.reading(plan, encoded, cache, size, keep))
+            rows: Sequence[Iterator[Tensor]] = encoded
+            if towers > 1:
+                rows = yield from looked_first(encoded, plan.tokens)
+            return (yield from self.network.reading(plan, rows, cache, size, keep))
 
     def encode(self, visual: Encodable, k: int = TILES) -> Generator[Tensor, None, None]:
         """The rows [tokens W] of a visual, k tiles at a time: see Network.encode."""

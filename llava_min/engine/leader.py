@@ -14,12 +14,11 @@ B rows of a batch, T new tokens, D width.
 """
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,11 @@ from ..base.memory import memory_guard
 from ..cache import Cache
 from ..decoder import Block, Decoder
 from ..errors import ParameterError
+from ..model import Network
 from .rows import Move, Places
+
+if TYPE_CHECKING:
+    from .towers import Tiles
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,16 @@ class Header:
     moves: tuple[Move, ...]
     forget: tuple[int, ...]
 
-    def message(self) -> Tensor:
-        """It as bytes of JSON; nothing that a rank gets is ever unpickled."""
-        return torch.frombuffer(bytearray(json.dumps(asdict(self)).encode()), dtype=torch.uint8)
-
-    @classmethod
-    def of(cls, message: Tensor) -> "Header":
-        """The header of such bytes."""
-        return cls(**json.loads(bytes(message.tolist())))
-
 
 class Stage:
-    """Some blocks of a decoder, or their heads, with their part of every cache of the leader."""
+    """Some blocks of a decoder, or their heads, with their part of every cache of the leader.
 
-    def __init__(self, decoder: Decoder, kv_dtype: torch.dtype | None):
-        self.decoder, self.kv_dtype = decoder, kv_dtype
-        self.weight: Tensor = decoder.blocks.get_parameter("0.attention_norm.weight")
+    And a vision tower.
+    """
+
+    def __init__(self, network: Network, kv_dtype: torch.dtype | None):
+        self.decoder, self.tower, self.kv_dtype = network.decoder, network.vision, kv_dtype
+        self.weight: Tensor = self.decoder.blocks.get_parameter("0.attention_norm.weight")
         self.caches: dict[int, Places] = {}
 
     def cache(self, header: Header) -> Cache:
@@ -96,6 +93,13 @@ class Stage:
         """The stream [B T D] before its blocks -> the stream after them."""
         with on(self.weight.device):
             return whole_stream(self.decoder, rows, self.cache(header))
+
+    @torch.inference_mode()
+    @memory_guard("follow")
+    def look(self, tiles: Tensor) -> Tensor:
+        """Tiles [B S S 3] -> features [B N D]."""
+        with on(self.weight.device):
+            return self.tower(tiles)
 
 
 def whole_stream(decoder: Decoder, rows: Tensor, cache: Cache) -> Tensor:
@@ -126,6 +130,9 @@ class Team(Protocol):
 
     def finish(self, header: Header, stream: Tensor) -> Tensor:
         """The stream after the leader's blocks -> the last header.kept rows after all blocks."""
+
+    def look(self, order: "Tiles", tiles: Tensor, tower: nn.Module) -> Tensor:
+        """Tiles [B S S 3] -> features [B N D], the first ones by the leader's tower."""
 
 
 class Leader(Decoder):
@@ -232,3 +239,10 @@ class Devices:
         for stage in self.stages:
             stream = stage.run(header, stream.to(stage.weight.device))
         return stream[:, header.new - header.kept :].to(home)
+
+    def look(self, order: "Tiles", tiles: Tensor, tower: nn.Module) -> Tensor:
+        own, *others = tiles.split(order.counts)
+        features = [tower(own)]
+        features += [stage.look(some.to(stage.weight.device))
+                     for stage, some in zip(self.stages, others) if len(some)]  # fmt: skip
+        return torch.cat([some.to(tiles.device) for some in features])

@@ -114,6 +114,8 @@ def load(
         if share.rest:
             made.update(description(network))
         packed.ready(network)
+        if recorded(torch.device(device)) and (share.rest or share.tower):
+            network.vision = RecordedTower(network.vision)
         return network
 
     storage = Storage(str(torch_dtype).removeprefix("torch."), bits, device=device)
@@ -127,8 +129,6 @@ def load(
         chosen: dict[str, object] = {"folder": str(path), "config": config, "context": context}
         chosen |= {"device": device, "dtype": dtype, "kv_dtype": kv_dtype, "bits": bits}
         network = assembled(part, settings, storage, way, kept, chosen)
-    if recorded(torch.device(device)):
-        network.vision = RecordedTower(network.vision)
     ready = compiling.for_device(network, compile, kept)
     name = TOY if path == EMBEDDED else str(folder)
     seconds = time.perf_counter() - start

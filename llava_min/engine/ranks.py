@@ -5,18 +5,20 @@ out: Ranks, the team of a Leader (engine/leader.py), and how a rank follows
 
 Along the stages of a pipeline each header goes with its rows from rank to rank: while a stage reads
 one chunk of a prompt, the stage before it reads the next. Where ranks share the heads of a layer,
-two sums a layer join what they computed. Headers have a group of their own, in which a rank waits
-for as long as nobody asks; in the midst of a step it waits for SECONDS.
+two sums a layer join what they computed. Tiles go from the leader straight to each rank, and their
+features come straight back. Headers have a group of their own, in which a rank waits for as long as
+nobody asks; in the midst of a step it waits for SECONDS.
 This file alone knows torch.distributed, and a model in one process never imports it.
-Read engine/leader.py first. Read next: engine/followers.py.
+Read engine/leader.py, engine/towers.py first. Read next: engine/followers.py.
 Agrees with: Megatron-LM (arXiv 1909.08053) in where the sums are; chunked pipelines as in
 Mnemosyne (arXiv 2409.17264).
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -27,10 +29,29 @@ from ..decoder import Decoder
 from ..errors import RankError
 from ..planning.split import Split
 from .leader import Header, Stage
+from .towers import Tiles
 
 SECONDS = 300  # that a rank waits for another in the midst of a step; a chunk on a CPU takes some
 PATIENCE = 4  # seconds in which engine/followers.py ends all, once one rank has died
 FOREVER = timedelta(days=365)  # that it waits for the next question
+
+
+Order = Header | Tiles
+ORDERS: dict[str, type[Header] | type[Tiles]] = {"step": Header, "tiles": Tiles}
+
+
+def message_of(order: Order) -> Tensor:
+    """An order as bytes of JSON; nothing that a rank gets is ever unpickled."""
+    name = next(name for name, kind in ORDERS.items() if isinstance(order, kind))
+    return torch.frombuffer(
+        bytearray(json.dumps([name, asdict(order)]).encode()), dtype=torch.uint8
+    )
+
+
+def order_of(message: Tensor) -> Order:
+    """The order of such bytes."""
+    name, fields = json.loads(bytes(message.tolist()))
+    return ORDERS[name](**fields)
 
 
 def joined() -> bool:
@@ -123,8 +144,7 @@ class Ranks:
     # The leader
 
     def begin(self, header: Header, rows: Tensor) -> None:
-        if self.midst:
-            raise RankError("A step has failed, and the other ranks cannot go on.")
+        self.check()
         if self.heads is None:
             return
         self.midst = True
@@ -142,6 +162,31 @@ class Ranks:
         self.midst = False
         return stream[:, stream.shape[1] - header.kept :]
 
+    def look(self, order: Tiles, tiles: Tensor, tower: nn.Module) -> Tensor:
+        self.check()
+        self.midst = True
+        own, *others = (tiles.cpu() if self.staged else tiles).split(order.counts)
+        away = [(rank, some) for rank, some in enumerate(others, start=1) if len(some)]
+        with talking():
+            self.tell_heads(order)
+            self.tell_next(order)
+            sent = [dist.isend(some, dst=rank) for rank, some in away]  # while it looks itself
+        features = [tower(own.to(tiles.device))]
+        for rank, some in away:
+            features.append(features[0].new_empty(len(some), *features[0].shape[1:]))
+            self.receive(features[-1], rank, None)
+        with talking():
+            for one in sent:
+                assert one is not None
+                one.wait()
+        self.midst = False
+        return torch.cat(features)
+
+    def check(self) -> None:
+        """RankError where a step has failed."""
+        if self.midst:
+            raise RankError("A step has failed, and the other ranks cannot go on.")
+
     def end(self) -> None:
         """Let the others end, unless they wait in the midst of a step, for their launcher."""
         if self.midst:
@@ -152,20 +197,20 @@ class Ranks:
 
     # What is sent
 
-    def tell_heads(self, header: Header | None) -> None:
+    def tell_heads(self, header: Order | None) -> None:
         """A header to those who share this stage's heads, by the first of them."""
         if self.first_head:
             for rank in range(self.rank + 1, self.rank + self.split.tensor):
                 self.tell(header, rank)
 
-    def tell(self, header: Header | None, rank: int) -> None:
+    def tell(self, header: Order | None, rank: int) -> None:
         """A header to another rank, its length first; one of no length is the end."""
-        message = torch.empty(0, dtype=torch.uint8) if header is None else header.message()
+        message = torch.empty(0, dtype=torch.uint8) if header is None else message_of(header)
         dist.send(torch.tensor([len(message)]), dst=rank, group=self.control)
         if len(message):
             dist.send(message, dst=rank, group=self.control)
 
-    def tell_next(self, header: Header | None) -> None:
+    def tell_next(self, header: Order | None) -> None:
         """A header to the next stage, by the first of this one."""
         if self.first_head and not self.last:
             self.tell(header, self.rank + self.split.tensor)
@@ -195,6 +240,9 @@ class Ranks:
     def follow(self, stage: Stage) -> None:
         """Do what the headers say until one says that it is over."""
         while (header := self.next_header()) is not None:
+            if isinstance(header, Tiles):
+                self.look_too(header, stage)
+                continue
             shape = len(header.starts), header.new, stage.decoder.config.hidden_size
             rows = torch.empty(shape, dtype=getattr(torch, header.dtype), device=self.device)
             if self.rank >= self.split.tensor:
@@ -211,7 +259,20 @@ class Ranks:
         with talking():
             self.tell_next(None)
 
-    def next_header(self) -> Header | None:
+    def look_too(self, order: Tiles, stage: Stage) -> None:
+        """Its share of some tiles, straight from the leader and back; the next stage first."""
+        with talking():
+            self.tell_next(order)
+        if not (count := order.counts[self.rank]):
+            return
+        shape = count, order.side, order.side, 3
+        tiles = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        self.receive(tiles, 0, None)
+        features = stage.look(tiles)
+        with talking():
+            self.send(features, 0, None)
+
+    def next_header(self) -> Order | None:
         """Wait for a header, and hand it to those who share this stage's heads."""
         source, length = self.rank - self.split.tensor, torch.zeros(1, dtype=torch.int64)
         if not self.first_head:
@@ -221,7 +282,7 @@ class Ranks:
             message = torch.empty(int(length), dtype=torch.uint8)
             if len(message):
                 dist.recv(message, src=source, group=self.control)
-            header = Header.of(message) if len(message) else None
+            header = order_of(message) if len(message) else None
             self.tell_heads(header)
         return header
 

@@ -1,11 +1,11 @@
 """A network in several parts: over devices of this process, or over processes.
 
 in:  how to make a part of the network, from its share of the weights
-out: the network of the first part, whose decoder leads the others (engine/leader.py)
+out: the network of the first part, whose decoder and tower lead the others (engine/leader.py)
 
 On one machine the process that is asked starts the others. torchrun starts them itself, also on
 several machines; then RANK is set, every rank comes here, and all but the first never return.
-Read engine/leader.py, engine/followers.py first. Read next: engine/load.py.
+Read engine/leader.py, engine/towers.py, engine/followers.py first. Read next: engine/load.py.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from ..planning.memory import Storage
 from ..planning.split import Split, Way
 from ..weights.share import Share
 from .followers import STORE, Followers
-from .leader import Devices, Leader, Stage
+from .leader import Devices, Leader, Stage, Team
+from .towers import SharedTower
 
 Part = Callable[[Share, str], Network]  # a share of the weights, on a device
 
@@ -75,13 +76,19 @@ def over_ranks(
         network = part(share, device)
         team.share_sums(network.decoder)
         if rank > 0:
-            team.follow(Stage(network.decoder, kv_dtype))
+            team.follow(Stage(network, kv_dtype))
             raise SystemExit(0)
         failed.pop_all()
-    network.decoder = Leader(network.decoder, team)
+    lead(network, team)
     # with the model, or with the process
     weakref.finalize(network.decoder, end, team.end if followers is None else followers.end)
     return network
+
+
+def lead(network: Network, team: Team) -> None:
+    """Let the network lead a team."""
+    network.decoder = Leader(network.decoder, team)
+    network.vision = SharedTower(network.vision, team)
 
 
 def end(others: Callable[[], None]) -> None:
@@ -106,8 +113,7 @@ def over_devices(
     rooms = [room for room in free if room is not None]
     shares = split.shares(config, storage, rooms)
     networks = [part(share, device) for share, device in zip(shares, devices)]
-    stages = [Stage(network.decoder, kv_dtype) for network in networks[1:]]
-    networks[0].decoder = Leader(networks[0].decoder, Devices(stages))
+    lead(networks[0], Devices([Stage(network, kv_dtype) for network in networks[1:]]))
     return networks[0]
 
 

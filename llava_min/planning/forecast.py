@@ -41,7 +41,7 @@ from .devices import path as path_of
 from .memory import GB, Memory, Storage
 from .page import counted
 from .predict import CARDS, LINKS, USUAL, Prediction, predicted, streamed
-from .split import Split, Way, rank_memory
+from .split import Split, TileTraffic, Way, rank_memory
 
 KINDS = (("float32", None), ("bfloat16", None), ("bfloat16", 8), ("bfloat16", 4))
 WAYS = [(*kind, cache) for kind, cache in product(KINDS, ("auto", "int8"))]
@@ -206,14 +206,16 @@ class Forecast:
             }
             for rank, (need, share) in enumerate(self.ranks())
         ]
-        return {"ranks": ranks, "predicted": guesses}
+        tiles = asdict(TileTraffic.of(self.config, self.plan, self.storage))
+        return {"ranks": ranks, "sent": tiles, "predicted": guesses}
 
     def rows(self) -> list[dict[str, Any]]:
         """The table over ways of storing."""
         own, found = self.storage, []
         ways = dict.fromkeys([*WAYS, (own.dtype, own.bits, own.kv_dtype)])
         for dtype, bits, kv_dtype in ways:
-            need = self.memory(storage := Storage(dtype, bits, kv_dtype, own.device))
+            storage = replace(own, dtype=dtype, bits=bits, kv_dtype=kv_dtype)
+            need = self.memory(storage)
             named = {"dtype": dtype, "bits": bits, "kv_dtype": kv_dtype}
             sums = {"total": need.total, "chosen": storage == own}
             found.append(named | asdict(need) | sums)
@@ -299,7 +301,7 @@ def forecast(
         plan=prepared.plan,
         media=prepared.media,
         answer=chosen.max_tokens,
-        storage=Storage(dtype, bits, kv_dtype, device),
+        storage=Storage(dtype, bits, kv_dtype, device, split.ranks),
         room=room,
         guessed=tokenizer is None,
         kernels=path_of(device, kernels),

@@ -28,13 +28,14 @@ class Storage:
 
     With `bits`, 4 or 8, the matrices of the decoder's blocks have that many bits and the head 8;
     with 8 those of tower and projector have them too.
-    With kv_dtype int8 or fp8 the cache has 8.
+    With kv_dtype int8 or fp8 the cache has 8. towers: how many devices share the tiles.
     """
 
     dtype: str = "float32"
     bits: int | None = None
     kv_dtype: str = "auto"
     device: str = "cpu"
+    towers: int = 1
 
     @property
     def size(self) -> int:
@@ -48,7 +49,7 @@ class Storage:
 
     @property
     def portions(self) -> tuple[int, int]:
-        """(tiles, tokens) to work on at a time, at most.
+        """(tiles of each tower, tokens) to work on at a time, at most.
 
         A CPU is no faster with more, and its heap fills with holes (bench frames).
         """
@@ -88,25 +89,34 @@ def projector_matrices(config: LlavaConfig) -> int:
 
 def outputs(config: LlavaConfig) -> int:
     """Outputs of all these matrices, each of which has a scale where weights have eight bits."""
-    text, vision = config.text, config.vision
+    text = config.text
     qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     block = qkv + 2 * text.hidden_size + 2 * text.intermediate_size
-    tower = 5 * vision.hidden_size + vision.intermediate_size
-    return text.num_layers * block + vision.num_layers * tower + 2 * text.hidden_size
+    return text.num_layers * block + tower_outputs(config.vision) + 2 * text.hidden_size
+
+
+def tower_outputs(vision: VisionConfig) -> int:
+    """Outputs of the matrices of the tower's blocks."""
+    return vision.num_layers * (5 * vision.hidden_size + vision.intermediate_size)
+
+
+def other_tower_parameters(vision: VisionConfig) -> int:
+    """Parameters of the tower that are not in these matrices: patches, positions, biases, norms."""
+    width = vision.hidden_size
+    patches = (3 * vision.patch_size**2 + vision.patch_bias) * width
+    rows = vision.num_positions + vision.class_token + 2 * vision.pre_norm
+    biases = vision.num_layers * (9 * width + vision.intermediate_size)
+    return patches + rows * width + biases
 
 
 def other_parameters(config: LlavaConfig) -> int:
     """All others: embedding and head, tower, projector, biases, norms."""
-    text, vision = config.text, config.vision
-    width, seen = text.hidden_size, vision.hidden_size
+    text, vision, width = config.text, config.vision, config.text.hidden_size
     qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     decoder = text.num_layers * (2 * width + text.qkv_bias * qkv) + width
     embeddings = (1 if text.tied else 2) * text.vocab_size * width
-    patches = (3 * vision.patch_size**2 + vision.patch_bias) * seen
-    rows = vision.num_positions + vision.class_token + 2 * vision.pre_norm
-    biases = vision.num_layers * (9 * seen + vision.intermediate_size)
     projector = projector_matrices(config) + (2 + config.newline) * width
-    tower = tower_matrices(vision) + patches + rows * seen + biases
+    tower = tower_matrices(vision) + other_tower_parameters(vision)
     return decoder + embeddings + tower + projector
 
 
@@ -131,6 +141,14 @@ def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
         packed += matrices(text) + seen + outputs(config) * SCALE
         others -= seen
     return packed + others * storage.size
+
+
+def tower_weight_bytes(vision: VisionConfig, storage: Storage) -> int:
+    """Bytes of the weights of the tower, as they are counted among all."""
+    matrices, others = tower_matrices(vision), other_tower_parameters(vision)
+    if storage.bits == 8:
+        return matrices + tower_outputs(vision) * SCALE + others * storage.size
+    return (matrices + others) * storage.size
 
 
 def token_bytes(text: TextConfig, storage: Storage) -> int:
@@ -169,11 +187,15 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
 
     A picture of `tiles` is put together whole, from four copies.
     """
-    vision = config.vision
-    size, copies = storage.wide, 3 if vision.activation == "quick_gelu" else 2
+    together = 4 * tiles * config.vision.side**2 * config.text.hidden_size
+    return max(pass_bytes(config.vision, min(k, tiles), storage), together * storage.wide)
+
+
+def pass_bytes(vision: VisionConfig, tiles: int, storage: Storage) -> int:
+    """The most that a pass of so many tiles through the tower needs, in an MLP."""
+    copies = 3 if vision.activation == "quick_gelu" else 2
     block = vision.num_positions * (2 * vision.hidden_size + copies * vision.intermediate_size)
-    together = 4 * tiles * vision.side**2 * config.text.hidden_size
-    return max(min(k, tiles) * block, together) * size
+    return tiles * block * storage.wide
 
 
 def picture_bytes(config: LlavaConfig, size: tuple[int, int], mode: str) -> int:
@@ -207,12 +229,12 @@ def opening_bytes(config: LlavaConfig, plan: Plan) -> int:
 
 
 def portions(config: LlavaConfig, storage: Storage, free: int | None) -> tuple[int, int]:
-    """(tiles, tokens) to work on at a time.
+    """(tiles of each tower, tokens) to work on at a time.
 
     They are storage.portions, each halved until it takes at most an eighth of `free` bytes.
     """
     (k, chunk), most = storage.portions, math.inf if free is None else free / 8
-    while k > 1 and vision_bytes(config, k, storage, k) > most:
+    while k > 1 and vision_bytes(config, k * storage.towers, storage, k) > most:
         k //= 2
     while chunk > 64 and prefill_bytes(config.text, chunk, storage, chunk) > most:
         chunk //= 2
@@ -223,12 +245,23 @@ def alone(config: LlavaConfig, plan: Plan, answer: int, storage: Storage) -> Mem
     """What a prompt and an answer of up to `answer` tokens need."""
     tokens, (_, chunk) = plan.tokens + answer, storage.portions
     decoder = prefill_bytes(config.text, plan.tokens, storage, chunk)
-    whole = max((s.tokens for s in plan.segments if not isinstance(s, Clip)), default=0)
-    waiting = row_bytes(config, whole + 2 * min(chunk, plan.tokens), storage)
+    rows = waiting_tokens(plan, storage) + 2 * min(chunk, plan.tokens)
+    waiting = row_bytes(config, rows, storage)
     opening = opening_bytes(config, plan) if storage.device == "cpu" else 0
     activations = max(tower_bytes(config, plan, storage), decoder, opening) + waiting
     cache = tokens * token_bytes(config.text, storage)
     return Memory(weight_bytes(config, storage), cache, activations)
+
+
+def waiting_tokens(plan: Plan, storage: Storage) -> int:
+    """Rows that wait for the decoder: of the longest part that is made whole.
+
+    Where towers share the tiles, all visuals are encoded before the prompt is read.
+    """
+    texts = [s.tokens for s in plan.segments if isinstance(s, Text)]
+    if storage.towers > 1:
+        return plan.tokens - sum(texts) + max(texts, default=0)
+    return max((s.tokens for s in plan.segments if not isinstance(s, Clip)), default=0)
 
 
 def tower_bytes(config: LlavaConfig, plan: Plan, storage: Storage) -> int:
@@ -236,7 +269,8 @@ def tower_bytes(config: LlavaConfig, plan: Plan, storage: Storage) -> int:
     k, _ = storage.portions
     tiles = max((s.tiles for s in plan.segments if isinstance(s, Picture)), default=0)
     frames = max((s.tiles for s in plan.segments if isinstance(s, Clip)), default=0)
-    return max(vision_bytes(config, n, storage, k) for n in (tiles, min(frames, k)))
+    at_a_time = min(frames, k * storage.towers)
+    return max(vision_bytes(config, n, storage, k) for n in (tiles, at_a_time))
 
 
 def together(config: LlavaConfig, prompts: list[tuple[Plan, int]], storage: Storage) -> Memory:

@@ -105,6 +105,9 @@ def rank_lines(found: Forecast, width: int) -> list[str]:
     prompt, token = sent["prompt_bytes"] / 1e6, sent["token_bytes"] / 1e3
     what = "sent by rank 0" if "ranks" in whole else "layers that come to the device"
     below = [f"{what}: {prompt:,.1f} MB for the prompt, {token:,.1f} kB a token"]
+    if found.media and "sent" in whole:
+        away, back = (whole["sent"][name] / 1e6 for name in ("tiles", "features"))
+        below.append(f"{away:,.1f} MB of tiles to the other ranks, {back:,.1f} MB of features back")
     for name, guess in whole["predicted"].items():
         times = f"{guess['prompt']:.2g} s for the prompt, {guess['token'] * 1e3:.2g} ms a token"
         below.append(f"predicted for {name}, not measured: {times}")

@@ -4,7 +4,8 @@ in:  a configuration, the numbers of ranks, what is free on each device
 out: a Share for each rank; ParameterError where it does not divide, with what does
 
 Rank r holds the part r mod T of the heads of stage r // T, with T ranks that share heads. The first
-rank of all also holds tower, projector, embedding and head.
+rank of all also holds projector, embedding and head. Every rank has the tower, and looks at some of
+the tiles.
 No torch here: --plan asks too.
 Read weights/share.py, planning/memory.py first. Read next: engine/ranks.py.
 """
@@ -15,9 +16,18 @@ from itertools import accumulate
 
 from ..config import LlavaConfig
 from ..errors import ParameterError, wrong_value
-from ..segments import Plan
+from ..segments import Plan, Text
 from ..weights.share import BLOCK, Share
-from .memory import Memory, Storage, alone, prefill_bytes, row_bytes, weight_bytes
+from .memory import (
+    Memory,
+    Storage,
+    alone,
+    pass_bytes,
+    prefill_bytes,
+    row_bytes,
+    tower_weight_bytes,
+    weight_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Split:
         """The part of each rank. rooms: bytes free for each stage, or nothing to share evenly."""
         stages = blocks_of_stages(config, storage, self.pipeline, rooms)
         return [
-            Share(config.text, first, stop, head, self.tensor, rest=first == head == 0)
+            Share(config.text, first, stop, head, self.tensor, rest=first == head == 0, tower=True)
             for first, stop in stages
             for head in range(self.tensor)
         ]
@@ -131,11 +141,11 @@ def blocks_of_stages(
 ) -> list[tuple[int, int]]:
     """(first, stop) of each stage's layers: as many as its room is of all room, at least one.
 
-    The first stage's room is what is free besides tower, embedding and head.
+    A stage's room is what is free besides the tower, and in the first one embedding and head.
     """
-    layers = config.text.num_layers
+    layers, tower = config.text.num_layers, tower_weight_bytes(config.vision, storage)
     rest = weight_bytes(config, storage) - block_bytes(config, storage) * layers
-    left = [max(0, room - (0 if stage else rest)) for stage, room in enumerate(rooms)]
+    left = [max(0, room - (tower if stage else rest)) for stage, room in enumerate(rooms)]
     if not sum(left):
         left = [1] * count
     ends = [0]
@@ -161,9 +171,48 @@ def rank_memory(
         return need
     _, chunk = storage.portions
     reading = prefill_bytes(share.local(config).text, plan.tokens, storage, chunk)
-    rows = row_bytes(config, 2 * min(chunk, plan.tokens), storage)
+    reading += row_bytes(config, 2 * min(chunk, plan.tokens), storage)
+    most = max((counts[1] for counts in portions_of(plan, storage)), default=0)
+    looking = pass_bytes(config.vision, most, storage)
     weights = block_bytes(share.local(config), storage) * (share.stop - share.first)
-    return Memory(weights, need.cache, reading + rows)
+    weights += tower_weight_bytes(config.vision, storage)
+    return Memory(weights, need.cache, max(reading, looking))
+
+
+def tiles_of_parts(count: int, parts: int) -> list[int]:
+    """How many of so many tiles each part looks at: the first ones have one more than the others.
+
+    >>> tiles_of_parts(5, 3), tiles_of_parts(1, 3)
+    ([2, 2, 1], [1, 0, 0])
+    """
+    return [(count + parts - 1 - part) // parts for part in range(parts)]
+
+
+def portions_of(plan: Plan, storage: Storage) -> list[list[int]]:
+    """The tiles of each part, for each portion of the visuals of a plan that is encoded at once."""
+    most = storage.portions[0] * storage.towers
+    tiles = [segment.tiles for segment in plan.segments if not isinstance(segment, Text)]
+    return [
+        tiles_of_parts(min(most, count - start), storage.towers)
+        for count in tiles
+        for start in range(0, count, most)
+    ]
+
+
+@dataclass(frozen=True)
+class TileTraffic:
+    """Bytes of tiles that the first rank hands to others, and of the features that come back."""
+
+    tiles: int
+    features: int
+
+    @classmethod
+    def of(cls, config: LlavaConfig, plan: Plan, storage: Storage) -> "TileTraffic":
+        """For all visuals of a plan. A tile has three bytes a pixel."""
+        vision = config.vision
+        away = sum(sum(others) for _, *others in portions_of(plan, storage))
+        features = vision.side**2 * vision.hidden_size * storage.wide
+        return cls(away * 3 * vision.image_size**2, away * features)
 
 
 @dataclass(frozen=True)

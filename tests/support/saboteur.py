@@ -23,7 +23,7 @@ def main() -> None:
     from llava_min.weights import load
 
     if WORDS and os.environ["RANK"] == WORDS[0]:
-        fill, run, steps = load.fill, leader.whole_stream, []
+        fill, run, look, steps = load.fill, leader.whole_stream, leader.Stage.look, []
 
         def filling(*given):
             if WORDS[1] == "loading":
@@ -38,5 +38,10 @@ def main() -> None:
                 fail()
             return run(decoder, rows, cache)
 
-        load.fill, leader.whole_stream = filling, running
+        def looking(stage, tiles):
+            if WORDS[1] == "tower":
+                fail()
+            return look(stage, tiles)
+
+        load.fill, leader.whole_stream, leader.Stage.look = filling, running, looking
     follower.main()

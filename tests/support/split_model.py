@@ -68,17 +68,17 @@ def in_slots(model) -> torch.Tensor:
 
 
 def counting(found: Counter) -> None:
-    """Count the calls of torch.distributed with rows, and their bytes, in this process.
+    """Count the calls of torch.distributed with rows or tiles, and their bytes, in this process.
 
-    A header is bytes, after its length.
+    A header is bytes too, after its length, and is never sent by isend.
     """
     from llava_min.engine import ranks
 
-    for name in ("all_reduce", "broadcast", "send", "recv"):
+    for name in ("all_reduce", "broadcast", "send", "isend", "recv"):
         call = getattr(ranks.dist, name)
 
         def counted(tensor, *more, call=call, name=name, **named):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or name == "isend":
                 found[name] += 1
                 found[f"{name} bytes"] += tensor.nbytes
             return call(tensor, *more, **named)
