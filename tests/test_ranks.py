@@ -38,7 +38,7 @@ from llava_min.families.folder import EMBEDDED, config_of
 from llava_min.planning.memory import Storage, pass_bytes, tower_weight_bytes, weight_bytes
 from llava_min.planning.predict import CARDS, LINKS, predicted
 from llava_min.planning.split import Split, Traffic, rank_memory, tiles_of_parts
-from llava_min.weights import checkpoint, load, names, quantize
+from llava_min.weights import checkpoint, header, load, names, quantize
 from llava_min.weights.checkpoint import Checkpoint
 from llava_min.weights.slices import Slices
 
@@ -643,23 +643,34 @@ def test_exactly_the_bytes_of_a_part_are_read(tmp_path, axis, begin, stop):
     whole, path = torch.randn(40, 24, dtype=torch.bfloat16), tmp_path / "a.safetensors"
     save_file({"before": torch.zeros(7), "a": whole, "after": torch.zeros(5)}, path)
     file = Slices(path)
+    file.read("before", "F32", (7,), (0, 0, 7))  # and with the first part the header
     before = bytes_read()
     found = file.read("a", "BF16", (40, 24), (axis, begin, stop))
     count = bytes_read() - before
     assert torch.equal(found, whole.narrow(axis, begin, stop - begin))
     own = len(Path("/proc/self/io").read_text())  # the first look is counted by the second
     assert found.nbytes <= count <= found.nbytes + 2 * own
-    file.close()
 
 
 def test_a_part_of_a_file_cut_short_is_an_error(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.randn(40, 24)}, path)
     file = Slices(path)
+    assert file.places["a"] == path.stat().st_size - 4 * 40 * 24
     os.truncate(path, path.stat().st_size - 1)
     file.read("a", "F32", (40, 24), (0, 0, 39))
     with pytest.raises(CheckpointError, match="the file cut short"):
         file.read("a", "F32", (40, 24), (1, 20, 24))
+
+
+@pytest.mark.parametrize("split, times", [(Split(), 1), (Split(pipeline=2), 1), (Split(2), 2)])
+def test_a_header_is_read_again_only_for_parts_of_tensors(monkeypatch, split, times):
+    read, reader = [], header.read_header
+    monkeypatch.setattr(header, "read_header", lambda path: read.append(path) or reader(path))
+    share = split.shares(CONFIG, Storage(), [])[0]
+    part = load.on_meta(share.local(CONFIG))
+    load.fill(part, Checkpoint.open(EMBEDDED), torch.float32, "cpu", share=share)
+    assert len(read) == times
 
 
 PARTS = [Split(2, 1), Split(1, 2), Split(1, 3), Split(2, 2)]

@@ -10,7 +10,6 @@ Read weights/hub.py, weights/index.py, weights/formulas.py first. Read next: wei
 Agrees with: the safetensors format, version 0.4 to 0.8.
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -115,7 +114,8 @@ class Checkpoint:
         """(name, tensor) of all, or of the parts that are wanted, as they are in the files."""
         done = 0
         for path in dict.fromkeys(self.shards.values()):
-            with open_shard(path) as shard, contextlib.closing(Slices(path)) as slices:
+            slices = Slices(path)
+            with open_shard(path) as shard:
                 for name in (name for name, where in self.shards.items() if where == path):
                     check_dtype(shard, name, path, self.foreign is not None)
                     part = cut and cut(name, tuple(shard.get_slice(name).get_shape()))

@@ -55,10 +55,14 @@ def read_header(path: Path) -> dict[str, tuple[int, int]]:
 
 def stored_bytes(path: Path, name: str) -> tuple[int, int]:
     """(begin, end) in the file of the bytes of a tensor."""
-    with open(path, "rb") as file:
-        first = 8 + int.from_bytes(file.read(8), "little")
-    begin, end = read_header(path)[name]
+    first, (begin, end) = first_byte(path), read_header(path)[name]
     return first + begin, first + end
+
+
+def first_byte(path: Path) -> int:
+    """Where in the file the data after the header begins."""
+    with open(path, "rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def range_of(path: Path, name: str, entry: object) -> tuple[int, int]:

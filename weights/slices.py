@@ -8,6 +8,8 @@ one read a row.
 Read weights/header.py first. Read next: weights/share.py.
 """
 
+from functools import cached_property
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -27,38 +29,40 @@ Range = tuple[int, int, int]  # axis 0 or 1, begin, stop
 
 
 class Slices:
-    """An open file of tensors."""
+    """A file of tensors, whose header is read with the first part: a whole model needs no part."""
 
     def __init__(self, path: Path):
-        self.path, self.ranges = path, header.read_header(path)
-        self.file = open(path, "rb", buffering=0)  # so that nothing is read ahead
-        self.first = 8 + int.from_bytes(self.file.read(8), "little")
+        self.path = path
 
-    def close(self) -> None:
-        self.file.close()
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where in the file each tensor begins."""
+        ranges, data = header.read_header(self.path), header.first_byte(self.path)
+        return {name: data + begin for name, (begin, _) in ranges.items()}
 
     def read(self, name: str, dtype: str, shape: tuple[int, ...], part: Range) -> Tensor:
         """A part of a tensor of one or two axes; CheckpointError where the file ends before it."""
         axis, begin, stop = part
         kept = [stop - begin if place == axis else size for place, size in enumerate(shape)]
         found = torch.empty(kept, dtype=STORED[dtype])
-        size, data = found.element_size(), self.first + self.ranges[name][0]
+        size, data = found.element_size(), self.places[name]
         into = memoryview(found.flatten().view(torch.uint8).numpy().data)
         row = size * (shape[1] if len(shape) > 1 else 1)  # bytes in the file
-        if axis == 0:
-            self.fill(into, data + begin * row, name)
-            return found
-        width = size * (stop - begin)
-        for index in range(shape[0]):
-            place = data + index * row + begin * size
-            self.fill(into[index * width : (index + 1) * width], place, name)
+        with open(self.path, "rb", buffering=0) as file:  # so that nothing is read ahead
+            if axis == 0:
+                self.fill(file, into, data + begin * row, name)
+                return found
+            width = size * (stop - begin)
+            for index in range(shape[0]):
+                place = data + index * row + begin * size
+                self.fill(file, into[index * width : (index + 1) * width], place, name)
         return found
 
-    def fill(self, into: memoryview, place: int, name: str) -> None:
+    def fill(self, file: FileIO, into: memoryview, place: int, name: str) -> None:
         """Read the bytes from a place of the file on."""
-        self.file.seek(place)
+        file.seek(place)
         while len(into):
-            count = self.file.readinto(into)
+            count = file.readinto(into)
             if not count:
                 raise header.damaged(self.path, f"the whole of {name!r}", "the file cut short")
             into = into[count:]
