@@ -286,8 +286,10 @@ def test_each_part_looks_at_its_tiles(monkeypatch, parts, count):
         found = tower(tiles)
         assert seen == [share for share in tiles_of_parts(count, parts) if share]
         assert len(asked) == (count > 1)  # nobody is told of one tile
+        seen.clear()
         with trace.watch("features") as watched:
             assert torch.equal(tower(tiles), found)
+        assert seen == [count]  # by the leader, since an observer sees nothing of another rank
         hooks[0].remove()
         assert torch.equal(tower.tower(tiles), found)
     assert torch.equal(torch.cat(watched), found)
@@ -764,7 +766,7 @@ def test_layers_are_shared_by_what_is_free(rooms, wanted):
     config = replace(CONFIG, text=text)
     rest = weight_bytes(replace(config, text=replace(text, num_layers=0)), Storage())
     tower = tower_weight_bytes(config.vision, Storage())
-    free = [room * 10**12 + (tower if stage else rest) for stage, room in enumerate(rooms)]
+    free = [room * 10**4 + (tower if stage else rest) for stage, room in enumerate(rooms)]
     shares = Split(pipeline=len(wanted)).shares(config, Storage(), free)
     assert [share.stop - share.first for share in shares] == wanted
     assert shares[0].first == 0 and shares[-1].stop == 28
@@ -800,6 +802,8 @@ def test_the_plan_of_ranks(capsys):
     assert plans[1]["ranks"][1]["weights"] == tower + blocks // 2
     assert main([*asked[:-3], "--dtype", "float32", "-pp", "2"]) == 0
     assert "0.1 MB of tiles to the other ranks, 0.1 MB of features back" in capsys.readouterr().out
+    assert main(["Hello", "--plan", "-pp", "2"]) == 0
+    assert "MB of tiles" not in capsys.readouterr().out
     layers = [rank["layers"] for rank in plans[1]["ranks"]]
     assert layers == [[0, 2], [2, 4]] == [rank["layers"] for rank in plans[4]["ranks"]]
     rows = plans[0]["tokens"]["text"] + plans[0]["tokens"]["visual"]
@@ -817,7 +821,8 @@ def test_a_rank_that_follows_has_room_for_its_tiles():
     storage = Storage(towers=2)
     _, share = Split(pipeline=2).shares(wide, storage, [])
     photo, text = segments.picture((320, 240), "anyres", wide), segments.Text((3,) * 9)
-    for tiles, parts in ((2, (photo,)), (2, (text, photo)), (0, (text,))):
+    frames = segments.clip([0.0] * 3, (9, 9), wide)  # two of which the leader looks at
+    for tiles, parts in ((2, (photo,)), (2, (text, photo)), (1, (frames,)), (0, (text,))):
         plan = segments.Plan(parts, 4096)
         need = rank_memory(wide, plan, 5, storage, share)
         blocks = rank_memory(CONFIG, plan, 5, storage, share)

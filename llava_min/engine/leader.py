@@ -3,12 +3,12 @@
 in:  the parts of a decoder, each with its share of the weights
 out: a Leader in the place of the network's decoder
 
-The leader has text, media, tower, sampling and the user. Before or after its own blocks it sends a
-Header, which says in whose cache and after how many tokens the rows belong. So the others keep no
-count of their own, and nothing needs to be told when a cache is rewound. What is done to the rows
-of a cache travels with the next header. Ctrl-C is raised when the step it came in is over, so that
-no part is left in the midst of it.
-Read planning/split.py, engine/rows.py, decoder.py first. Read next: engine/ranks.py.
+The leader has text, media, projector, sampling and the user. Before or after its own blocks it
+sends a Header, which says in whose cache and after how many tokens the rows belong. So the others
+keep no count of their own, and nothing needs to be told when a cache is rewound. What is done to
+the rows of a cache travels with the next header. Ctrl-C is raised when the step it came in is over,
+so that no part is left in the midst of it.
+Read planning/split.py, engine/rows.py, decoder.py first. Read next: engine/towers.py.
 
 B rows of a batch, T new tokens, D width.
 """

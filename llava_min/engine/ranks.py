@@ -6,7 +6,7 @@ out: Ranks, the team of a Leader (engine/leader.py), and how a rank follows
 Along the stages of a pipeline each header goes with its rows from rank to rank: while a stage reads
 one chunk of a prompt, the stage before it reads the next. Where ranks share the heads of a layer,
 two sums a layer join what they computed. Tiles go from the leader straight to each rank, and their
-features come straight back. Headers have a group of their own, in which a rank waits for as long as
+features come straight back. Orders have a group of their own, in which a rank waits for as long as
 nobody asks; in the midst of a step it waits for SECONDS.
 This file alone knows torch.distributed, and a model in one process never imports it.
 Read engine/leader.py, engine/towers.py first. Read next: engine/followers.py.
@@ -34,8 +34,6 @@ from .towers import Tiles
 SECONDS = 300  # that a rank waits for another in the midst of a step; a chunk on a CPU takes some
 PATIENCE = 4  # seconds in which engine/followers.py ends all, once one rank has died
 FOREVER = timedelta(days=365)  # that it waits for the next question
-
-
 Order = Header | Tiles
 ORDERS: dict[str, type[Header] | type[Tiles]] = {"step": Header, "tiles": Tiles}
 
@@ -43,9 +41,8 @@ ORDERS: dict[str, type[Header] | type[Tiles]] = {"step": Header, "tiles": Tiles}
 def message_of(order: Order) -> Tensor:
     """An order as bytes of JSON; nothing that a rank gets is ever unpickled."""
     name = next(name for name, kind in ORDERS.items() if isinstance(order, kind))
-    return torch.frombuffer(
-        bytearray(json.dumps([name, asdict(order)]).encode()), dtype=torch.uint8
-    )
+    text = json.dumps([name, asdict(order)])
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def order_of(message: Tensor) -> Order:
@@ -197,23 +194,23 @@ class Ranks:
 
     # What is sent
 
-    def tell_heads(self, header: Order | None) -> None:
-        """A header to those who share this stage's heads, by the first of them."""
+    def tell_heads(self, order: Order | None) -> None:
+        """An order to those who share this stage's heads, by the first of them."""
         if self.first_head:
             for rank in range(self.rank + 1, self.rank + self.split.tensor):
-                self.tell(header, rank)
+                self.tell(order, rank)
 
-    def tell(self, header: Order | None, rank: int) -> None:
-        """A header to another rank, its length first; one of no length is the end."""
-        message = torch.empty(0, dtype=torch.uint8) if header is None else message_of(header)
+    def tell(self, order: Order | None, rank: int) -> None:
+        """An order to another rank, its length first; one of no length is the end."""
+        message = torch.empty(0, dtype=torch.uint8) if order is None else message_of(order)
         dist.send(torch.tensor([len(message)]), dst=rank, group=self.control)
         if len(message):
             dist.send(message, dst=rank, group=self.control)
 
-    def tell_next(self, header: Order | None) -> None:
-        """A header to the next stage, by the first of this one."""
+    def tell_next(self, order: Order | None) -> None:
+        """An order to the next stage, by the first of this one."""
         if self.first_head and not self.last:
-            self.tell(header, self.rank + self.split.tensor)
+            self.tell(order, self.rank + self.split.tensor)
 
     def pass_on(self, header: Header, stream: Tensor) -> None:
         """A header, and then each rank's stream, to the next stage."""
@@ -238,26 +235,30 @@ class Ranks:
     # A follower
 
     def follow(self, stage: Stage) -> None:
-        """Do what the headers say until one says that it is over."""
-        while (header := self.next_header()) is not None:
-            if isinstance(header, Tiles):
-                self.look_too(header, stage)
-                continue
-            shape = len(header.starts), header.new, stage.decoder.config.hidden_size
-            rows = torch.empty(shape, dtype=getattr(torch, header.dtype), device=self.device)
-            if self.rank >= self.split.tensor:
-                self.receive(rows, self.rank - self.split.tensor, None)
+        """Do what the orders say until one says that it is over."""
+        while (order := self.next_order()) is not None:
+            if isinstance(order, Tiles):
+                self.look_too(order, stage)
             else:
-                with talking():
-                    dist.broadcast(rows, src=0, group=self.heads)
-            stream = stage.run(header, rows)
-            if not self.last:
-                self.pass_on(header, stream)
-            elif self.first_head and header.kept and self.split.pipeline > 1:
-                with talking():
-                    self.send(stream[:, header.new - header.kept :], 0, self.control)
+                self.run(order, stage)
         with talking():
             self.tell_next(None)
+
+    def run(self, header: Header, stage: Stage) -> None:
+        """Its part of a step: rows from the stage before, or from the leader, and on from here."""
+        shape = len(header.starts), header.new, stage.decoder.config.hidden_size
+        rows = torch.empty(shape, dtype=getattr(torch, header.dtype), device=self.device)
+        if self.rank >= self.split.tensor:
+            self.receive(rows, self.rank - self.split.tensor, None)
+        else:
+            with talking():
+                dist.broadcast(rows, src=0, group=self.heads)
+        stream = stage.run(header, rows)
+        if not self.last:
+            self.pass_on(header, stream)
+        elif self.first_head and header.kept and self.split.pipeline > 1:
+            with talking():
+                self.send(stream[:, header.new - header.kept :], 0, self.control)
 
     def look_too(self, order: Tiles, stage: Stage) -> None:
         """Its share of some tiles, straight from the leader and back; the next stage first."""
@@ -272,8 +273,8 @@ class Ranks:
         with talking():
             self.send(features, 0, None)
 
-    def next_header(self) -> Order | None:
-        """Wait for a header, and hand it to those who share this stage's heads."""
+    def next_order(self) -> Order | None:
+        """Wait for an order, and hand it to those who share this stage's heads."""
         source, length = self.rank - self.split.tensor, torch.zeros(1, dtype=torch.int64)
         if not self.first_head:
             source = self.rank - self.rank % self.split.tensor
@@ -282,9 +283,9 @@ class Ranks:
             message = torch.empty(int(length), dtype=torch.uint8)
             if len(message):
                 dist.recv(message, src=source, group=self.control)
-            header = order_of(message) if len(message) else None
-            self.tell_heads(header)
-        return header
+            order = order_of(message) if len(message) else None
+            self.tell_heads(order)
+        return order
 
 
 class Summed(nn.Module):
