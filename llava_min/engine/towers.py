@@ -3,10 +3,10 @@
 in:  tiles, a team of parts (engine/leader.py) each of which has the whole tower
 out: the features of all tiles, in order
 
-Each part looks at some tiles by itself, so a single one is no faster. The leader opens pictures,
-projects and pools the features: that is a small part of the work, and pooled or not, features are
-fewer numbers than rows. All visuals are encoded before the first chunk of a prompt is read, so that
-chunks follow each other through a pipeline.
+Each part looks at some tiles by itself, so a single one is no faster. The leader opens pictures and
+projects the features, which is a small part of the work. All visuals are encoded before the first
+chunk of a prompt is read: a chunk that is on its way through a pipeline would keep the parts from
+looking, and the next chunk would wait for their tiles.
 Read engine/leader.py, planning/split.py first. Read next: engine/ranks.py.
 
 B tiles, S tile side in pixels, N patches, D vision width, W decoder width.
