@@ -334,10 +334,11 @@ def test_tiles_go_before_the_first_chunk(monkeypatch):
     monkeypatch.setattr(stage, "run", lambda *given: done.append("run") or run(*given))
     prepared = model.prepare("What moves?", images=[PHOTO], videos=[split_model.CLIP])
     cache = model.empty_cache(prepared.plan.tokens)
+    monkeypatch.setattr("llava_min.engine.handle.portions", lambda *given: (2, 256))
     for portion in model.reading(prepared.plan, prepared.visuals, cache):
         done.append(portion.done)
     photo, clip = [*["look", 0] * 3, 0], ["look", 0, 0]  # of 13 tiles and 5 frames the last is here
-    assert done == [*photo, *clip, "run", prepared.plan.tokens]
+    assert done == [*photo, *clip, "run", 256, "run", prepared.plan.tokens]
 
 
 def test_the_parts_of_a_cache_that_is_gone_are_forgotten():
