@@ -337,7 +337,7 @@ def test_tiles_go_before_the_first_chunk(monkeypatch):
     monkeypatch.setattr("llava_min.engine.handle.portions", lambda *given: (2, 256))
     for portion in model.reading(prepared.plan, prepared.visuals, cache):
         done.append(portion.done)
-    photo, clip = [*["look", 0] * 3, 0], ["look", 0, 0]  # of 13 tiles and 5 frames the last is here
+    photo, clip = [*["look", 0] * 3, 0], ["look", 0] * 2  # of 13 tiles the last one is the leader's
     assert done == [*photo, *clip, "run", 256, "run", prepared.plan.tokens]
 
 

@@ -16,7 +16,8 @@ from llava_min.families.folder import EXAMPLE_PICTURE
 from llava_min.options import Options
 
 PHOTO = str(EXAMPLE_PICTURE)
-CLIP = np.random.default_rng(5).integers(0, 255, (5, 84, 84, 3)).astype(np.uint8)
+FRAMES = 8  # of which three parts, at two each, first look at six; one has none of the last two
+CLIP = np.random.default_rng(5).integers(0, 255, (FRAMES, 84, 84, 3)).astype(np.uint8)
 QUESTION = "Describe the picture."
 ANSWER = "In the top left. Yes."
 
