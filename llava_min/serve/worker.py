@@ -84,9 +84,9 @@ class Worker(threading.Thread):
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread lives, and its round has not taken too long."""
-        began = self.round_began
-        return self.is_alive() and (began is None or time.monotonic() - began < PATIENCE)
+        """Whether the thread works, and its round has not taken too long."""
+        began, works = self.round_began, self.is_alive() and not self.stopped
+        return works and (began is None or time.monotonic() - began < PATIENCE)
 
     # In the worker's thread -----------------------------------------------------------
 
