@@ -23,6 +23,7 @@ from .errors import (
     OutputError,
     ParameterError,
     PromptError,
+    RankError,
     wrong_value,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "CheckpointError",
     "MediaError",
     "PromptError",
+    "RankError",
     "MemoryBudgetError",
     "OutputError",
     "NumericsError",
