@@ -72,7 +72,7 @@ TESTS = {
         "test_memory",
     ),
     "llava_min/planning/split.py": ("test_ranks",),
-    "llava_min/engine/offload.py": ("test_ranks",),
+    "llava_min/engine/offload.py": ("test_offload", "test_ranks"),
     "llava_min/engine/towers.py": ("test_ranks",),
     "llava_min/command/batch_shares.py": ("test_ranks",),
     "weights/share.py": ("test_ranks",),
@@ -179,9 +179,14 @@ MEANINGLESS = {
         "or stop - first": "as many as there are, or more, are all of them",
         "1 << 20": "bytes that are read at a time",
     },
+    "llava_min/media/stream.py": {
+        "guessed_rate or 25": "frames a second of a film that says nothing: another is as good",
+        "self.errors = 0": "how many more there are is asked, and not how many",
+    },
     "llava_min/media/film.py": {
         "length, 6": "digits of a second: one more is as good",
         "self.stream.unit, 6": "the same of a time",
+        "decode(0, None)": "at the end of a file there is no packet that has a number",
         "d < 0": "a side of length 0 lies no way",
         "a < 0": "the same of the other side",
     },
@@ -204,6 +209,10 @@ MEANINGLESS = {
     "llava_min/media/timeline.py": {
         "packets[order[-1]].duration or 0": "a demuxer of MP4 sets it",
         "self.durations.append(packet.duration or 0)": "demuxers set it",
+        "if first else 0": "of a film in which nothing decodes no frame is shown",
+        "decode(0, None)": "at the end of a file there is no packet that has a number",
+        "[(0, None)]": "the same where all is decoded",
+        "self.last = 0": "the last group is read, and sets it, before anybody asks",
         ", place = True, 0": "no packet of an MP4 lies in front of its first box",
     },
     "llava_min/image.py": {
@@ -236,13 +245,28 @@ MEANINGLESS = {
     "llava_min/sampling.py": {
         "chosen > 0": "of 0 the quotient is the product",
     },
+    "llava_min/engine/step.py": {
+        "non_blocking=True": "what a GPU does meanwhile; its numbers are the same",
+    },
+    "llava_min/engine/offload.py": {
+        "non_blocking=True": "what a GPU does meanwhile; its numbers are the same",
+        "(free_bytes(device) or 0)": "three quarters of a byte are none",
+    },
     "llava_min/engine/compiled.py": {
+        "digest[:32]": "digits of a name: one more is as good",
+        '"model", False, 1': "how many threads may be in it at once: others wait",
+        "True, user": "whether torch looks for weights that are missing: none is",
         "sort_keys=True": "names in another order are as good",
     },
     "llava_min/engine/compiling.py": {
+        "CAPACITY, SEEN = 48, 20": "sizes that no model has: others are as good",
+        '"aot_inductor.precompile_headers": False': "how long a build takes",
+        '"compile_threads": 1': "the same",
+        "check_guards=False": "sizes that it would look at are those of the cache, always",
         "24 * 3600": "seconds: another number is as good",
     },
     "llava_min/serve/exchange.py": {
+        "PING_SECONDS = 10.0": "seconds: another number is as good",
         "self.newest = 0.0": "the first token sets it, and the second is the first to ask",
     },
     "llava_min/engine/prefix.py": {
@@ -274,6 +298,13 @@ MEANINGLESS = {
     },
     "llava_min/explain/attention.py": {
         "NUMBERS = 2**19": "weights that are held at a time",
+        "columns.stop > layer.longest + 1": "of columns that all rows see none is hidden",
+    },
+    "llava_min/explain/measures.py": {
+        "KEPT = 28 * 2**20": "bytes that are kept: another size is as good",
+    },
+    "llava_min/explain/explaining.py": {
+        "AT_A_TIME = 4": "words that are looked at together: another number is as good",
     },
     "llava_min/explain/pictures.py": {
         "GREY = (128, 128, 128)": "a grey: another is as good",
@@ -315,6 +346,13 @@ MEANINGLESS = {
             "bounds of a histogram: others are as good"
         ),
     },
+    "llava_min/serve/worker.py": {
+        "PATIENCE = 120.0": "seconds: another number is as good",
+        "eq=False": "no job is compared with another",
+    },
+    "llava_min/serve/errors.py": {
+        "retry_after=5": "seconds: another number is as good",
+    },
     "llava_min/serve/public.py": {
         "1 << 16": "bytes that are read at a time",
     },
@@ -329,6 +367,10 @@ MEANINGLESS = {
     },
     "weights/tied.py": {
         "2**24": "bytes that are compared at a time",
+    },
+    "weights/quantize.py": {
+        "range(13)": "steps that are tried: one more is as good",
+        "ROWS = 2**20": "weights that are quantised at a time",
     },
     "weights/packed.py": {
         "PART = 2**21": "bytes that are laid out at a time",

@@ -1,5 +1,6 @@
 """Loading is exact both ways: nothing missing, extra, misshapen or at random."""
 
+import itertools
 import json
 
 import pytest
@@ -11,7 +12,8 @@ import llava_min
 from llava_min.config import Quantization
 from llava_min.errors import CheckpointError, NumericsError
 from llava_min.families import layouts
-from llava_min.weights import names, quantize
+from llava_min.families.fields import Fields
+from llava_min.weights import index, names, quantize
 from llava_min.weights.checkpoint import Checkpoint
 
 
@@ -326,6 +328,59 @@ def test_values_that_are_not_understood_are_refused_by_name(folder, change, name
         llava_min.load(folder)
 
 
+def test_every_form_that_is_written_is_read():
+    ways = {"bits": (4, 8), "group": (32, 64, 128), "head": (4, 8, 16), "method": ("rtn", "mse")}
+    for values in itertools.product(*ways.values()):
+        given = dict(zip(ways, values)) | {"quant_method": "llava_min", "format": 2}
+        config = layouts.parse_config(small.hf_config() | {"quantization_config": given})
+        assert config.quantization == Quantization(**dict(zip(ways, values)))
+    for key, wrong in {"bits": 5, "group": 33, "head": 5, "method": "awq", "format": 3}.items():
+        given[key], right = wrong, given[key]
+        with pytest.raises(CheckpointError, match=f"{key}: expected"):
+            layouts.parse_config(small.hf_config() | {"quantization_config": given})
+        given[key] = right
+
+
+@pytest.mark.parametrize("bits, head", [(4, 16), (4, 4), (4, 8), (8, 16)])
+def test_the_first_format_has_no_8_bits(bits, head):
+    """A config.json without a format is of the first one."""
+    given = {"quant_method": "llava_min", "bits": bits, "group": 32, "head": head, "method": "rtn"}
+    for more in ({}, {"format": 1}):
+        values = small.hf_config() | {"quantization_config": given | more}
+        if 8 in (bits, head):
+            with pytest.raises(CheckpointError, match="format: expected 2, found 1"):
+                layouts.parse_config(values)
+        else:
+            assert layouts.parse_config(values).quantization.bits == bits
+
+
+@pytest.mark.parametrize("found", [[], ["A", "A"], ["A", "B"], "B", ["B"], [["A"]], None, 5])
+def test_a_file_names_one_class(found):
+    """In a list or alone. A: a class that is read."""
+    known = "LlavaOnevisionForConditionalGeneration"
+    values, expected = small.hf_config(), layouts.parse_config(small.hf_config())
+    for alone in (known, [known]):
+        assert layouts.parse_config(values | {"architectures": alone}) == expected
+    named = [known if one == "A" else one for one in found] if isinstance(found, list) else found
+    with pytest.raises(CheckpointError, match="architectures: expected one of LlavaOnevision"):
+        layouts.parse_config(values | {"architectures": named})
+
+
+def test_a_feature_layer_is_a_block_that_runs():
+    """Of one block, too, what enters it is none of them."""
+    for blocks in (1, 2, 3, 24):
+        vision = Fields({"num_hidden_layers": blocks}, "")
+        for layer in (*range(-3, blocks + 2), [-1], [blocks], [-1, -2], [], True, "-1", None):
+            alone = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
+            known = {-1: -1, -2: -2, blocks: -1, **({blocks - 1: -2} if blocks > 1 else {})}
+            fields = Fields({"vision_feature_layer": layer}, "")
+            if type(alone) is int and alone in known:
+                assert layouts.feature_layer(fields, vision, -2) == known[alone]
+            else:
+                with pytest.raises(CheckpointError, match="vision_feature_layer: expected -1 or"):
+                    layouts.feature_layer(fields, vision, -2)
+
+
 def test_unknown_keys_are_listed_and_do_not_matter(folder):
     edit_config(folder, my_key=1, text_config__another=2)
     model = llava_min.load(folder)
@@ -377,6 +432,18 @@ def test_pickles_stay_unopened(folder, tmp_path):
     with pytest.raises(CheckpointError, match="pickled"):
         llava_min.load(folder)
     assert not (tmp_path / "touched").exists()
+
+
+def test_only_an_original_folder_of_pickles_is_told_where_they_are_whole(folder):
+    """Which its config.json says; no file of weights is needed for it, and no config.json."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model-00001-of-00002.bin")
+    for values in ({}, {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, None):
+        path = folder / "config.json"
+        path.unlink() if values is None else path.write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match="pickled files only") as caught:
+            index.index(folder)
+        assert ("llava-hf/llava-1.5-7b-hf" in str(caught.value)) == bool(values)
+        assert ("Convert them first" in str(caught.value)) == (not values)
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,30 @@ def test_as_many_planes_are_kept_as_there_is_room_for(words, rows, layers, heads
     assert wanted == whole[: len(wanted)] and measures.suggested(marks) == first
 
 
+@given(st.integers(0, 300), st.integers(1, 20), st.integers(1, 8), st.integers(1, 400))
+def test_blocks_of_columns_hold_so_many_weights(seen, new, heads, most):
+    """All columns that the rows can see, in order, as many at a time as there is room for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "NUMBERS", most)
+        found = attention.parts(new, heads, SimpleNamespace(longest=seen))
+    ends = [0, *(part.stop for part in found)]
+    assert [part.start for part in found] == ends[:-1] and ends[-1] == seen + new
+    for part in found:
+        length = part.stop - part.start
+        assert length == 1 or length * heads * new <= most
+        assert part.stop == ends[-1] or (length + 1) * heads * new > most
+
+
+@given(st.integers(1, 2000))
+def test_a_clip_has_25_runs_of_frames_at_most(frames):
+    """Of one length but for the last, and no longer than they must be."""
+    found = occlusion.runs(frames)
+    assert [n for run in found for n in run] == list(range(frames))
+    length = len(found[0])
+    assert len(found) <= 25 and (length == 1 or -(-frames // (length - 1)) > 25)
+    assert all(len(run) == length for run in found[:-1]) and len(found[-1]) <= length
+
+
 def test_a_mark_is_the_share_of_patches_times_how_near_they_are_to_one(monkeypatch):
     """By hand, of two heads over a text token and four patches: equal weights on all patches are
     aimed at nothing, one patch is aimed at, two of four by half, and so is half of the share. Two
@@ -622,6 +646,25 @@ def test_covering_the_star_costs_the_answer(model, monkeypatch):
         assert one.map(2, fill).sum() == pytest.approx(
             (one.drops[fill][:, 2] * [70 * 70, 70 * 50, 90 * 80]).sum(), rel=1e-4
         )
+
+
+def test_a_pixel_costs_what_the_parts_over_it_cost_on_average():
+    """Of parts that overlap and differ in size, in a frame that they cover; else nothing."""
+    boxes = np.array([(0, 0, 4, 4), (2, 0, 8, 2), (0, 0, 8, 4)], np.float32)
+    frames = np.array([(0, 2), (1, 3), (3, 4)], np.int32)
+    costs = np.array([(1, 2), (5, 0), (7, 7)], np.float32)
+    found = occlusion.Occlusion(0, (8, 4), boxes, frames, {"mean": costs, "grey": -costs})
+    for fill, sign in (("mean", 1), ("grey", -1)):
+        first, second, third = found.costs(fill=fill)
+        assert (first, second, third) == (3 * sign, 5 * sign, 14 * sign)
+        expected = np.zeros((4, 4, 8))
+        expected[:2, :, :4] = first
+        expected[1:3, :2, 2:] = second
+        expected[1, :2, 2:4] = (first + second) / 2
+        expected[3] = third
+        for frame, wanted in enumerate(expected):
+            np.testing.assert_allclose(found.map(fill=fill, frame=frame), wanted, atol=1e-5)
+    np.testing.assert_allclose(found.map(1, frame=3), 7.0)
 
 
 def test_hiding_the_frame_that_shows_the_answer_costs_most(model):

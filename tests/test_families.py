@@ -462,6 +462,17 @@ def test_missing_keys_of_a_decoder_are_those_of_its_class(kind):
         assert theirs.sliding_window == sections.DECODERS[kind].sliding_window
 
 
+@pytest.mark.parametrize(
+    "rows, chat",
+    [(32_000, "vicuna"), (63_999, "vicuna"), (64_000, "yi"), (127_999, "yi"), (128_000, "llama3")],
+)
+def test_a_vocabulary_of_llama_tells_its_chat_from_a_border_on(rows, chat):
+    for kind, wanted in (("llama", chat), ("qwen2", "qwen"), ("mistral", "mistral")):
+        whole = {"sliding_window": None} if kind == "mistral" else {}
+        text = sections.text_config(Fields({"vocab_size": rows, **whole}, ""), kind, False, ())
+        assert sections.chat_of(kind, text) == wanted
+
+
 def test_settings_that_ask_for_nothing_are_the_defaults_of_transformers():
     """What generation_config.json leaves out, so that the rest of it is listed."""
     theirs = transformers.GenerationConfig._get_default_generation_params()

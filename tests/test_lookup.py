@@ -117,6 +117,20 @@ def test_nothing_is_drafted_past_the_end_of_the_cache(model):
         assert answer.usage["drafted_tokens"] - answer.usage["accepted_tokens"] < 60
 
 
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_draft_is_as_long_as_there_is_room_for(model, most):
+    """The newest token takes a place, and what is drafted as many as are left."""
+    ids = [5, 6, 7, 8] * 3
+    for spare in range(1, 11):
+        cache = Cache.empty(model.config.text, 1, len(ids) + spare, torch.float64)
+        model.network.prefill(Plan((Text(tuple(ids)),), 4096), [], cache)
+        step = decoding(model.network, cache, model.known_ids)
+        lookup = Lookup(model.network, cache, model.known_ids, step, ids, most)
+        lookup([5])  # after which 6 7 8 came
+        assert len(lookup.waiting) == lookup.drafted == min(most, spare - 1)
+        assert int(cache.host_lengths[0]) == len(ids) + 1 and lookup.accepted == 0
+
+
 def test_up_to_the_end_of_the_context(model):
     text = replace(model.config.text, context=40)
     short = replace(model, config=replace(model.config, text=text))

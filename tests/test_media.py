@@ -162,6 +162,25 @@ def test_a_picture_cut_short_is_refused_or_whole(format):
     assert media.open_picture(data).size == (40, 40)
 
 
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_a_file_url_names_a_file_of_this_machine(tmp_path, host):
+    path = tmp_path / "a b.png"
+    small.picture(20, 12).save(path)
+    url = f"file://{host}{urllib.parse.quote(str(path))}"
+    assert media.picture_size(url) == (20, 12)
+    assert media.film_path(url) == str(path)
+    for other in ("elsewhere", "local", "localhost.example"):
+        with pytest.raises(MediaError, match=f"expected a local file, found the host .{other}"):
+            media.film_path(f"file://{other}{path}")
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "rtmp", "concat", "s3"])
+def test_another_scheme_is_named(scheme):
+    for look in (media.picture_size, media.film_path):
+        with pytest.raises(MediaError, match=f"or data:, found '?{scheme}'?://"):
+            look(f"{scheme}://host/a.png")
+
+
 @pytest.mark.parametrize(
     "source, name, on_disk",
     [

@@ -90,6 +90,20 @@ def test_a_wrong_number_of_placeholders_is_an_error(text, images, videos):
         prompt.user_turn("<image>" * 2, 0, 1, frames=3)
 
 
+def test_a_clip_may_take_a_placeholder_for_each_frame():
+    """Of pictures: the error says how many, where a family takes a clip so."""
+    either = r"as many <image> as there are images \(0\) \(or 3, one for each frame\), found"
+    for text in ("<image>" * 2, "<image>" * 4):
+        with pytest.raises(PromptError, match=f"{either} {text.count('<')}"):
+            prompt.user_turn(text, 0, 1, frames=3)
+    with pytest.raises(PromptError, match=r"images \(0\), found 2"):
+        prompt.user_turn("<image>" * 2, 0, 1)
+    with pytest.raises(PromptError, match=r"videos \(1\), found 2"):
+        prompt.user_turn("<video>" * 2, 0, 1, frames=3)
+    turn = prompt.user_turn("<image>" * 3 + "Q", 0, 1, frames=3)
+    assert turn.parts == (*(Visual("video", 0, frame) for frame in range(3)), ("Q",))
+
+
 @given(st.text(max_size=50), st.integers(0, 3), st.integers(0, 3))
 def test_every_visual_appears_once_in_order(text, images, videos):
     text = text.replace("<", "")

@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -218,6 +219,15 @@ def test_redirects_are_followed(web, status):
     assert fetch_public("http://good.example/one", LIMIT) == b"picture"
 
 
+def test_what_leads_nowhere_is_no_redirect(web):
+    """A page may say where it lies, and a redirect must say where it leads."""
+    web.pages["/b.png"] = page(b"other", "Location: /a.png")
+    assert fetch_public("http://good.example/b.png", LIMIT) == b"other"
+    for status in (301, 308):
+        web.pages["/c.png"] = f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode()
+        refused("http://good.example/c.png", f"expected a file, found HTTP status {status}")
+
+
 @pytest.mark.parametrize(
     "where",
     [
@@ -261,6 +271,16 @@ def test_loops_and_chains_end(web):
 def test_other_answers_are_no_file(web, status):
     web.pages["/x"] = page(b"text").replace(b"200 OK", f"{status} X".encode())
     refused("http://good.example/x", f"HTTP status {status}")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_two_usual_ports_are_asked_for_an_address(names, scheme):
+    """Of either scheme; any other port is refused before."""
+    for port in (79, 80, 81, 442, 443, 444, 8080):
+        usual = port in (80, 443)
+        expected = "expected a public address" if usual else "expected port 80 or 443, found"
+        refused(f"{scheme}://inner.example:{port}/a.png", expected)
+    assert names["asked"] == ["inner.example"] * 2
 
 
 def test_other_ports_are_refused(web, secret, names):
@@ -506,6 +526,14 @@ def gone(web) -> bool:
     while web.open and time.monotonic() < deadline:
         time.sleep(0.01)
     return not web.open
+
+
+def test_nothing_is_left_of_the_time_at_its_end(monkeypatch):
+    monkeypatch.setattr(public, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    assert public.Dial((), 5.5).left() == 0.5
+    for deadline in (5.0, 4.0):
+        with pytest.raises(TimeoutError):
+            public.Dial((), deadline).left()
 
 
 def test_a_slow_resolver_does_not_hold_up_the_caller(web, names):

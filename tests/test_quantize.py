@@ -89,6 +89,26 @@ def test_a_step_is_no_wider_than_it_must(bits, lean, seed):
     assert bits == 4 or torch.all(scales > 0)
 
 
+def test_no_weight_is_more_than_half_a_step_off_where_a_scale_is_rounded_down():
+    """Of groups with two largest weights, of which the one below zero takes the lowest code."""
+    largest = torch.linspace(1, 2, 4097)[:, None]
+    weight = largest * torch.tensor([[1.0, -1.0, 0.3, 0.0]])
+    for method in ("rtn", "mse"):
+        found, scales = quantize.codes(weight, 4, 4, method)
+        assert (scales > 0).all() and (found[:, 1] < found[:, 3]).all()
+    found, scales = quantize.codes(weight, 4, 4, "rtn")
+    error = multiplied(found, scales, 4).flatten(1) - weight
+    assert torch.all(error.abs() <= 0.5001 * scales.float())
+    assert torch.any(error.abs() > 0.49 * scales.float())
+
+
+def test_what_is_exact_is_not_clipped():
+    """Nor are zeros, which any scale holds."""
+    for weight in (torch.arange(-8.0, 8)[None], torch.zeros(2, 16)):
+        for one, other in zip(*(quantize.codes(weight, 4, 16, way) for way in ("rtn", "mse"))):
+            assert torch.equal(one, other)
+
+
 def test_clipping_helps_indeed():
     """On normal numbers, by a tenth in squared error and more at groups of 128."""
     weight = torch.randn(64, 896, generator=torch.Generator().manual_seed(0))

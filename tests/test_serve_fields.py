@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 
 import llava_min
 from llava_min.engine.rules import BANNED
-from llava_min.errors import MemoryBudgetError
+from llava_min.errors import (
+    MediaError,
+    MemoryBudgetError,
+    NumericsError,
+    ParameterError,
+    PromptError,
+)
 from llava_min.options import Options
 from llava_min.serve import service
-from llava_min.serve.errors import Refusal
+from llava_min.serve.errors import BUSY, LOADING, STOPPING, STUCK, Refusal, refusal_of
 from llava_min.serve.fields import FIELDS, Wanted, wanted_of
 from llava_min.serve.parts import media_first
 from llava_min.serve.protocol import TokenTexts
@@ -752,6 +758,51 @@ def test_the_log_names_a_hundred_unknown_fields_and_no_more(caplog):
         service.Service.name_once(held, [f"{number:03}" + "x" * 99 for number in part])
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(set(lines)) == 100 and max(map(len, lines)) < 100
+
+
+STATUSES = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "invalid_request_error",
+    403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
+    428: "invalid_request_error", 429: "rate_limit_error", 430: "invalid_request_error",
+    499: "invalid_request_error", 500: "server_error", 503: "server_error",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_type_and_headers_of_a_refusal_follow_from_its_status(status):
+    """Clients of OpenAI try again from 500 on, unless they are told not to."""
+    never, later = Refusal(status, "No.", "n", "why"), Refusal(status, "Soon.", retry_after=0)
+    error = {"message": "No.", "type": STATUSES[status], "param": "n", "code": "why"}
+    assert never.body == {"error": error}
+    assert never.headers == ({"x-should-retry": "false"} if status >= 500 else {})
+    assert later.headers == {"retry-after": "0"}
+    assert later.body["error"] == error | {"message": "Soon.", "param": None, "code": None}
+
+
+WENT_WRONG = [
+    (NumericsError("x"), 500, "numerics", None),
+    (MemoryBudgetError("x"), 400, "out_of_memory", None),
+    (ParameterError("top_p must be above 0."), 400, "invalid_value", None),
+    (ParameterError("seed and top_p cannot be used together."), 400, "invalid_value", "p"),
+    (PromptError("x"), 400, "invalid_value", "messages"),
+    (MediaError("x"), 400, "invalid_value", None),
+    (MediaError("x", "messages[2].content[10]", "a", "b"), 400, "invalid_value",
+     "messages[2].content[10]"),
+    (PromptError("messages[3]: x"), 400, "invalid_value", "messages[3]"),
+    (RuntimeError("x"), 500, "internal_error", None),
+    (STUCK, 503, "stuck", None),
+    (LOADING, 503, "loading", None),
+    (STOPPING, 503, "stopping", None),
+    (BUSY, 429, "queue_full", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, status, code, param", WENT_WRONG, ids=repr)
+def test_what_went_wrong_has_a_status_and_a_code(error, status, code, param):
+    """And is tried again only where it may be well in a moment."""
+    found = refusal_of(error, {"top_p": "p"} if param else None)
+    assert (found.status, found.code, found.param) == (status, code, param)
+    assert (found.retry_after is None) == (error not in (LOADING, STOPPING, BUSY))
 
 
 @pytest.mark.parametrize("seed, index, expected", [

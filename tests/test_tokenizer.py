@@ -127,3 +127,25 @@ def test_only_halves_of_characters_are_no_text():
     for text in ("\ud800", "a\udfff", "\udabc\n"):
         with pytest.raises(PromptError, match="valid UTF-8"):
             tokenizer.valid(text)
+
+
+def test_a_text_alone_gets_nothing_around_it():
+    """Of a tokenizer that puts a token in front of each text, which a prompt does get."""
+    description = json.loads((small.TINY / "tokenizer.json").read_text())
+    begin, first = "<|im_start|>", TOKENIZER.special["<|im_start|>"]
+    template = [
+        {"SpecialToken": {"id": begin, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    description["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": template,
+        "pair": [*template, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {begin: {"id": begin, "ids": [first], "tokens": [begin]}},
+    }
+    read = tokenizer.Tokenizer(description)
+    assert read.first == first and TOKENIZER.first is None
+    words = TOKENIZER.encode_text("A star")
+    assert read.encode_text("A star") == words and read.encode_text("") == []
+    assert read.encode(["A star"]) == [first, *words]
+    assert read.encode([Special(begin), "A star"]) == [first, *words]

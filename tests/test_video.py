@@ -297,6 +297,20 @@ def test_phones_hold_clips_upright(tmp_path, degrees):
     assert np.array_equal(clip[2], turned)
 
 
+@pytest.mark.parametrize("kind", ["clip.mp4", "open.mp4", "intra.mp4", "vfr.mkv", "clip.h264"])
+def test_the_group_before_is_that_of_the_packet_before(clips, kind):
+    """The first group has none before it: it is itself, or the start of the file."""
+    timeline = Film(clips(kind)[0], kind).timeline
+    for packet in range(60):
+        own = timeline.key(packet)
+        assert own.number <= packet
+        before = timeline.key(packet, before=True)
+        if own.number:
+            assert before == timeline.key(own.number - 1) and before.number < own.number
+        else:
+            assert before in (own, None)
+
+
 def test_bytes_and_paths_are_the_same_clip(clips):
     path = clips("clip.mp4")[0]
     by_path = video.sample_clip(path, Choice(4))
