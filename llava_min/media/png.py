@@ -20,7 +20,7 @@ NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(kind, the whole chunk) of each whole chunk in order."""
     position = len(SIGNATURE)
-    while position + 12 <= len(data):
+    while True:
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         if end > len(data):
             return

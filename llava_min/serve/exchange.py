@@ -121,7 +121,7 @@ class Exchange:
                 if event is None:
                     ended += 1
                     continue
-                if begun < len(self.choices) and isinstance(event, Token):
+                if isinstance(event, Token):
                     for other in self.choices[begun:]:
                         self.service.worker.submit(other.job)
                     begun = len(self.choices)
@@ -203,13 +203,13 @@ class Exchange:
     def progress(self, portion: Portion) -> dict[str, Any]:
         """How much of the prompt was read, as llama-server says it."""
         asked = self.choices[0].job.asked
-        cached = 0 if asked is None else asked.cached
+        assert asked is not None  # a portion of its prompt was read
         seconds = time.perf_counter() - self.began
         total = self.ready.prepared.plan.tokens
         return {
             "total": total,
-            "cache": cached,
-            "processed": cached + portion.done,
+            "cache": asked.cached,
+            "processed": asked.cached + portion.done,
             "time_ms": round(seconds * 1000),
         }
 
