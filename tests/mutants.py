@@ -218,7 +218,7 @@ MEANINGLESS = {
     "llava_min/image.py": {
         "PART = 2**22": "pixels that are resized at a time",
         "max(PART // (high - low), 1)": "rows that are resized at a time",
-        "16_384": "a square that is made whole and one that is not are the same",
+        "EXTREME, LARGEST = 50, 16_384": "what is made whole and what is not are the same",
     },
     "llava_min/planning/memory.py": {
         "(2, 1024)": "sizes to work on at a time, found by measuring",
@@ -373,6 +373,7 @@ MEANINGLESS = {
         "ROWS = 2**20": "weights that are quantised at a time",
     },
     "weights/packed.py": {
+        "product.shape[-1] > self.outputs": "as many as there are, cut to as many, are all",
         "PART = 2**21": "bytes that are laid out at a time",
     },
 }

@@ -323,6 +323,13 @@ def test_a_clip_lies_the_nearest_of_eight_ways(sides, more):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 1, -1, 1), (1, 1, 1, 1)])
+def test_a_clip_that_lies_between_two_ways_keeps_its_sides(matrix):
+    """As one does whose matrix says nothing."""
+    picture = np.arange(6).reshape(2, 3)
+    assert np.array_equal(film.displayed(picture, *matrix), picture)
+
+
 def test_what_shows_through_is_white(tmp_path):
     """As of pictures; the color that is stored below is not looked at."""
     recipe = Recipe("mov", "qtrle", TEN, list(range(3)), {})

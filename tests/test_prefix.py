@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -269,6 +270,29 @@ def test_text_that_differs_is_not_called_media():
     given = [{"source": "b.png", "tokens": 2}]
     with pytest.raises(PromptError, match="media 1 to be a.png, found other text before it"):
         prefix.check_media(Path("file"), [("a.png", 2)], given, held, wanted, 2)
+
+
+@pytest.mark.parametrize(
+    "wanted, given, found",
+    [
+        ([1, -5, -6, 2, -9, 7, 8], ["a", "b"], None),  # all media of the file
+        ([1, -5, -6, 2, -9], ["a", "b"], None),  # as many tokens as are to be looked at
+        ([1, -5, -6, 2, 4], ["a"], None),  # the whole prompt is in the file
+        ([1, -5, -6, 2, 4, 7], ["a"], "media 2 to be b, found none"),
+        ([1, -5, -6, 2, -8, 7], ["a", "c"], "media 2 to be b, found c"),
+        ([1, -5, -6, 2, -8, 7], ["a", "b"], "media 2 to be b, found other contents of that name"),
+        ([1, -4, -3, 2, -9, 7], ["c", "b"], "media 1 to be a, found c"),
+        ([1, -5, -6, 3, -9, 7], ["a", "b"], "media 2 to be b, found other text before it"),
+        ([0, -5, -6, 2, -9, 7], ["a", "b"], "media 1 to be a, found other text before it"),
+    ],
+)
+def test_the_first_visual_that_differs_is_named(wanted, given, found):
+    """Unless the prompt is a part of the file, or has all of its media."""
+    held, wanted = np.array([1, -5, -6, 2, -9, 3]), np.array(wanted)
+    count, given = prefix.common(held, wanted), [{"source": name} for name in given]
+    refused = pytest.raises(PromptError, match=found) if found else nullcontext()
+    with refused:
+        prefix.check_media(Path("file"), [("a", 2), ("b", 1)], given, held, wanted, count)
 
 
 def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):

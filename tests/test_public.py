@@ -283,6 +283,15 @@ def test_the_two_usual_ports_are_asked_for_an_address(names, scheme):
     assert names["asked"] == ["inner.example"] * 2
 
 
+@pytest.mark.parametrize(
+    "url, found",
+    [("ftp://good.example/a", "ftp"), ("http:///a", "http"), ("//good.example/a", "none")],
+)
+def test_a_scheme_that_is_not_followed_is_named(names, url, found):
+    refused(url, f"expected http:// or https:// with a host, found {found}.")
+    assert not names["asked"]
+
+
 def test_other_ports_are_refused(web, secret, names):
     """They are open to those of --allow-host alone."""
     other = Web(INTERNET)
@@ -627,6 +636,21 @@ def part(url: str) -> dict:
 
 def messages(*urls: str) -> list:
     return [{"role": "user", "content": [part(url) for url in urls]}]
+
+
+def test_a_handshake_that_does_not_come_ends_when_it_is_closed(web, names, monkeypatch):
+    """Long before its time is over."""
+    monkeypatch.setattr(public, "PORTS", {"http": 80, "https": web.port})
+    found, dial = [], public.Dial((), time.monotonic() + 10 * SECONDS)
+    thread = threading.Thread(
+        target=lambda: found.append(dial.outcome("https://good.example/a.png", LIMIT)), daemon=True
+    )
+    thread.start()
+    end = time.monotonic() + SECONDS
+    while thread.is_alive() and time.monotonic() < end:
+        dial.close()
+        thread.join(0.01)
+    assert isinstance(found[0], MediaError)
 
 
 def test_media_of_a_request_share_their_time(web, monkeypatch):

@@ -380,6 +380,20 @@ def test_killing_leaves_out_absent_or_whole(tmp_path, part):
     quantize.quantize(source, tmp_path / "again", Quantization())  # what is left is in nobody's way
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_files_and_folders_are_waited_for(tmp_path, monkeypatch, system):
+    """But for folders of Windows, which opens none; it waits for what may be written."""
+    (tmp_path / "file").write_bytes(b"x")
+    modes, waited, open_ = [], [], os.open
+    monkeypatch.setattr(quantize.sys, "platform", system)
+    monkeypatch.setattr(quantize.os, "open", lambda *given: modes.append(given[1]) or open_(*given))
+    monkeypatch.setattr(quantize.os, "fsync", waited.append)
+    for path in (tmp_path, tmp_path / "file"):
+        quantize.synced(path)
+    assert modes == ([os.O_RDWR] if system == "win32" else [os.O_RDONLY] * 2)
+    assert len(waited) == len(modes)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_a_matrix_is_quantised_some_rows_at_a_time(monkeypatch, rows):
     """The temporary copies are of these rows alone, and the numbers are those of the whole."""

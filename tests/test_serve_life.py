@@ -454,6 +454,22 @@ def test_no_job_is_lost_when_the_worker_stops():
         assert ended == [STOPPING] * 4, number
 
 
+def test_other_work_is_done_while_no_slot_is_busy():
+    """In its order; no round is run for it."""
+    slots, rounds, done, all_done = idle_slots(), [], [], threading.Event()
+    slots.round = lambda: rounds.append(len(done)) or []
+    worker = Worker(slots)
+    for number in range(3):
+        worker.when_idle(lambda number=number: done.append(number))
+    worker.when_idle(all_done.set)
+    worker.start()
+    assert all_done.wait(SECONDS)
+    worker.stop()
+    worker.join(SECONDS)
+    assert done == [0, 1, 2] and not rounds and not worker.is_alive()
+    assert worker.daemon  # a process that ends waits for no round
+
+
 # The end of the server --------------------------------------------------------------
 
 
