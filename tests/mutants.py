@@ -212,6 +212,7 @@ MEANINGLESS = {
         "if first else 0": "of a film in which nothing decodes no frame is shown",
         "decode(0, None)": "at the end of a file there is no packet that has a number",
         "[(0, None)]": "the same where all is decoded",
+        "(packet.pos or 0) >= place": "where it does not hold all is decoded, which says the same",
         "self.last = 0": "the last group is read, and sets it, before anybody asks",
         ", place = True, 0": "no packet of an MP4 lies in front of its first box",
     },

@@ -21,7 +21,7 @@ from llava_min.errors import MediaError  # noqa: E402
 from llava_min.media import film, video  # noqa: E402
 from llava_min.media.film import Film  # noqa: E402
 from llava_min.media.stream import Key  # noqa: E402
-from llava_min.media.timeline import Index, Survey  # noqa: E402
+from llava_min.media.timeline import Index, Survey, indexed_keys  # noqa: E402
 
 TEN = Fraction(10)
 LOST = 1 << 16  # a frame that is not there, in levels
@@ -129,6 +129,45 @@ def test_an_mp4_is_read_by_its_index(tmp_path):
     assert isinstance(Film(str(clips.write(recipe, tmp_path / "a.mp4")), "").timeline, Index)
     recipe.pieces = [(1.2, 0)]
     assert not isinstance(Film(str(clips.write(recipe, tmp_path / "b.mp4")), "").timeline, Index)
+
+
+@pytest.mark.parametrize(
+    "changes, keys",
+    [
+        ({}, [0, 2]),
+        ({"size": 39}, None),  # the last packet ends with the file, and not after it
+        ({"frames": 3}, None),
+        ({"frames": 5}, None),
+        ({"count": 0, "frames": 0}, None),
+        ({"is_mp4": False}, None),
+        ({"is_discard": 3}, None),
+        ({"timestamp": {1: 7}}, None),
+        ({"timestamp": {1: 6}}, None),
+        ({"timestamp": {1: 8}}, [0, 2]),
+        ({"is_keyframe": (1, 2)}, None),
+        ({"is_keyframe": (0, 1, 3)}, [0, 1, 3]),
+    ],
+    ids=str,
+)
+def test_an_index_that_says_all_names_its_key_frames(changes, keys):
+    """Times that rise from a key frame on, of as many frames as the file has; none is hidden."""
+    key_frames, times = changes.get("is_keyframe", (0, 2)), changes.get("timestamp", {})
+    entries = [
+        SimpleNamespace(
+            timestamp=times.get(number, 7 + 10 * number),
+            pos=10 * number,
+            size=10,
+            is_keyframe=number in key_frames,
+            is_discard=number == changes.get("is_discard"),
+        )
+        for number in range(changes.get("count", 4))
+    ]
+    stream = SimpleNamespace(
+        video=SimpleNamespace(index_entries=entries, frames=changes.get("frames", 4)),
+        container=SimpleNamespace(size=changes.get("size", 40)),
+        is_mp4=changes.get("is_mp4", True),
+    )
+    assert indexed_keys(stream) == keys
 
 
 # Packets without a picture ---------------------------------------------------------
@@ -387,6 +426,7 @@ class Scripted:
         ([0, 40, 80, 0, 40, 80], [0, 40, 80, 120, 160, 200], {}),
         ([0, 40, 40, 80], [0, 40, 41, 80], {}),
         ([0, 40, 1, 80], [0, 40, 41, 80], {}),
+        ([0, 40, 40, 41], [0, 40, 41, 81], {}),
         ([0, 40, 0, 40], [0, 40, 80, 120], {}),
         ([0, 40, 30, 35, 80], [0, 40, 41, 81, 126], {}),
         ([40, 0, 80], [40, 80, 160], {}),
@@ -409,6 +449,11 @@ def test_times_that_are_missing_or_go_back(times, shown, form, duration):
     survey = Survey(Scripted(times, [duration] * len(times), **form))
     assert survey.stamps.tolist() == shown
     assert list(survey.held) == list(survey.frames) == list(range(len(times)))
+
+
+def test_what_the_packets_say_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(Scripted, "decode", None)
+    assert Survey(Scripted([0, 40, 80], [40] * 3)).stamps.tolist() == [0, 40, 80]
 
 
 def test_a_frame_after_a_time_that_is_missing_waits_for_the_one_before():

@@ -227,6 +227,20 @@ def test_the_feature_layer_counts_with_clip(layer, blocks):
     assert config.vision.num_layers == blocks
 
 
+@pytest.mark.parametrize("timed", [False, True, ...])
+@pytest.mark.parametrize("forced", [False, True, ...])
+def test_a_clip_gives_64_frames_where_it_is_timed_or_forced(timed, forced, caplog):
+    """How many others were made for is told of those that are forced. ...: the key is missing."""
+    given = {"add_time_instruction": timed, "force_sample": forced, "mm_newline_position": ...}
+    values = {**small.original_config(small.hf_config()), **given}
+    with caplog.at_level("INFO", "llava_min"):
+        config = layouts.parse_config({key: x for key, x in values.items() if x is not ...})
+    assert config.frames == (64 if True in (timed, forced) else 32)
+    assert config.time_instruction == (timed is True)
+    assert config.newline_position == ("grid" if timed is True else "one_token")
+    assert ("--frames 110" in caplog.text) == (forced is True)
+
+
 @pytest.mark.parametrize("aspect, mode", [("pad", "pad"), ("square", "crop"), (None, "crop")])
 def test_without_padding_the_middle_is_cut_out(aspect, mode):
     config = layouts.parse_config(flat("original_1_5", image_aspect_ratio=aspect))

@@ -640,17 +640,20 @@ def messages(*urls: str) -> list:
 
 def test_a_handshake_that_does_not_come_ends_when_it_is_closed(web, names, monkeypatch):
     """Long before its time is over."""
-    monkeypatch.setattr(public, "PORTS", {"http": 80, "https": web.port})
     found, dial = [], public.Dial((), time.monotonic() + 10 * SECONDS)
     thread = threading.Thread(
         target=lambda: found.append(dial.outcome("https://good.example/a.png", LIMIT)), daemon=True
     )
-    thread.start()
-    end = time.monotonic() + SECONDS
-    while thread.is_alive() and time.monotonic() < end:
-        dial.close()
-        thread.join(0.01)
-    assert isinstance(found[0], MediaError)
+    with socket.create_server((INTERNET, 0)) as listener:
+        listener.settimeout(SECONDS)
+        monkeypatch.setattr(public, "PORTS", {"http": 80, "https": listener.getsockname()[1]})
+        thread.start()
+        sock, _ = listener.accept()
+        with sock:
+            assert sock.recv(1)  # it has begun
+            dial.close()
+            thread.join(SECONDS)
+            assert isinstance(found[0], MediaError)
 
 
 def test_media_of_a_request_share_their_time(web, monkeypatch):

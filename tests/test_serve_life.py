@@ -26,7 +26,7 @@ from hostile import SECONDS, SHAPES, answered, ask, dial, head, picture, questio
 import llava_min
 from llava_min.engine.answers import Reply
 from llava_min.engine.rows import Contents
-from llava_min.errors import NumericsError, RankError
+from llava_min.errors import NumericsError, ParameterError, RankError
 from llava_min.serve import app
 from llava_min.serve.errors import STOPPING
 from llava_min.serve.worker import Job, Worker
@@ -468,6 +468,17 @@ def test_other_work_is_done_while_no_slot_is_busy():
     worker.join(SECONDS)
     assert done == [0, 1, 2] and not rounds and not worker.is_alive()
     assert worker.daemon  # a process that ends waits for no round
+
+
+@pytest.mark.parametrize(
+    "error, logged",
+    [(None, 0), (RuntimeError("secret"), 1), (ParameterError("top_p"), 0), (STOPPING, 0)],
+)
+def test_the_log_has_mistakes_of_ours_alone(error, logged, caplog):
+    ended: list = []
+    Worker(idle_slots()).tell(job(ended), error)
+    assert ended == [error]
+    assert [one.getMessage() for one in caplog.records] == ["a question failed"] * logged
 
 
 # The end of the server --------------------------------------------------------------
