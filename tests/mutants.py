@@ -181,6 +181,7 @@ MEANINGLESS = {
     },
     "llava_min/media/stream.py": {
         "guessed_rate or 25": "frames a second of a film that says nothing: another is as good",
+        "1 / self.rate)": "FFmpeg gives every stream a unit of time",
         "self.errors = 0": "how many more there are is asked, and not how many",
     },
     "llava_min/media/film.py": {
@@ -212,6 +213,7 @@ MEANINGLESS = {
         "if first else 0": "of a film in which nothing decodes no frame is shown",
         "decode(0, None)": "at the end of a file there is no packet that has a number",
         "[(0, None)]": "the same where all is decoded",
+        "if stamps else -1": "before the first frame this is not asked",
         "(packet.pos or 0) >= place": "where it does not hold all is decoded, which says the same",
         "self.last = 0": "the last group is read, and sets it, before anybody asks",
         ", place = True, 0": "no packet of an MP4 lies in front of its first box",
@@ -261,9 +263,10 @@ MEANINGLESS = {
     },
     "llava_min/engine/compiling.py": {
         "CAPACITY, SEEN = 48, 20": "sizes that no model has: others are as good",
+        "SEEN + 1": "the same",
         '"aot_inductor.precompile_headers": False': "how long a build takes",
         '"compile_threads": 1': "the same",
-        "check_guards=False": "sizes that it would look at are those of the cache, always",
+        "check_guards=False": "what it would check of a step's tensors holds for those of a cache",
         "24 * 3600": "seconds: another number is as good",
     },
     "llava_min/serve/exchange.py": {
@@ -303,6 +306,9 @@ MEANINGLESS = {
     },
     "llava_min/explain/measures.py": {
         "KEPT = 28 * 2**20": "bytes that are kept: another size is as good",
+    },
+    "llava_min/explain/sinks.py": {
+        "max(NUMBERS // (heads * head_dim), 1)": "values that are held at a time",
     },
     "llava_min/explain/explaining.py": {
         "AT_A_TIME = 4": "words that are looked at together: another number is as good",

@@ -25,6 +25,7 @@ from llava_min.engine import prefix
 from llava_min.errors import LlavaMinError, OutputError, PromptError
 from llava_min.families.folder import EMBEDDED
 from llava_min.media import video
+from llava_min.segments import Text
 
 FIRST, SECOND = small.picture(100, 60), small.picture(50, 80, seed=1)
 CLIP = small.frames(4)
@@ -293,6 +294,22 @@ def test_the_first_visual_that_differs_is_named(wanted, given, found):
     refused = pytest.raises(PromptError, match=found) if found else nullcontext()
     with refused:
         prefix.check_media(Path("file"), [("a", 2), ("b", 1)], given, held, wanted, count)
+
+
+def test_every_token_has_a_number(model):
+    """Of text its id; of a visual, below zero, its hash counted down, which a key changes."""
+    prepared = model.prepare("What?", [FIRST, SECOND], [CLIP])
+    visuals = [segment for segment in prepared.plan.segments if not isinstance(segment, Text)]
+    assert len(visuals) == len(prepared.visuals) == 3
+    for key in (b"", b"key"):
+        hashes, expected = iter([one.hash(key) for one in prepared.visuals]), []
+        for segment in prepared.plan.segments:
+            if isinstance(segment, Text):
+                expected += segment.ids
+            else:
+                first = next(hashes)
+                expected += [-1 - first - row for row in range(segment.tokens)]
+        assert prefix.numbers_of(prepared, key).tolist() == expected
 
 
 def test_a_longer_prompt_goes_on_from_the_whole_file(model, tmp_path):
