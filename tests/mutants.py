@@ -300,6 +300,9 @@ MEANINGLESS = {
         "round(value, 4)": "digits of a logit: one more is as good",
         "indent=1": "how a file looks: a blank more is as good",
     },
+    "llava_min/check/samples.py": {
+        "48, 64": "pixels of a blank frame: of any size it becomes one tile",
+    },
     "llava_min/explain/attention.py": {
         "NUMBERS = 2**19": "weights that are held at a time",
         "columns.stop > layer.longest + 1": "of columns that all rows see none is hidden",

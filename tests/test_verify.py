@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -423,6 +424,32 @@ def test_missing_samples_are_named_and_fetched_only_when_asked(host, tmp_path):
     known["a"] = replace(known["a"], sha256="0" * 64)
     with pytest.raises(MediaError, match="SHA-256"):
         verify.Samples(known, here.folder).of(["a"])
+
+
+def test_samples_are_fetched_into_a_folder_that_there_may_be(host, tmp_path):
+    known = {name: Sample(f"{name}.png", f"{host}/shapes.png") for name in "ab"}
+    here = verify.Samples(known, tmp_path / "deep" / "samples", fetch=True)
+    assert here.of("a")[0].keys() == {"a"} and here.of("ab")[0].keys() == {"a", "b"}
+
+
+def test_frames_in_a_file_are_numbers_and_no_pickle(tmp_path):
+    frames = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+    np.save(tmp_path / "clip.npy", frames)
+    np.save(tmp_path / "trap.npy", np.array([{}], object), allow_pickle=True)
+    here = verify.Samples({name: Sample(f"{name}.npy", "") for name in ("clip", "trap")}, tmp_path)
+    assert np.array_equal(here.of(["clip"])[0]["clip"], frames)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        here.of(["trap"])
+
+
+def test_blank_samples_are_as_large_and_as_long():
+    known = {"picture": Sample("a.png", "", size=(30, 20)), "clip": Sample("b.mp4", "", frames=5)}
+    here = verify.Samples(known | {"unknown": Sample("c.png", "")}, Path("nowhere"))
+    media = here.blank(known)
+    assert media.keys() == known.keys() and media["picture"].size == (30, 20)
+    assert len(media["clip"]) == 5 and media["clip"].shape[3:] == (3,)
+    assert not media["clip"].any() and not np.any(media["picture"])
+    assert here.blank(["picture", "unknown"]) is None and here.blank([]) == {}
 
 
 def test_a_sample_that_is_missing_is_left_out_and_said(toy_published, tmp_path, capsys):
