@@ -533,6 +533,15 @@ def test_the_rule_of_sinks(looks, length, kind, sink):
     assert found[row] == sink and found.sum() == sink
 
 
+def test_a_sink_has_five_times_the_looks_of_a_patch_or_more():
+    """Here of nine patches, whose looks are 1 on average, and of one row that is none."""
+    for share, sink in ((5.0, True), (4.5, False)):
+        plane = np.full((2, 10), (9 - share) / 8)
+        plane[:, 3], plane[:, 9] = share, 50
+        found = sinks.sinks(plane, np.zeros(10), np.arange(10) < 9)
+        assert np.flatnonzero(found).tolist() == [3] * sink
+
+
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_lengths_are_those_of_the_values(kv_dtype, monkeypatch):
     """In blocks of any size, and where they have 8 bits."""
