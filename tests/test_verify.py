@@ -43,7 +43,7 @@ from tokenizers import Tokenizer
 
 import llava_min
 from llava_min.check import verify
-from llava_min.check.published import Sample, published, repository
+from llava_min.check.published import Expectation, Sample, published, repository
 from llava_min.command import main as command
 from llava_min.errors import MediaError, MemoryBudgetError
 from llava_min.families.folder import EMBEDDED, config_of
@@ -160,6 +160,23 @@ def test_any_other_figure_differs(checkpoint, name):
 
     found = checks_of(checkpoint, [replace(one, expected=other(dict(one.expected)))])
     assert found and not any(check.holds for check in found), [check.line() for check in found]
+
+
+def test_a_prompt_is_counted_where_there_is_all_that_it_takes(monkeypatch):
+    """A tokenizer, the sizes of its media, and a figure to compare with."""
+    config, tokenizer = config_of(EMBEDDED, None, None), read_tokenizer(EMBEDDED)
+    known = {"a": Sample("a.png", "", size=(30, 20)), "b": Sample("b.png", "")}
+    samples = verify.Samples(known, Path("nowhere"))
+    expected = {"tokens": 5, "settings": {"text.num_layers": config.text.num_layers}}
+    one = Expectation("x", (), "", expected, question="?", images=("a",))
+
+    def found(one, tokenizer=tokenizer) -> list[str]:
+        return [check.what for check in verify.counts([one], samples, config, tokenizer)]
+
+    assert found(one) == ["text.num_layers", "tokens"]
+    monkeypatch.setattr(verify, "prepare", None)
+    assert found(one, None) == found(replace(one, images=("b",))) == ["text.num_layers"]
+    assert found(replace(one, expected={"answers": ["a"]})) == []
 
 
 @given(st.lists(st.text("abcde star?\n", min_size=1, max_size=30), min_size=1, max_size=4))
