@@ -330,6 +330,20 @@ def test_a_build_that_fails_leaves_the_ordinary_step(
     assert list(empty.iterdir()) == []
 
 
+def test_packages_and_leftovers_share_a_folder(empty, ordinary, monkeypatch):
+    """A second build goes into the folder of the first; what was left a day ago is removed."""
+    monkeypatch.setattr(compiling, "write", lambda decoder, path, work: path.write_bytes(b"x"))
+    monkeypatch.setenv("CXX", sys.executable)  # any compiler that is there
+    assert compiling.built(ordinary.network.decoder)
+    (package,) = empty.iterdir()
+    for name, age in (("build-old", 2 * compiling.STALE), ("build-new", compiling.STALE / 2)):
+        (empty / name).mkdir()
+        then = time.time() - age
+        os.utime(empty / name, (then, then))
+    assert compiling.built(ordinary.network.decoder)
+    assert {path.name for path in empty.iterdir()} == {package.name, "build-new"}
+
+
 def test_without_a_compiler(empty, source, monkeypatch, caplog):
     from torch._inductor import cpp_builder, exc
 
