@@ -154,6 +154,18 @@ def test_cores_are_those_that_this_process_may_use(
     assert devices.threads(16, 1) == (16, "--threads 16")
 
 
+@pytest.mark.parametrize("found", [(4, "4 cores"), None])
+def test_no_more_threads_than_cores(found, monkeypatch):
+    """As many as torch takes by itself are its own choice."""
+    monkeypatch.setattr(cpu, "cores", lambda: found)
+    for usual in (1, 4, 5, 64):
+        fewer = found is not None and usual > 4
+        assert devices.threads(None, usual) == (
+            found if fewer else (usual, "as torch takes by itself")
+        )
+        assert devices.threads(7, usual) == (7, "--threads 7")
+
+
 def test_threads_of_the_command(caplog):
     """A number, auto, and the line of -v; the command's own number stays where it is chosen."""
     before = torch.get_num_threads()

@@ -805,6 +805,21 @@ def test_what_went_wrong_has_a_status_and_a_code(error, status, code, param):
     assert (found.retry_after is None) == (error not in (LOADING, STOPPING, BUSY))
 
 
+def test_other_answers_begin_when_the_first_has_a_token(served, monkeypatch):
+    """So that the prompt is read once."""
+    worker, written = served.service.worker, []
+    submit = worker.submit
+
+    def noted(job) -> None:
+        written.append(len(job.listen.__self__.exchange.choices[0].ids))
+        submit(job)
+
+    monkeypatch.setattr(worker, "submit", noted)
+    long = user({"type": "text", "text": "Word " * 90})
+    assert len(served.choices(messages=long, n=3, max_tokens=4, ignore_eos=True)) == 3
+    assert len(written) == 3 and written[0] == 0 and min(written[1:]) > 0
+
+
 @pytest.mark.parametrize("seed, index, expected", [
     (0, 0, 0), (5, 3, 8), (2**63 - 1, 0, 2**63 - 1), (2**63 - 1, 1, 0), (2**63 - 2, 5, 3)
 ])  # fmt: skip
