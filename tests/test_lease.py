@@ -309,6 +309,7 @@ def test_without_a_device_it_is_one_line(lease, monkeypatch):
 
 
 def test_on_a_device_rows_name_it(lease, monkeypatch):
+    pytest.importorskip("triton")
     monkeypatch.setattr(run, "asked_card", lambda: {"device": "a card"})
     lease.stage("one", ["rows 1"])
     lease.run(dry_run=False)

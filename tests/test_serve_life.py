@@ -387,12 +387,12 @@ def test_a_round_that_does_not_end_is_told(server, monkeypatch):
 
 
 def test_a_round_may_take_as_long_as_patience_lasts(monkeypatch):
-    """And a thread that has ended is not healthy, whatever its round."""
+    """And a thread that has ended, or is about to, is not healthy, whatever its round."""
     monkeypatch.setattr("llava_min.serve.worker.time", SimpleNamespace(monotonic=lambda: 500.0))
     for began, well in ((None, True), (500.0, True), (380.1, True), (380.0, False), (0.0, False)):
-        for alive in (True, False):
-            one = SimpleNamespace(round_began=began, is_alive=lambda alive=alive: alive)
-            assert Worker.healthy.fget(one) == (well and alive)
+        for alive, stopped in ((True, False), (True, True), (False, False)):
+            one = SimpleNamespace(round_began=began, stopped=stopped, is_alive=lambda a=alive: a)
+            assert Worker.healthy.fget(one) == (well and alive and not stopped)
 
 
 # The worker by itself --------------------------------------------------------------
