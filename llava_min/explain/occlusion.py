@@ -27,7 +27,7 @@ from ..request.prepare import Prepared
 from ..segments import Clip, Picture, Plan, Text
 from .forced import before, log_probabilities
 from .pictures import FILLS, CoveredFrames, covered
-from .places import Box, spread
+from .places import Box, painted
 
 PARTS, STEPS = 3, 2  # a square is a third of a side; squares begin at each half of that
 MOST = 25  # runs of frames of a clip
@@ -61,9 +61,8 @@ class Occlusion:
         """
         inside = (self.frames[:, 0] <= frame) & (frame < self.frames[:, 1])
         boxes, costs = self.boxes[inside], self.costs(word, fill)[inside]
-        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)  # spread() divides by them
-        total = spread(costs * areas, boxes, self.size)
-        return total / np.maximum(spread(areas, boxes, self.size), 1e-9)
+        covered = painted(np.ones(len(boxes)), boxes, self.size)
+        return painted(costs, boxes, self.size) / np.maximum(covered, 1e-9)
 
 
 def squares(size: tuple[int, int]) -> Iterator[Box]:

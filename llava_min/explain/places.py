@@ -164,15 +164,20 @@ def spread(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.
     >>> spread(np.array([1.0]), np.array([[0.5, 0, 2.5, 1]]), (3, 1)).tolist()
     [[0.25, 0.5, 0.25]]
     """
-    pixels = np.zeros((size[1], size[0]), np.float32)
     inside = ~np.isnan(boxes[:, 0])
     weights, boxes = weights[inside], boxes[inside].astype(float)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     whole = np.maximum(areas, np.median(areas)) if len(areas) else areas
-    for weight, box in zip(weights / whole, boxes):
+    return painted(weights / whole, boxes, size)
+
+
+def painted(values: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values [N], each added to the pixels of its box [N 4] in so far as it covers them: [H W]."""
+    pixels = np.zeros((size[1], size[0]), np.float32)
+    for value, box in zip(values, boxes.astype(float)):
         (left, across), (top, down) = (covers(*ends) for ends in (box[0::2], box[1::2]))
         part = pixels[top : top + len(down), left : left + len(across)]
-        part += weight * np.outer(down, across)[: part.shape[0], : part.shape[1]]
+        part += value * np.outer(down, across)[: part.shape[0], : part.shape[1]]
     return pixels
 
 
