@@ -11,6 +11,7 @@ Read cpu.py first.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def operators(ours: "Ours", form: str, count: int, context: int) -> dict[str, Wo
     for name in PRODUCTS:
         some, each = rows[name], [block.get_submodule(name) for block in decoder.blocks]
         weights = layers * some.shape[-1] * each[0](some[:, :1]).shape[-1]
-        call = lambda some=some, each=each: [layer(some) for layer in each]
+        call = lambda some=some, each=each: deque((layer(some) for layer in each), maxlen=0)
         found[name] = Work(call, weights * BITS[form] / 8, 2 * weights * count)
     if not prompt:
         bits = BITS["int8" if form == "int4" else form]
@@ -87,7 +88,7 @@ def operators(ours: "Ours", form: str, count: int, context: int) -> dict[str, Wo
     query, attend = query.to(dtype), attention.prefill if prompt else decode_attention
     read = 2 * layers * count * context * config.num_kv_heads * config.head_dim
     found["attention"] = Work(
-        lambda: [attend(query, layer) for layer in cache.layers()],
+        lambda: deque((attend(query, layer) for layer in cache.layers()), maxlen=0),
         0 if prompt else read * 2,
         layers * heads * (2 * context**2 if prompt else 4 * context * count),
     )

@@ -81,6 +81,11 @@ def in_bfloat16(largest: Tensor) -> Tensor:
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32) * 127
 
 
+def part_of(rows: Tensor) -> int:
+    """How many rows [M K] are worked on at a time."""
+    return max(1, PART // max(1, rows.shape[1]))
+
+
 def in_steps(rows: Tensor, inverse: Tensor, zero: int) -> Tensor:
     """rows [M K] in steps, counted from `zero`, and half a step more: float32 [M K].
 
@@ -96,7 +101,7 @@ def one_byte(rows: Tensor, largest: Tensor) -> Tensor:
     [[255, 65, 129, 128]]
     """
     found = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
-    size = max(1, PART // max(1, rows.shape[1]))
+    size = part_of(rows)
     for target, some, inverse in zip(*(t.split(size) for t in (found, rows, 127 / largest))):
         target.copy_(in_steps(some, inverse, ZERO).short())
     return found
@@ -109,7 +114,7 @@ def two_bytes(rows: Tensor, largest: Tensor) -> Tensor:
     [[255, 65, 129, 128], [128, 0, 35, 128]]
     """
     found = torch.empty(2, *rows.shape, dtype=torch.uint8, device=rows.device)
-    size = max(1, PART // max(1, rows.shape[1]))
+    size = part_of(rows)
     for high, low, some, inverse in zip(*(t.split(size) for t in (*found, rows, STEPS / largest))):
         both = in_steps(some, inverse, ZERO * 257).int()
         low.copy_(both)  # the lowest byte of each
@@ -146,7 +151,8 @@ def one_row(row: Tensor, words: Tensor, scales: Tensor) -> Tensor:
 
 def peaked(rows: Tensor, largest: Tensor, limit: Tensor) -> Tensor:
     """The places of rows whose largest number is more than `limit` times their usual one, [m]."""
-    usual = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+    wide = None if rows.dtype == torch.bfloat16 else torch.float32  # whose sums are float32
+    usual = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).float()
     return (largest * math.sqrt(rows.shape[1]) > limit * usual).flatten().nonzero().flatten()
 
 
@@ -157,10 +163,11 @@ def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> 
         return rows.new_empty(0, len(scales))
     if count == 1 and not torch.compiler.is_exporting():  # it asks for a number on the way
         return one_row(rows, words, scales)
-    largest = largest_of(rows)
     if count <= FEW:
+        largest = largest_of(rows)
         high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)
         return torch.add(low, high, alpha=256).mul_(largest / STEPS).to(rows.dtype)
+    largest = torch.cat([largest_of(some) for some in rows.split(part_of(rows))])
     if dtype == torch.bfloat16:
         largest = in_bfloat16(largest)
     special = peaked(rows, largest, limit)
