@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from llava_min.cache import Cache
-from llava_min.kernels import attention, int8_cpu
+from llava_min.kernels import attention, int8_cpu, onednn
 from llava_min.kernels.decode_attention import decode_attention
 
 from . import ledger
@@ -47,14 +47,15 @@ class Work:
 def limits() -> dict[str, Work]:
     """What shows how fast memory and products are."""
     rows, inputs, outputs = SIDES
-    some, weight = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    some = torch.randn(rows, inputs).bfloat16()
+    weight = onednn.reorder(torch.randn(outputs, inputs).bfloat16())
     eight = int8_cpu.prepack(torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8))
     numbers, scales = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8), torch.ones(outputs)
     in_bytes = lambda: int8_cpu.product(numbers, eight, scales, torch.bfloat16)
     operations = 2.0 * rows * inputs * outputs
     return {
         "memory": Work(torch.ones(MEMORY // 4).sum, MEMORY, 0),
-        "bf16": Work(lambda: F.linear(some, weight), 0, operations),
+        "bf16": Work(lambda: onednn.linear(some, weight, None), 0, operations),
         "int8": Work(in_bytes, 0, operations),
     }
 
