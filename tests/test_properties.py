@@ -2,6 +2,8 @@
 behind.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import small
@@ -190,6 +192,10 @@ def test_chunks_cut_without_loss(lengths, size):
     pieces = [torch.arange(2.0 * n).reshape(n, 2) for n in lengths]
     passed = list(model.chunks(iter(pieces), lambda: size))
     assert len(passed) == lengths.count(0) + -(-sum(lengths) // size)  # no portion without work
+    came, went = itertools.accumulate(lengths), itertools.accumulate(map(len, passed))
+    before = [rows for rows, length in zip(came, lengths) if length == 0]
+    after = [rows for rows, piece in zip(went, passed) if len(piece) == 0]
+    assert after == [rows // size * size for rows in before]  # no chunk waits for what comes next
     cut = [piece for piece in passed if len(piece)]
     assert all(len(chunk) == size for chunk in cut[:-1]) and all(
         0 < len(chunk) <= size for chunk in cut[-1:]
