@@ -608,6 +608,18 @@ def predictions() -> str:
     return table(scale.HEADS, scale.predictions())
 
 
+def shared() -> str:
+    """What processes that share the cores of one CPU make of a token and of a batch."""
+    rows = []
+    for section, unit in (("tokens", "tokens/s"), ("batch", "answers/s")):
+        found = results("scale-cpu", section=section)
+        for row in found:
+            ratio = row["per_second"] / found[0]["per_second"]
+            name = row["name"].replace("_", " ")
+            rows.append([name, f"{row['per_second']:.1f} {unit}", f"{ratio:.2f}x"])
+    return table(["the toy, on two cores", "", ""], rows)
+
+
 PARTS = {
     "README.md": (reading, summary),
     "docs/design.md": (trace, conductor, rooms),
@@ -636,7 +648,7 @@ PARTS = {
     "docs/serving.md": (fields, statuses),
     "docs/verified.md": (verified, expectations),
     "docs/evaluation.md": (evaluation,),
-    "docs/scale.md": (predictions,),
+    "docs/scale.md": (predictions, shared),
 }
 
 
