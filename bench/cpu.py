@@ -220,14 +220,7 @@ def measured(section: str, context: int, candidates: dict, pairs: int) -> dict[s
         for name, model in candidates.items()
         if hasattr(model, section)
     }
-    times = {name: [] for name in calls}
-    for turn in range(pairs + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    return times
+    return ledger.in_turns(calls, pairs)
 
 
 @torch.inference_mode()

@@ -6,6 +6,8 @@ So a benchmark can be run in parts, and be broken off.
 import json
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,6 +49,18 @@ def keep(path: Path, rows: list[dict]) -> None:
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in old + rows))
     os.replace(part, path)
+
+
+def in_turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each turn of each call, taken in turns after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:

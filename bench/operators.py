@@ -10,7 +10,6 @@ RoPE, activations, and Python.
 Read cpu.py first.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,13 +97,7 @@ def operators(ours: "Ours", form: str, count: int, context: int) -> dict[str, Wo
 
 def timed(work: dict[str, Work], turns: int) -> dict[str, float]:
     """Median seconds of each, taken in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(turns + 1):
-        for name, one in work.items():
-            start = time.perf_counter()
-            one.call()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = ledger.in_turns({name: one.call for name, one in work.items()}, turns)
     return {name: ledger.spread(times)[1] for name, times in seconds.items()}
 
 
