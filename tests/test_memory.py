@@ -126,15 +126,15 @@ SMALL = replace(
 )
 PREFILL = {
     # tokens, chunk, MLP's width, storage: bytes. Of 7 new tokens the cosines and sines take 560,
-    # the MLP 28 (4 x 70 + 4 x 20) = 10,080, attention 28 (4 x 20 + 5 x 60) + 560 = 11,200
+    # the MLP 28 (3 x 70 + 4 x 20) = 8,120, attention 28 (4 x 20 + 5 x 60) + 560 = 11,200
     "one chunk, in which attention is wider": (7, 7, 70, {}, 11_200 + 560),
-    "an MLP that is wider": (7, 7, 700, {}, 28 * (2800 + 80) + 560),
+    "an MLP that is wider": (7, 7, 700, {}, 28 * (2100 + 80) + 560),
     "earlier tokens: one more result": (30, 7, 70, {}, 11_200 + 7 * 60 * 4 + 560),
     "in float32 too": (30, 7, 70, {"dtype": "bfloat16"}, 14 * 380 + 560 + 7 * 60 * 14 + 560),
     "float64 needs none": (30, 7, 70, {"dtype": "float64"}, 56 * 380 + 560 + 7 * 60 * 8 + 560),
     "8-bit keys and values": (7, 7, 70, {"kv_dtype": "int8"}, 11_200 + 2 * 7 * 20 * 4 + 560),
     "packed weights": (7, 7, 70, {"bits": 4}, 11_200 + 560 + 2 * 70 * 20 * 4),
-    "packed, in parts": (7, 7, 2**22, {"bits": 4}, 28 * (2**24 + 80) + 560 + 2**26 * 4),
+    "packed, in parts": (7, 7, 2**22, {"bits": 4}, 28 * (3 * 2**22 + 80) + 560 + 2**26 * 4),
 }
 
 

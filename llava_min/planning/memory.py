@@ -163,14 +163,15 @@ def token_bytes(text: TextConfig, storage: Storage) -> int:
 def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = CHUNK) -> int:
     """The most that a chunk of a prompt of `tokens` needs besides weights and cache.
 
-    It is the larger of two moments. The MLP needs twice the gate and up. Attention before it needs
-    what rotating makes, one layer's keys and values where 8 bits are multiplied out, and after the
-    first chunk the results over earlier and own tokens, which are added up in float32. Packed
-    weights are multiplied out; a CPU makes bytes of rows instead, two where it must, next to one.
+    It is the larger of two moments. The MLP needs gate, up and their product. Attention before it
+    needs what rotating makes, one layer's keys and values where 8 bits are multiplied out, and
+    after the first chunk the results over earlier and own tokens, which are added up in float32.
+    Packed weights are multiplied out; a CPU makes bytes of rows instead, two where it must, next
+    to one.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
     angles = 8 * new * text.head_dim  # cosines and sines in float32
-    mlp = new * storage.wide * (4 * text.intermediate_size + 4 * text.hidden_size)
+    mlp = new * storage.wide * (3 * text.intermediate_size + 4 * text.hidden_size)
     read = 2 * tokens * text.num_kv_heads * text.head_dim * size
     attention = new * (storage.wide * 4 * text.hidden_size + size * 5 * heads) + angles
     attention += (storage.kv_dtype != "auto") * read
