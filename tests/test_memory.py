@@ -74,12 +74,12 @@ def peaks(k: int, chunk: int, *counts: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_many_frames_take_no_more_memory_than_few():
     """60 frames and then 600, 2 tiles and 256 tokens at a time: within 4 MiB, where the rows of 540
-    frames take 8. All at once they need more than ten times as much.
+    frames take 8. All at once they need more than five times as much.
     """
     few, many = peaks(2, 256, 60, 600)
     assert many <= few + 4 * 2**20, (few, many)
     (naive,) = peaks(600, 10**6, 600)
-    assert naive > 10 * many, (many, naive)
+    assert naive > 5 * many, (many, naive)
 
 
 CONFIG = layouts.parse_config(small.hf_config())
