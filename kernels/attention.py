@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import attention_cpu
 from .choose import gpu_of, path_of, triton_multiplies
 from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
 from .norm import wide
@@ -345,7 +346,11 @@ def prefill(query: Tensor, layer) -> Tensor:
 
 def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of query [B T H E] over key and value [B K S E] by torch, S >= T."""
-    return (attention_merged if path_of(query) == "cpu" else attention_torch)(query, key, value)
+    if path_of(query) != "cpu":
+        return attention_torch(query, key, value)
+    if attention_cpu.pays(query):
+        return attention_cpu.attention(query, key, value, causal=True)
+    return attention_merged(query, key, value)
 
 
 def attention_torch(query: Tensor, key: Tensor, value: Tensor, size: int = ROWS) -> Tensor:
@@ -401,5 +406,8 @@ def bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention without a mask, for the vision tower: three times [B N H E] -> [B N H E]."""
     if triton_multiplies(query):
         return attention_triton(query, key.transpose(1, 2), value.transpose(1, 2))
+    if attention_cpu.pays(query):
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        return attention_cpu.attention(query, key, value, causal=False)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

@@ -339,7 +339,7 @@ def by_formula(query, key, value):
 
 
 OF_A_CPU = "attention.attention_merged", "int4_cpu.pack", "int4_cpu.linear_torch", "onednn.reorder"
-OF_A_CPU += "int8_cpu.prepack", "int8_cpu.linear_torch"
+OF_A_CPU += "int8_cpu.prepack", "int8_cpu.linear_torch", "attention_cpu.attention"
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])

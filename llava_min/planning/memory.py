@@ -19,6 +19,7 @@ from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 GB = 10**9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
+SCORES, LEAST, CAUSAL_ROWS = 2**20, 64, 512  # of blocks of a CPU: see kernels/attention_cpu.py
 SCALE = 4  # bytes of the scale of an output whose weights have eight bits, at most
 
 
@@ -163,24 +164,40 @@ def token_bytes(text: TextConfig, storage: Storage) -> int:
 def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = CHUNK) -> int:
     """The most that a chunk of a prompt of `tokens` needs besides weights and cache.
 
-    It is the larger of two moments. The MLP needs gate, up and their product. Attention before it
-    needs what rotating makes, one layer's keys and values where 8 bits are multiplied out, and
-    after the first chunk the results over earlier and own tokens, which are added up in float32.
-    Packed weights are multiplied out; a CPU makes bytes of rows instead, two where it must, next
-    to one.
+    It is the largest of three moments. The MLP needs gate, up and their product. Before it,
+    rotating makes float32 of 16 bits four times. Attention needs the keys and values of the new
+    tokens for each head, and after the first chunk the results over earlier and own tokens, which
+    are added up in float32; a CPU may write out scores instead. It also needs one layer's keys and
+    values where 8 bits are multiplied out. Packed weights are multiplied out; a CPU makes bytes of
+    rows instead, two where it must, next to one.
     """
     new, size, heads = min(chunk, tokens), storage.size, text.num_heads * text.head_dim
+    kv_heads = text.num_kv_heads * text.head_dim
     angles = 8 * new * text.head_dim  # cosines and sines in float32
     mlp = new * storage.wide * (3 * text.intermediate_size + 4 * text.hidden_size)
-    read = 2 * tokens * text.num_kv_heads * text.head_dim * size
-    attention = new * (storage.wide * 4 * text.hidden_size + size * 5 * heads) + angles
-    attention += (storage.kv_dtype != "auto") * read
-    attention += (tokens > new) * new * heads * (size + (size < 4) * 12)
+    rotating = new * (size * (heads + 2 * kv_heads) + (size < 4) * 16 * (heads + kv_heads))
+    results = size * 2 * new * heads + (tokens > new) * new * heads * (size + (size < 4) * 12)
+    if (storage.dtype, storage.device) == ("bfloat16", "cpu") and new >= LEAST:
+        results = max(results, scores_bytes(text, tokens, new))
+    results += (storage.kv_dtype != "auto") * 2 * tokens * kv_heads * size
+    attention = max(rotating, new * size * 3 * heads + angles + results)
+    attention += new * storage.wide * 4 * text.hidden_size
     largest = 2 * text.intermediate_size * text.hidden_size
     unpacked = min(UNPACKED, largest) * size * (storage.bits is not None)
     if (storage.bits, storage.device) == (8, "cpu"):
         unpacked = 3 * new * text.intermediate_size
     return max(mlp, attention) + angles + unpacked
+
+
+def scores_bytes(text: TextConfig, tokens: int, new: int) -> int:
+    """What a CPU writes out for the newest of `tokens`, where it does.
+
+    It is the scores of a block in float32 and then in bfloat16, and the keys of a head in float32.
+    """
+    groups = text.num_heads // text.num_kv_heads
+    size = min(new, max(1, min(max(SCORES // tokens, LEAST), CAUSAL_ROWS) // groups))
+    rows = groups * size
+    return rows * tokens * 6 + (tokens + rows) * text.head_dim * 4 + size**2 * 4
 
 
 def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TILES) -> int:
@@ -193,10 +210,18 @@ def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TIL
 
 
 def pass_bytes(vision: VisionConfig, tiles: int, storage: Storage) -> int:
-    """The most that a pass of so many tiles through the tower needs, in an MLP."""
+    """The most that a pass of so many tiles through the tower needs.
+
+    That is in an MLP, or where a CPU writes out scores (kernels/attention_cpu.py) in attention.
+    """
+    rows, width, attention = vision.num_positions, vision.hidden_size, 0
     copies = 3 if vision.activation == "quick_gelu" else 2
-    block = vision.num_positions * (2 * vision.hidden_size + copies * vision.intermediate_size)
-    return tiles * block * storage.wide
+    mlp = tiles * rows * (2 * width + copies * vision.intermediate_size) * storage.wide
+    if (storage.dtype, storage.device) == ("bfloat16", "cpu") and rows >= LEAST:
+        attention = 6 * min(rows, max(SCORES // rows, LEAST)) * rows
+        # of a head: keys and queries in float32, what oneDNN makes of keys and values, the result
+        attention += 20 * rows * (width // vision.num_heads) + tiles * rows * 6 * width * 2
+    return max(mlp, attention)
 
 
 def picture_bytes(config: LlavaConfig, size: tuple[int, int], mode: str) -> int:
