@@ -28,7 +28,9 @@ def greedy(logits: Tensor, known: int) -> Tensor:
     tensor([ 1, -1])
     """
     logits = logits[..., :known]
-    return logits.argmax(-1).masked_fill(~torch.isfinite(logits).all(-1), -1)
+    largest, likely = logits.max(-1)
+    finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
+    return likely.masked_fill(~finite, -1)
 
 
 def next_id(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_min.errors import NumericsError, ParameterError
-from llava_min.sampling import Sampling, candidates, draw, next_id, penalised
+from llava_min.sampling import Sampling, candidates, draw, greedy, next_id, penalised
 
 logits_of = st.lists(st.floats(-20, 20), min_size=1, max_size=30).map(lambda x: torch.tensor(x))
 
@@ -21,6 +21,18 @@ def test_greedy_is_the_first_of_the_largest(logits):
     assert next_id(logits, [], 0, Sampling(), len(logits)) == logits.tolist().index(
         max(logits.tolist())
     )
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan, math.inf, -math.inf]), min_size=1),
+    st.integers(1, 12),
+)
+def test_greedy_of_what_is_finite_and_known(logits, known):
+    """The first of the largest of the known ids, and none where one of these is not finite."""
+    meant = logits[:known]
+    finite = all(map(math.isfinite, meant))
+    wanted = meant.index(max(meant)) if finite else -1
+    assert greedy(torch.tensor([logits, logits]), known).tolist() == [wanted] * 2
 
 
 def test_what_is_known_to_be_the_largest_is_not_looked_for_again():

@@ -39,7 +39,6 @@ from ..decoder import Decoder
 from ..generate import Logits
 from ..kernels import choose
 from ..model import Network
-from ..sampling import greedy
 from .step import eager
 
 log = logging.getLogger("llava_min")
@@ -133,6 +132,8 @@ class Compiled:
     def step(self, network: Network, cache: Cache, known: int) -> generate.Step:
         """Its steps over a cache of one row; ordinary ones while somebody watches."""
         ordinary = eager(network, cache, known)
+        meant = torch.tensor([known])
+        layers = *cache.keys.unbind(), *cache.values.unbind()
 
         @memory_guard("continue the answer")
         @torch.inference_mode()
@@ -141,10 +142,9 @@ class Compiled:
                 return ordinary(ids)
             places = torch.arange(int(cache.host_lengths[0]) + 1)
             assert len(places) <= cache.capacity, (len(places), cache.capacity)
-            layers = *cache.keys.unbind(), *cache.values.unbind()
-            (logits,) = self.runner.run([torch.tensor(ids), places, *layers])
+            logits, likely = self.runner.run([torch.tensor(ids), meant, places, *layers])
             cache.advance(1)
-            return logits, greedy(logits, known).tolist()
+            return logits, likely.tolist()
 
         return step
 

@@ -49,7 +49,7 @@ OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # tells its own constants
     "aot_inductor.precompile_headers": False,  # pays from the second package on
-    "cpp.dynamic_threads": True,  # as many as when it runs
+    "cpp.min_chunk_size": 2**40,  # loops between products are too short for threads
     "compile_threads": 1,  # no pool of processes, which would outlive the build
 }
 
@@ -81,21 +81,31 @@ class OpenCache:
 
 
 class OneToken(nn.Module):
-    """Network.decode of one row, as a function of tensors alone."""
+    """Network.decode of one row and `greedy` of it, as a function of tensors alone."""
 
     def __init__(self, decoder: Decoder):
         super().__init__()
         self.decoder = decoder
 
     def forward(
-        self, ids: Tensor, places: Tensor, keys: list[Tensor], values: list[Tensor]
-    ) -> Tensor:
-        """The newest id [1] -> logits [1 V]; its key and value are written into the cache.
+        self,
+        ids: Tensor,
+        known: Tensor,
+        places: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The newest id [1] -> logits [1 V] and the most likely of the first known [1] ids, [1].
 
-        places: all up to its own, [S]. keys, values: of each layer, [1 K capacity E].
+        Its key and value are written into the cache. places: all up to its own, [S]. keys, values:
+        of each layer, [1 K capacity E].
         """
         hidden = self.decoder(self.decoder.embed(ids[:, None]), OpenCache(keys, values, places))
-        return self.decoder.logits(hidden)[:, 0]
+        logits = self.decoder.logits(hidden)[:, 0]
+        meant = torch.arange(logits.shape[1]) < known
+        likely = logits.masked_fill(~meant, -torch.inf).argmax(-1)
+        finite = (torch.isfinite(logits) | ~meant).all(-1)
+        return logits, likely.masked_fill(~finite, -1)
 
 
 def stand_in(module: Module) -> Module:
@@ -124,9 +134,9 @@ def traced(decoder: Decoder) -> "tuple[torch.export.ExportedProgram, tuple[objec
     config, dtype = decoder.config, decoder.embedding.weight.dtype
     shape, layers = (1, config.num_kv_heads, CAPACITY, config.head_dim), range(config.num_layers)
     keys, values = ([torch.zeros(shape, dtype=dtype) for _ in layers] for _ in "kv")
-    example = torch.tensor([0]), torch.arange(SEEN + 1), keys, values
+    example = torch.tensor([0]), torch.tensor([1]), torch.arange(SEEN + 1), keys, values
     any_size = torch.export.Dim.DYNAMIC
-    sizes = {}, {0: any_size}, *([{2: any_size} for _ in layers] for _ in "kv")
+    sizes = {}, {}, {0: any_size}, *([{2: any_size} for _ in layers] for _ in "kv")
     with torch.no_grad():
         part = OneToken(stand_in(decoder))
         return torch.export.export(part, example, dynamic_shapes=sizes), example
