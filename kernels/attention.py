@@ -348,7 +348,7 @@ def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of query [B T H E] over key and value [B K S E] by torch, S >= T."""
     if path_of(query) != "cpu":
         return attention_torch(query, key, value)
-    if attention_cpu.pays(query):
+    if attention_cpu.pays(query, key.shape[2]):
         return attention_cpu.attention(query, key, value, causal=True)
     return attention_merged(query, key, value)
 
@@ -406,7 +406,7 @@ def bidirectional(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention without a mask, for the vision tower: three times [B N H E] -> [B N H E]."""
     if triton_multiplies(query):
         return attention_triton(query, key.transpose(1, 2), value.transpose(1, 2))
-    if attention_cpu.pays(query):
+    if attention_cpu.pays(query, key.shape[1]):
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         return attention_cpu.attention(query, key, value, causal=False)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))

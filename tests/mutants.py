@@ -148,6 +148,7 @@ TESTS = {
     "kernels/rope.py": ("test_rope", "test_properties"),
     "kernels/attention.py": ("test_attention", "test_properties"),
     "kernels/attention_cpu.py": ("test_attention_cpu",),
+    "kernels/attention_sizes.py": ("test_attention_cpu", "test_forecast"),
     "kernels/decode_attention.py": ("test_decode_attention", "test_properties"),
     "kernels/int4_packing.py": ("test_int4_packing",),
     "kernels/int4_cpu.py": ("test_int4_cpu",),

@@ -1,4 +1,4 @@
-"""Attention that writes out its scores, on a CPU in bfloat16: as exact as torch's flash attention
+"""Attention that writes out its scores, on a CPU: as exact as torch's flash attention
 for every size of blocks, and blind to what a query must not see.
 """
 
@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_checks import no_worse_than_torch, rows_of
 
-from llava_min.kernels import attention, attention_cpu, choose
+from llava_min.kernels import attention, attention_cpu, attention_sizes, choose, onednn
 
 BF16 = torch.bfloat16
 pytestmark = pytest.mark.skipif(
-    not attention_cpu.pays(torch.empty(1, attention_cpu.LEAST, 1, 1, dtype=BF16)),
+    not onednn.multiplies(torch.empty(1, dtype=BF16)),
     reason="needs a CPU for which oneDNN multiplies in bfloat16",
 )
 
 
-def inputs(seed, batch, new, stop, heads, head_dim, scale=1.0):
+def inputs(seed, batch, new, stop, heads, head_dim, scale=1.0, dtype=BF16):
     """query [B T H E], key and value [B K S E]: views of a cache with NaN after its end."""
-    query = rows_of(seed, (batch, new, heads[0], head_dim), BF16, scale)
-    cache = rows_of(seed + 1, (2, batch, heads[1], stop + 9, head_dim), BF16)
+    query = rows_of(seed, (batch, new, heads[0], head_dim), dtype, scale)
+    cache = rows_of(seed + 1, (2, batch, heads[1], stop + 9, head_dim), dtype)
     cache[:, :, :, stop:] = torch.nan
     return query, *cache[:, :, :, :stop]
 
@@ -35,18 +35,21 @@ def inputs(seed, batch, new, stop, heads, head_dim, scale=1.0):
     causal=st.booleans(),
     scores=st.sampled_from([1, 2**10, 2**13, 2**20]),
     rows=st.sampled_from([1, 16, 512]),
+    step=st.sampled_from([1, 8, 128]),
     scale=st.sampled_from([0.1, 1.0, 20.0]),
+    dtype=st.sampled_from([BF16, torch.float32]),
     seed=st.integers(0, 2**31),
 )
 def test_as_exact_as_flash_attention(
-    batch, new, seen, heads, head_dim, causal, scores, rows, scale, seed
+    batch, new, seen, heads, head_dim, causal, scores, rows, step, scale, dtype, seed
 ):
     """Also where scores are large: rounded to bfloat16 they would lose four times as much."""
-    given = inputs(seed, batch, new, seen + new, heads, head_dim, scale)
+    given = inputs(seed, batch, new, seen + new, heads, head_dim, scale, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_cpu, "SCORES", scores)
-        patch.setattr(attention_cpu, "CAUSAL_ROWS", rows)
-        patch.setattr(attention_cpu, "LEAST", 1)
+        patch.setattr(attention_sizes, "SCORES", scores)
+        patch.setattr(attention_sizes, "CAUSAL_ROWS", rows)
+        patch.setattr(attention_sizes, "LEAST_ROWS", 1)
+        patch.setattr(attention_sizes, "STEP", step)
         found = attention_cpu.attention(*given, causal)
     mask = attention.causal_mask(new, seen) if causal else None
     exact = attention.attention_formula(*(x.double() for x in given), mask)
@@ -56,7 +59,7 @@ def test_as_exact_as_flash_attention(
         query, *others = (x.transpose(1, 2) if x is given[0] else x for x in given)
         others = (x.repeat_interleave(heads[0] // heads[1], 1) for x in others)
         flash = torch.nn.functional.scaled_dot_product_attention(query, *others).transpose(1, 2)
-    no_worse_than_torch(found, flash, exact)
+    no_worse_than_torch(found, flash, exact, score=4 * scale)
 
 
 def test_scores_are_not_rounded():
@@ -97,7 +100,8 @@ def test_rows_of_a_batch_are_as_alone():
         assert torch.equal(whole[row : row + 1], attention_cpu.attention(*some, True))
 
 
-def test_views_of_one_tensor_as_in_the_tower():
+def test_views_of_one_tensor_as_in_the_tower(monkeypatch):
+    monkeypatch.setattr(attention_cpu, "LEAST", 70 * 70)
     fused = rows_of(4, (2, 70, 3, 4, 24), BF16)
     query, key, value = fused.unbind(2)
     found = attention.bidirectional(query, key, value)
@@ -107,22 +111,27 @@ def test_views_of_one_tensor_as_in_the_tower():
 
 
 @pytest.mark.parametrize("new, dtype, path, taken", [
-    (64, BF16, "auto", True),
-    (63, BF16, "auto", False),
-    (64, torch.float32, "auto", False),
-    (64, BF16, "reference", False),
+    (80, BF16, "auto", True),
+    (79, BF16, "auto", False),
+    (80, torch.float32, "auto", True),
+    (80, torch.float64, "auto", False),
+    (80, torch.float16, "auto", False),
+    (80, BF16, "reference", False),
 ])  # fmt: skip
 def test_which_queries_it_takes(new, dtype, path, taken, monkeypatch):
-    """Many tokens, in bfloat16, on the road of a CPU; both ways of looking."""
+    """Many, in numbers that oneDNN multiplies, on the road of a CPU; both ways of looking."""
     calls, attend = [], attention_cpu.attention
+    monkeypatch.setattr(attention_cpu, "LEAST", 80 * 100)
     monkeypatch.setattr(
         attention_cpu, "attention", lambda *given, **how: calls.append(1) or attend(*given, **how)
     )
-    query, key, value = (x.to(dtype) for x in inputs(5, 1, new, new, (2, 2), 16))
+    query, key, value = (x.to(dtype) for x in inputs(5, 1, new, 100, (2, 2), 16))
     with choose.using(path):
         attention.causal(query, key, value)
+        assert len(calls) == taken
+        query = torch.cat([query, query[:, :20]], 1)  # new and 20 more: each sees each
         attention.bidirectional(query, key.transpose(1, 2), value.transpose(1, 2))
-    assert len(calls) == 2 * taken
+    assert len(calls) == 2 * taken + (new == 79 and path == "auto")
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -134,4 +143,43 @@ def test_what_is_written_out_is_bounded(causal):
         attention_cpu.attention(query, key, value, causal)
     events = profile.profiler.kineto_results.events()
     largest = max(event.nbytes() for event in events if event.name() == "[memory]")
-    assert largest <= 4 * attention_cpu.SCORES
+    assert largest <= 4 * attention_sizes.SCORES
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    groups=st.sampled_from([1, 3, 7, 16]),
+    new=st.integers(1, 3000),
+    before=st.integers(0, 100_000),
+    causal=st.booleans(),
+)
+def test_blocks_cover_every_token(groups, new, before, causal):
+    """Each of them sees what it may, and no block holds many more scores than it should."""
+    stop, done = before + new, 0
+    for tokens, seen, used in attention_sizes.blocks_of(groups, new, stop, causal):
+        assert tokens.start <= done < tokens.stop <= new
+        done = tokens.stop
+        assert seen == (before + tokens.start if causal else stop)
+        if causal:
+            end = before + tokens.stop
+            assert (
+                end
+                <= used
+                <= max(attention_sizes.STEP * (end // attention_sizes.STEP + 1), 1.125 * end)
+            )
+        rows = groups * (tokens.stop - tokens.start)
+        assert rows * stop <= max(
+            attention_sizes.SCORES, attention_sizes.LEAST_ROWS * stop, groups * stop
+        )
+    assert done == new
+
+
+def test_prompts_of_any_length_have_products_of_few_sizes():
+    """A thousand lengths after any number of tokens: oneDNN makes code for each size."""
+    found = {
+        (tokens.stop - tokens.start, used)
+        for new in range(300, 1300)
+        for before in (0, 17, 1000)
+        for tokens, _, used in attention_sizes.blocks_of(7, new, before + new, True)
+    }
+    assert len(found) < 50

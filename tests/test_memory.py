@@ -25,6 +25,8 @@ CHILD = """
 import json, re, sys, torch, small
 from llava_min import segments as plans
 from llava_min.cache import Cache
+from llava_min.kernels import attention_cpu
+attention_cpu.LEAST = 2**60  # oneDNN keeps code for each size of a block
 torch.set_num_threads(1)
 k, chunk, *counts = map(int, sys.argv[1:])
 model = small.random_model(json.loads(sys.stdin.read()))

@@ -479,16 +479,22 @@ needs_onednn = pytest.mark.skipif(
     outputs=st.integers(1, 40),
     inputs=st.integers(1, 70),
     biased=st.booleans(),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
 )
-def test_an_ordered_layer_is_a_linear_layer(shape, many, outputs, inputs, biased):
-    """For no row, one and many, of any sizes: a product in float64, rounded to bfloat16."""
-    weight, rows = torch.randn(outputs, inputs).bfloat16(), torch.randn(*shape, many, inputs)
-    bias, rows = torch.randn(outputs).bfloat16() if biased else None, rows.bfloat16()
-    product = packed.CpuLinear(weight, bias)(rows)
+def test_an_ordered_layer_is_a_linear_layer(shape, many, outputs, inputs, biased, dtype):
+    """For no row, one and many, of any sizes: a product in float64, rounded; its gradient too."""
+    weight, rows = torch.randn(outputs, inputs).to(dtype), torch.randn(*shape, many, inputs)
+    bias, rows = torch.randn(outputs).to(dtype) if biased else None, rows.to(dtype)
+    layer = packed.CpuLinear(weight, bias)
     exact = rows.double() @ weight.double().T + (bias.double() if biased else 0)
-    assert product.shape == exact.shape and product.dtype == torch.bfloat16
-    largest = exact.abs().max() if exact.numel() else 1
-    torch.testing.assert_close(product.double(), exact, rtol=0, atol=float(largest) * 2**-8)
+    step = 2**-8 if dtype == torch.bfloat16 else 2**-21
+    for product in (layer(rows), layer(rows.requires_grad_())):
+        assert product.shape == exact.shape and product.dtype == dtype
+        largest = exact.abs().max() if exact.numel() else 1
+        torch.testing.assert_close(product.double(), exact, rtol=0, atol=float(largest) * step)
+    product.sum().backward()
+    expected = weight.double().sum(0).expand_as(rows)
+    torch.testing.assert_close(rows.grad.double(), expected, rtol=0, atol=100 * step)
 
 
 @needs_onednn
@@ -525,6 +531,21 @@ def test_a_batch_in_bfloat16_answers_as_each_question_alone():
               "ignore_eos": True} for text in texts]  # fmt: skip
     together = model.generate_batch(asked)
     assert [one.token_ids for one in together] == [model.generate(**q).token_ids for q in asked]
+
+
+@needs_onednn
+@pytest.mark.parametrize("outputs, ordered", [(1024, True), (1023, False)])
+def test_large_layers_are_ordered_in_float32(outputs, ordered):
+    """From 4 MB on; of smaller ones a core's cache holds what a row needs."""
+    network, decoder = torch.nn.Module(), torch.nn.Module()
+    decoder.embedding, decoder.head = torch.nn.Embedding(outputs, 1024), None
+    network.decoder = decoder
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        network.add_module(str(dtype)[6:], torch.nn.Linear(1024, outputs, dtype=dtype))
+    packed.ready(network)
+    assert isinstance(network.float32, packed.CpuLinear) == ordered
+    assert isinstance(decoder.head, packed.CpuLinear) == ordered
+    assert type(network.float16) is type(network.float64) is torch.nn.Linear
 
 
 def test_other_numbers_keep_their_layers():

@@ -15,6 +15,7 @@ N outputs, K inputs, g group size.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Quantization
@@ -104,7 +105,7 @@ Packed = Four | Eight
 
 
 class CpuLinear(nn.Module):
-    """A linear layer in bfloat16 on a CPU: a copy of the weight [N K] in oneDNN's order."""
+    """A linear layer on a CPU: a copy of the weight [N K] in oneDNN's order."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
@@ -112,6 +113,8 @@ class CpuLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[... K] -> [... N]."""
+        if rows.requires_grad:  # oneDNN's product has no gradient
+            return F.linear(rows, self.weight.to_dense(), self.bias)
         return onednn.linear(rows, self.weight, self.bias)
 
 
@@ -149,8 +152,8 @@ def explained(wanted: Quantization, device: torch.device) -> str:
 def ready(model: Network) -> None:
     """Lay out every layer of a filled model for its device.
 
-    In bfloat16 on a CPU a tied head becomes an ordered copy of the embedding: vocabulary x width x
-    2 bytes more (272 MB in 0.5B), for 30% of the bytes that a token reads there.
+    On a CPU a tied head becomes an ordered copy of the embedding: vocabulary x width x 2 bytes more
+    in bfloat16 (272 MB in 0.5B), for 30% of the bytes that a token reads there.
     """
     places = [
         (parent, name)

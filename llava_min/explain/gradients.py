@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..decoder import Block, Decoder, RMSNorm
 from ..errors import ParameterError
 from ..kernels import activation, norm, rope
+from ..weights.packed import Packed
 from .forced import log_probabilities
 
 
@@ -54,10 +55,10 @@ def logits(decoder: Decoder, rows: Tensor) -> Tensor:
 def answer_score(decoder: Decoder, rows: Tensor, ids: list[int]) -> Tensor:
     """The logarithm of the probability of ids after a prompt's rows [T D], to be differentiated.
 
-    ParameterError where the weights are packed or laid out for a CPU in bfloat16.
+    ParameterError where the weights are packed.
     """
-    if not all(isinstance(layer, nn.Linear) for layer in linears(decoder)):
-        raise ParameterError("Gradients need plain weights: load(dtype='float32') without bits.")
+    if any(isinstance(layer, Packed) for layer in linears(decoder)):
+        raise ParameterError("Gradients need weights that are not packed: load without bits.")
     said = decoder.embedding.weight[torch.tensor(ids[:-1], dtype=torch.long, device=rows.device)]
     whole = logits(decoder, torch.cat([rows, said]))
     return log_probabilities(whole[len(rows) - 1 :], ids).sum()

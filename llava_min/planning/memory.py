@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..anyres import Grid
 from ..config import LlavaConfig, TextConfig, VisionConfig
 from ..image import EXTREME, PART
+from ..kernels.attention_sizes import LEAST, LEAST_ROWS, SCORES, written
 from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 
 # Memory and work ---------------------------------------------------------------
@@ -19,7 +20,7 @@ from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 GB = 10**9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
-SCORES, LEAST, CAUSAL_ROWS = 2**20, 64, 512  # of blocks of a CPU: see kernels/attention_cpu.py
+LARGE = 2**20  # weights in float32 that a CPU orders: see kernels/onednn.py
 SCALE = 4  # bytes of the scale of an output whose weights have eight bits, at most
 
 
@@ -55,6 +56,10 @@ class Storage:
         A CPU is no faster with more, and its heap fills with holes (bench frames).
         """
         return (2, 1024) if self.device == "cpu" else (TILES, CHUNK)
+
+    def writes_scores(self, count: int) -> bool:
+        """Whether attention may write out so many scores (kernels/attention_cpu.py)."""
+        return self.device == "cpu" and self.dtype in ("bfloat16", "float32") and count >= LEAST
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,14 @@ def weight_bytes(config: LlavaConfig, storage: Storage) -> int:
     """Bytes of all weights.
 
     Of four bits 128 have a scale and a zero, of eight each output has a scale. The head has a
-    packed form of its own, next to the embedding where the two are tied; in bfloat16 on a CPU too
-    (weights/packed.py).
+    packed form of its own, next to the embedding where the two are tied; unpacked on a CPU too,
+    unless it is small (weights/packed.py).
     """
     text, others = config.text, other_parameters(config)
     head = text.vocab_size * text.hidden_size
     if storage.bits is None:
-        ordered = text.tied and (storage.device, storage.dtype) == ("cpu", "bfloat16")
+        least = {"bfloat16": 0, "float32": LARGE}.get(storage.dtype, math.inf)
+        ordered = text.tied and storage.device == "cpu" and head >= least
         return (matrices(text) + others + ordered * head) * storage.size
     packed = head + text.vocab_size * SCALE
     others -= (not text.tied) * head
@@ -177,8 +183,9 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     mlp = new * storage.wide * (3 * text.intermediate_size + 4 * text.hidden_size)
     rotating = new * (size * (heads + 2 * kv_heads) + (size < 4) * 16 * (heads + kv_heads))
     results = size * 2 * new * heads + (tokens > new) * new * heads * (size + (size < 4) * 12)
-    if (storage.dtype, storage.device) == ("bfloat16", "cpu") and new >= LEAST:
-        results = max(results, scores_bytes(text, tokens, new))
+    if storage.writes_scores(new * tokens):
+        groups = text.num_heads // text.num_kv_heads
+        results = max(results, written(groups, text.head_dim, new, tokens, size))
     results += (storage.kv_dtype != "auto") * 2 * tokens * kv_heads * size
     attention = max(rotating, new * size * 3 * heads + angles + results)
     attention += new * storage.wide * 4 * text.hidden_size
@@ -187,17 +194,6 @@ def prefill_bytes(text: TextConfig, tokens: int, storage: Storage, chunk: int = 
     if (storage.bits, storage.device) == (8, "cpu"):
         unpacked = 3 * new * text.intermediate_size
     return max(mlp, attention) + angles + unpacked
-
-
-def scores_bytes(text: TextConfig, tokens: int, new: int) -> int:
-    """What a CPU writes out for the newest of `tokens`, where it does.
-
-    It is the scores of a block in float32 and then in bfloat16, and the keys of a head in float32.
-    """
-    groups = text.num_heads // text.num_kv_heads
-    size = min(new, max(1, min(max(SCORES // tokens, LEAST), CAUSAL_ROWS) // groups))
-    rows = groups * size
-    return rows * tokens * 6 + (tokens + rows) * text.head_dim * 4 + size**2 * 4
 
 
 def vision_bytes(config: LlavaConfig, tiles: int, storage: Storage, k: int = TILES) -> int:
@@ -217,10 +213,11 @@ def pass_bytes(vision: VisionConfig, tiles: int, storage: Storage) -> int:
     rows, width, attention = vision.num_positions, vision.hidden_size, 0
     copies = 3 if vision.activation == "quick_gelu" else 2
     mlp = tiles * rows * (2 * width + copies * vision.intermediate_size) * storage.wide
-    if (storage.dtype, storage.device) == ("bfloat16", "cpu") and rows >= LEAST:
-        attention = 6 * min(rows, max(SCORES // rows, LEAST)) * rows
+    if storage.writes_scores(rows**2):
+        size = storage.size
+        attention = (4 + size % 4) * min(rows, max(SCORES // rows, LEAST_ROWS)) * rows
         # of a head: keys and queries in float32, what oneDNN makes of keys and values, the result
-        attention += 20 * rows * (width // vision.num_heads) + tiles * rows * 6 * width * 2
+        attention += 20 * rows * (width // vision.num_heads) + tiles * rows * 6 * width * size
     return max(mlp, attention)
 
 
