@@ -57,7 +57,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor
     groups, mixed = heads // kv_heads, torch.empty_like(query)
     for row, head in itertools.product(range(batch), range(kv_heads)):
         some = slice(head * groups, (head + 1) * groups)
-        keys, values = key[row, head].float(), value[row, head]
+        # of weights that are not contiguous oneDNN makes its products ten thousand times slower
+        keys, values = key[row, head].float().contiguous(), value[row, head]
         if causal:
             keys, values = padded(keys, torch.float32), padded(values, values.dtype)
         for tokens, seen, used in blocks_of(groups, new, stop, causal):

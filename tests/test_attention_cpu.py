@@ -100,11 +100,21 @@ def test_rows_of_a_batch_are_as_alone():
         assert torch.equal(whole[row : row + 1], attention_cpu.attention(*some, True))
 
 
-def test_views_of_one_tensor_as_in_the_tower(monkeypatch):
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+def test_views_of_one_tensor_as_in_the_tower(monkeypatch, dtype):
+    """oneDNN gets contiguous weights: with others it takes ten thousand times as long."""
+    contiguous, linear = [], onednn.linear
+
+    def spy(rows, weight, bias):
+        contiguous.append(rows.is_contiguous() and weight.is_contiguous())
+        return linear(rows, weight, bias)
+
+    monkeypatch.setattr(onednn, "linear", spy)
     monkeypatch.setattr(attention_cpu, "LEAST", 70 * 70)
-    fused = rows_of(4, (2, 70, 3, 4, 24), BF16)
+    fused = rows_of(4, (2, 70, 3, 4, 24), dtype)
     query, key, value = fused.unbind(2)
     found = attention.bidirectional(query, key, value)
+    assert contiguous and all(contiguous)
     apart = (x.contiguous().transpose(1, 2) for x in (key, value))
     assert torch.equal(found, attention_cpu.attention(query.contiguous(), *apart, False))
     assert found.shape == query.shape
