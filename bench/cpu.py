@@ -15,7 +15,9 @@ Read checkpoints.py, llamacpp.py first. Read next: devices.py.
 import math
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -26,6 +28,7 @@ from llava_min.engine import compiling
 from llava_min.engine.lookup import Lookup
 from llava_min.engine.step import eager
 from llava_min.generate import Step
+from llava_min.kernels import attention_cpu
 from llava_min.options import MOST_DRAFTED
 from llava_min.segments import Plan, Text
 
@@ -41,6 +44,7 @@ TIMED = ("vision", "picture", "prefill", "decode", "batch")
 PROFILED = ("vision", "prefill", "decode")
 APART = ("vision", "picture")  # from any context
 UNITS = {"vision": "tiles/s", "picture": "pictures/s"}
+BLOCKS = "attention of blocks"  # kernels/attention_cpu.py, to the profiler
 SECTIONS = (*TIMED, "profile", "operators")
 GROUPS = {  # of operators, by a part of their names
     "linears": ("linear", "mm", "convolution"),
@@ -235,14 +239,12 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
         start = time.perf_counter()
         call()
         whole = time.perf_counter() - start  # the profiler itself takes time, outside operators
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        with profile(activities=[ProfilerActivity.CPU]) as seen, attention_named():
             call()
         parts = dict.fromkeys(GROUPS, 0.0)
-        for event in seen.key_averages():
-            for group, words in GROUPS.items():
-                if any(word in event.key for word in words):
-                    parts[group] += event.self_cpu_time_total / 1e6
-                    break
+        for event in seen.events():
+            if group := group_of(event):
+                parts[group] += event.self_cpu_time_total / 1e6
         calls = STEPS if section == "decode" else 1
         parts["rest"] = whole - sum(parts.values())
         parts = {group: seconds / calls for group, seconds in parts.items()}
@@ -258,6 +260,32 @@ def profiled(section: str, shape: str, context: int, candidates: dict) -> list[d
             }
         )
     return found
+
+
+@contextmanager
+def attention_named():
+    """Inside a `with` block, all that attention of blocks calls is part of an event of its name."""
+    attend = attention_cpu.attention
+
+    def named(*given, **how):
+        with torch.profiler.record_function(BLOCKS):
+            return attend(*given, **how)
+
+    with mock.patch.object(attention_cpu, "attention", named):
+        yield
+
+
+def group_of(event) -> str | None:
+    """Which of GROUPS a profiler's event belongs to; products of attention are not linears."""
+    parent = event
+    while parent is not None:
+        if parent.name == BLOCKS:
+            return "attention"
+        parent = parent.cpu_parent
+    for group, words in GROUPS.items():
+        if any(word in event.name for word in words):
+            return group
+    return None
 
 
 def rows_of(section: str, shape: str, context: int, times: dict[str, list[float]]) -> list[dict]:

@@ -49,7 +49,7 @@ OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.package_constants_on_disk_format": "pickle_weights",  # tells its own constants
     "aot_inductor.precompile_headers": False,  # pays from the second package on
-    "cpp.min_chunk_size": 2**40,  # loops between products are too short for threads
+    "cpp.dynamic_threads": True,  # as many as when it runs
     "compile_threads": 1,  # no pool of processes, which would outlive the build
 }
 
