@@ -57,10 +57,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor
     groups, mixed = heads // kv_heads, torch.empty_like(query)
     for row, head in itertools.product(range(batch), range(kv_heads)):
         some = slice(head * groups, (head + 1) * groups)
-        # of weights that are not contiguous oneDNN makes its products ten thousand times slower
-        keys, values = key[row, head].float().contiguous(), value[row, head]
+        keys, values = key[row, head], value[row, head]
         if causal:
             keys, values = padded(keys, torch.float32), padded(values, values.dtype)
+        else:  # with keys that are not contiguous oneDNN is ten thousand times slower
+            keys = keys.float().contiguous()
         for tokens, seen, used in blocks_of(groups, new, stop, causal):
             rows = query[row, tokens, some].flatten(0, 1).float() * head_dim**-0.5
             found = block(rows, keys[:used], values[:used], groups, seen)

@@ -19,14 +19,27 @@ STEP = 128  # keys, by which their numbers differ; of more than 16 steps an eigh
 LEAST = 2**17  # tokens times tokens that they see, below which flash attention is as fast
 
 
+def power_below(number: int) -> int:
+    """The largest 2^n that is at most a number.
+
+    >>> power_below(1), power_below(73), power_below(128)
+    (1, 64, 128)
+    """
+    return 1 << (number.bit_length() - 1)
+
+
+def rows_with(keys: int) -> int:
+    """How many rows of so many scores are held at a time."""
+    return max(SCORES // keys, LEAST_ROWS)
+
+
 def block_of(groups: int, keys: int) -> int:
     """How many tokens are a block, each of which is `groups` rows of so many scores: 2^n.
 
     >>> block_of(7, 1500), block_of(1, 1500), block_of(7, 2**30)
     (64, 512, 8)
     """
-    rows = min(max(SCORES // keys, LEAST_ROWS), CAUSAL_ROWS)
-    return 1 << (max(1, rows // groups).bit_length() - 1)
+    return power_below(max(1, min(rows_with(keys), CAUSAL_ROWS) // groups))
 
 
 def stepped(keys: int) -> int:
@@ -48,10 +61,10 @@ def blocks_of(groups: int, new: int, stop: int, causal: bool) -> Iterator[tuple[
     [(0, 64, 200, 384), (36, 100, 236, 384)]
     """
     if not causal:
-        size = max(1, max(SCORES // stop, LEAST_ROWS) // groups)
+        size = max(1, rows_with(stop) // groups)
         yield from ((slice(s, min(s + size, new)), stop, stop) for s in range(0, new, size))
         return
-    size = min(block_of(groups, stop), 1 << (new.bit_length() - 1))
+    size = min(block_of(groups, stop), power_below(new))
     for first in range(0, new, size):
         start = min(first, new - size)
         yield slice(start, start + size), stop - new + start, stepped(stop - new + start + size)
@@ -64,7 +77,7 @@ def written(groups: int, head_dim: int, new: int, stop: int, size: int) -> int:
     head, and what oneDNN makes of these; rows of queries, and the mask of a block. Chunks before
     may have had larger blocks.
     """
-    most = 1 << (new.bit_length() - 1)
+    most = power_below(new)
     tokens = min(block_of(groups, stop), most)
     rows, keys = groups * tokens, stepped(stop)
     earlier = min(SCORES, groups * min(block_of(groups, 1), most) * stop)

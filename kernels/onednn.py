@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .choose import path_of
+from .paths import LARGE
 
-LARGE = 2**20  # weights in float32: 4 MB
 FEW = 128  # rows, for which a matrix is not copied
 
 

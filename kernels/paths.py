@@ -15,6 +15,7 @@ This is the first file of the folder. Read next: kernels/language.py.
 
 CHOICES = ("auto", "reference", "triton")
 LEAST = (8, 0)  # compute capabilities below it take the reference path
+LARGE = 2**20  # weights in float32 that a CPU puts into oneDNN's order: 4 MB (onednn.py)
 VECTORS = ("AVX512", "AVX2")  # what torch calls the instructions for which it has such operators
 
 

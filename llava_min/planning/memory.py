@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ..anyres import Grid
 from ..config import LlavaConfig, TextConfig, VisionConfig
 from ..image import EXTREME, PART
-from ..kernels.attention_sizes import LEAST, LEAST_ROWS, SCORES, written
+from ..kernels.attention_sizes import LEAST, rows_with, written
+from ..kernels.paths import LARGE
 from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 
 # Memory and work ---------------------------------------------------------------
@@ -20,7 +21,6 @@ from ..segments import CHUNK, TILES, Clip, Picture, Plan, Text
 GB = 10**9
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED = 2**26  # packed weights that a prefill multiplies out at a time
-LARGE = 2**20  # weights in float32 that a CPU orders: see kernels/onednn.py
 SCALE = 4  # bytes of the scale of an output whose weights have eight bits, at most
 
 
@@ -215,7 +215,7 @@ def pass_bytes(vision: VisionConfig, tiles: int, storage: Storage) -> int:
     mlp = tiles * rows * (2 * width + copies * vision.intermediate_size) * storage.wide
     if storage.writes_scores(rows**2):
         size = storage.size
-        attention = (4 + size % 4) * min(rows, max(SCORES // rows, LEAST_ROWS)) * rows
+        attention = (4 + size % 4) * min(rows, rows_with(rows)) * rows
         # of a head: keys and queries in float32, what oneDNN makes of keys and values, the result
         attention += 20 * rows * (width // vision.num_heads) + tiles * rows * 6 * width * size
     return max(mlp, attention)
