@@ -522,7 +522,7 @@ def ended(before) -> bool:
     """Whether the thread of the fetch ends soon."""
     deadline = time.monotonic() + SECONDS / 2
     while time.monotonic() < deadline:
-        fetching = [t for t in set(threading.enumerate()) - before if "in_time" in t.name]
+        fetching = [t for t in set(threading.enumerate()) - before if t.name == "fetch"]
         if not fetching:
             return True
         time.sleep(0.01)

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import MediaError, shown
 from . import limits
@@ -46,10 +47,16 @@ def in_time(
 ) -> bytes:
     """What fetching a URL gives, or raises; MediaError after `seconds`, when `close` is called.
 
-    A thread does the work, so that no slow host can hold the caller beyond the time limit.
+    A thread does the work, so that no slow host can hold the caller beyond the time limit. Its
+    sockets have the same limit, and a TimeoutError of one may come first by a hair.
     """
     done: list[bytes | MediaError] = []
-    thread = threading.Thread(target=lambda: done.append(work()), daemon=True)
+
+    def run() -> None:
+        with suppress(TimeoutError):
+            done.append(work())
+
+    thread = threading.Thread(target=run, name="fetch", daemon=True)
     thread.start()
     thread.join(seconds)
     if not done:
@@ -62,7 +69,7 @@ def in_time(
 
 
 def outcome(url: str, limit: int) -> bytes | MediaError:
-    """The body of a URL, or what is wrong."""
+    """The body of a URL, or what is wrong; TimeoutError where a socket waited too long."""
     opener = urllib.request.OpenerDirector()
     for kind in HANDLERS:
         opener.add_handler(kind())
@@ -78,7 +85,9 @@ def outcome(url: str, limit: int) -> bytes | MediaError:
             "a redirect that is not followed" if error.code < 400 else f"HTTP status {error.code}"
         )
         return MediaError("cannot fetch", shown(url), "a file", found)
-    except (OSError, ValueError, MemoryError, http.client.HTTPException):
+    except (OSError, ValueError, MemoryError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):  # as URLError holds it
+            raise TimeoutError from error
         return MediaError("cannot fetch", shown(url), "an answer", "none that can be read")
     if len(body) > limit:
         return MediaError("cannot fetch", shown(url), f"at most {limit} bytes", "more")

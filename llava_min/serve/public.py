@@ -58,7 +58,7 @@ class Dial:
                 self.sock.shutdown(socket.SHUT_RDWR)
 
     def outcome(self, url: str, limit: int) -> bytes | MediaError:
-        """The body, or what is wrong."""
+        """The body, or what is wrong; TimeoutError after the deadline."""
         try:
             for _ in range(limits.REDIRECTS + 1):
                 found = self.visit(url, limit)
@@ -68,6 +68,8 @@ class Dial:
             return refused(url, "a file", "more redirects than are followed")
         except MediaError as error:
             return error
+        except TimeoutError:
+            raise
         except (OSError, ValueError, MemoryError, http.client.HTTPException):
             return refused(url, "an answer", "none that can be read")
 
