@@ -93,12 +93,40 @@ def limits(found: place.Found) -> dict[str, float]:
     return {"copy_gb_per_s": rows["copy"] / 1e9, "matmul_tflop_per_s": rows["matmul"] / 1e12}
 
 
+def condensed(rows: list[dict]) -> list[dict]:
+    """The rows, of the checks that passed one for each kernel, dtype and question.
+
+    It has their number, and the largest error as a share of what was allowed.
+
+    >>> row = dict(stage="right", kernel="gelu", dtype="float16", check="2x", ok=True)
+    >>> condensed([row | dict(error=1.0, allowed=4.0), row | dict(error=1.0, allowed=2.0)])
+    [{'stage': 'right', 'kernel': 'gelu', 'dtype': 'float16', 'check': '2x', 'ok': True,
+      'passed': 2, 'largest_share': 0.5}]
+    """
+    kept: list[dict] = []
+    passed: dict[tuple, dict] = {}
+    for row in rows:
+        if row.get("stage") != "right" or row.get("ok") is not True:
+            kept.append(row)
+            continue
+        names = ("stage", "kernel", "dtype", "check")
+        key = tuple(row.get(name) for name in names)
+        if key not in passed:
+            passed[key] = dict(zip(names, key)) | {"ok": True, "passed": 0, "largest_share": 0.0}
+            kept.append(passed[key])
+        one = passed[key]
+        one["passed"] += 1
+        if row.get("allowed"):
+            one["largest_share"] = max(one["largest_share"], row["error"] / row["allowed"])
+    return kept
+
+
 def save(found: place.Found, results: Path) -> list[Path]:
-    """Every row into results/lease-<card>.jsonl, those beside peers with plots: all files."""
+    """The rows into results/lease-<card>.jsonl, those beside peers with plots: all files."""
     header = {name: value for name, value in found.headers[-1].items() if name != "line"}
     card = str(header["device"]).replace(" ", "-")
     every = results / f"lease-{card}.jsonl"
-    every.write_text("".join(json.dumps(row) + "\n" for row in [header, *found.rows]))
+    every.write_text("".join(json.dumps(row) + "\n" for row in [header, *condensed(found.rows)]))
     peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
     if not peers:
         return [every]

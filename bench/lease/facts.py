@@ -70,6 +70,15 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or (str(usual) if usual.exists() else None)
 
 
+def named(path: str | None) -> str | None:
+    """The last part of a path: the rest of it is nobody's business.
+
+    >>> named("/usr/bin/gcc"), named(None)
+    ('gcc', None)
+    """
+    return Path(path).name if path else None
+
+
 def machine() -> dict:
     """Versions, compiler, tools, processor, commit, date."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
@@ -80,10 +89,10 @@ def machine() -> dict:
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "cuda": torch.version.cuda,
-        "compiler": shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang"),
-        "python_header": str(header) if header.exists() else None,
-        "ptxas": ptxas(),
-        "sanitizer": sanitizer(),
+        "compiler": named(shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")),
+        "python_header": named(str(header) if header.exists() else None),
+        "ptxas": named(ptxas()),
+        "sanitizer": named(sanitizer()),
         "cores": os.cpu_count(),
     } | smi()
 
