@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .choose import triton_for
 from .half import too_narrow
-from .language import blocks, launch, tl, triton
+from .language import begin, blocks, launch, tl, triton
 
 GELUS = ("quick_gelu", "gelu_pytorch_tanh", "gelu")
 TILE = 1024  # numbers per program
@@ -46,6 +46,7 @@ def gelu_torch(rows: Tensor, kind: str) -> Tensor:
 @triton.jit
 def swiglu_kernel(gate_up, mixed, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """One program: BLOCK columns of one row; `up` begins WIDTH after `gate`."""
+    begin()
     row = tl.program_id(0).to(tl.int64)  # 262,144 rows of 37,888 numbers pass 2^31
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
@@ -58,6 +59,7 @@ def swiglu_kernel(gate_up, mixed, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def gelu_kernel(rows, bias, mixed, WIDTH: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """One program: BLOCK columns of one row. 0.5 (1 + tanh(y)) is sigmoid(2 y)."""
+    begin()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH

@@ -6,9 +6,10 @@ out: mixed values [B T H E]
 The G query heads of one key/value head are folded into the rows of one small matrix, so that every
 key is read once. On a CPU this is ten times faster than repeating the keys. A GPU needs some
 hundred programs to reach the speed of its memory, and there are only B*K heads. So each row's keys
-are cut into splits. Each split yields a maximum, a sum and an unfinished mix, and the program that
-arrives last combines them in a fixed order. Bytes are the limit, every key and value read once: 2 E
-numbers per token and head, 4 E FLOPs G times.
+are cut into splits. Each split yields a maximum, a sum and an unfinished mix, and a second kernel
+combines them in a fixed order. (The last program to arrive could do that, and a launch be saved. On
+an H100 it waited 1 us for every split: longer than the keys of 32,768 tokens take.) Bytes are the
+limit, every key and value read once: 2 E numbers per token and head, 4 E FLOPs G times.
 The file has more than 250 lines, as each kind of cache is read in its own way; `decode_kernel` has
 more than 60, many of them its arguments.
 Read kernels/attention.py first. Read next: kernels/int4_packing.py.
@@ -24,22 +25,23 @@ from torch import Tensor
 from . import int8_cpu
 from .attention import LOG2_E, OnlineSoftmax, causal, causal_mask
 from .choose import Gpu, gpu_of, path_of, triton_multiplies
-from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
+from .language import INTERPRETED, begin, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 from .rope import SCALES, parts, scales_of
 
 # (shared memory, bits of the cache): keys of a block, warps, stages, programs that run at once on a
-# multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16. More
-# programs mean more splits, which one program adds up in the end. None of these is measured.
+# multiprocessor. 64 keys of 128 numbers, keys and values, are 32 KB a stage in bfloat16. What is
+# measured has its time behind it.
 BLOCKS = {
-    ("227 KB", 16): (64, 4, 4, 2),
-    ("227 KB", 8): (64, 4, 3, 4),
+    ("227 KB", 16): (64, 4, 3, 1),
+    ("227 KB", 8): (64, 4, 3, 2),
     ("163 KB", 16): (64, 4, 4, 1),
     ("163 KB", 8): (64, 4, 4, 2),
     ("99 KB", 16): (32, 4, 3, 2),
     ("99 KB", 8): (32, 4, 3, 2),
 }
 INTERPRETED_BLOCK = (16, 4, 1, 6)
+AT_ONCE = 4 if INTERPRETED else 64  # splits whose results a program of `combine_kernel` loads
 
 
 def decode_formula(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
@@ -87,50 +89,14 @@ def query_places(
 
 
 @triton.jit
-def combine(
-    partial,
-    splits,
-    mix,
-    batch,
-    kv_head,
-    kv_heads,
-    new,
-    GROUP: tl.constexpr,
-    USED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
-    """Finish the mix of one key head's queries from the partial results of all splits, in order.
-
-    They were written by other programs: `.cg` reads them from the cache that all share.
-    """
-    SIZE: tl.constexpr = USED * (HEAD_DIM + 2)
-    AT_ONCE: tl.constexpr = 2048 // (USED * HEAD_DIM) if USED * HEAD_DIM < 2048 else 1
-    row, column = tl.arange(0, USED), tl.arange(0, HEAD_DIM)
-    maximum, total = tl.full([USED], -1e30, tl.float32), tl.zeros([USED], tl.float32)
-    mixed = tl.zeros([USED, HEAD_DIM], tl.float32)
-    for first in tl.range(0, splits, AT_ONCE, num_stages=4):  # the next ones are on their way
-        split = first + tl.arange(0, AT_ONCE)[:, None]
-        inside = (split < splits) & (row >= 0)[None, :]
-        state = partial + split * SIZE + USED * HEAD_DIM + row[None, :]
-        tile = partial + split[:, :, None] * SIZE
-        tile += row[None, :, None] * HEAD_DIM + column[None, None, :]
-        one_maximum = tl.load(state, mask=inside, other=-1e30, cache_modifier=".cg")
-        one_total = tl.load(state + USED, mask=inside, other=0.0, cache_modifier=".cg")
-        one_mixed = tl.load(tile, mask=inside[:, :, None], other=0.0, cache_modifier=".cg")
-        raised = tl.maximum(maximum, tl.max(one_maximum, axis=0))
-        shrink, share = tl.exp2(maximum - raised), tl.exp2(one_maximum - raised[None, :])
-        total = total * shrink + tl.sum(share * one_total, axis=0)
-        mixed = mixed * shrink[:, None] + tl.sum(share[:, :, None] * one_mixed, axis=0)
-        maximum = raised
-    mixed /= tl.where(total != 0.0, total, 1.0)[:, None]
-    target = query_places(batch, kv_head, kv_heads, new, row, column, GROUP, HEAD_DIM)
-    inside = (row < new * GROUP)[:, None]
-    tl.store(mix + target, mixed.to(mix.dtype.element_ty), mask=inside)
+def keys_of_a_split(seen, new, splits, block):
+    """How many keys each split of a row has, in whole blocks; the last ones may have none."""
+    return tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), block), splits) * block
 
 
 @triton.jit(
     do_not_specialize=["new", "key_head"],
-    do_not_specialize_on_alignment=["lengths", "arrived", *SCALES],
+    do_not_specialize_on_alignment=["lengths", *SCALES],
 )
 def decode_kernel(
     query,
@@ -140,8 +106,6 @@ def decode_kernel(
     value_scales,
     lengths,
     partial,
-    arrived,
-    mix,
     new,
     key_head,
     GROUP: tl.constexpr,
@@ -153,17 +117,17 @@ def decode_kernel(
 
     Its mix, still to be divided, and the running maximum and sum of each query go to partial
     [B K splits USED (E + 2)], USED the power of two that holds T*G; the tensor cores want 16 rows.
-    The last program of a head to arrive adds them up, always in the order of the splits, and sets
-    the counter arrived [B K] back to zero. Lengths are read on the device, so that one CUDA graph
+    A split without keys writes nothing. Lengths are read on the device, so that one CUDA graph
     serves all.
     """
+    begin()
     split, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     splits, kv_heads = tl.num_programs(0), tl.num_programs(1)
     SCALE: tl.constexpr = 1.4426950408889634 / (HEAD_DIM**0.5)
     ROWS: tl.constexpr = USED if USED > 16 else 16
     row, column, offset = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK)
     seen = tl.load(lengths + batch)
-    each = tl.cdiv(tl.cdiv(tl.maximum(seen + new, 0), BLOCK), splits) * BLOCK
+    each = keys_of_a_split(seen, new, splits, BLOCK)
     stop = tl.minimum((split + 1) * each, seen + new)
     used = row < new * GROUP
     last = seen + row // GROUP  # the last key that a row sees
@@ -198,13 +162,58 @@ def decode_kernel(
     partial += place * splits * USED * (HEAD_DIM + 2)
     state = partial + (split * (HEAD_DIM + 2) + HEAD_DIM) * USED + row
     tile = partial + split * (HEAD_DIM + 2) * USED + row[:, None] * HEAD_DIM + column[None, :]
-    tl.store(tile, mixed, mask=(row < USED)[:, None])
-    tl.store(state, maximum, mask=row < USED)
-    tl.store(state + USED, total, mask=row < USED)
-    tl.debug_barrier()  # all of this program has been written before it is counted
-    if tl.atomic_add(arrived + place, 1, sem="acq_rel") == splits - 1:
-        tl.store(arrived + place, 0)
-        combine(partial, splits, mix, batch, kv_head, kv_heads, new, GROUP, USED, HEAD_DIM)
+    written = (row < USED) & (split * each < stop)
+    tl.store(tile, mixed, mask=written[:, None])
+    tl.store(state, maximum, mask=written)
+    tl.store(state + USED, total, mask=written)
+
+
+@triton.jit(
+    do_not_specialize=["splits", "block", "new"],
+    do_not_specialize_on_alignment=["lengths"],
+)
+def combine_kernel(
+    partial,
+    lengths,
+    mix,
+    splits,
+    block,
+    new,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    USED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """One program: the mix of one query from the partial results of all splits with keys.
+
+    So many are loaded at once that a long row waits for memory a few times, and never once for
+    each split. They are added in a fixed order.
+    """
+    begin()
+    row, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_heads, column = tl.num_programs(1), tl.arange(0, HEAD_DIM)
+    seen = tl.load(lengths + batch)
+    each = keys_of_a_split(seen, new, splits, block)
+    filled = tl.cdiv(tl.maximum(seen + new, 0), tl.maximum(each, 1))
+    SIZE: tl.constexpr = USED * (HEAD_DIM + 2)
+    partial += (tl.cast(batch, tl.int64) * kv_heads + kv_head) * splits * SIZE
+    maximum, total, mixed = -1e30, 0.0, tl.zeros([HEAD_DIM], tl.float32)
+    for first in range(0, filled, AT_ONCE):
+        split = first + tl.arange(0, AT_ONCE)
+        inside = split < filled
+        state = partial + split * SIZE + USED * HEAD_DIM + row
+        tile = partial + split[:, None] * SIZE + row * HEAD_DIM + column[None, :]
+        one_maximum = tl.load(state, mask=inside, other=-1e30)
+        one_total = tl.load(state + USED, mask=inside, other=0.0)
+        one_mixed = tl.load(tile, mask=inside[:, None], other=0.0)
+        raised = tl.maximum(maximum, tl.max(one_maximum, axis=0))
+        shrink, share = tl.exp2(maximum - raised), tl.exp2(one_maximum - raised)
+        total = total * shrink + tl.sum(share * one_total, axis=0)
+        mixed = mixed * shrink + tl.sum(share[:, None] * one_mixed, axis=0)
+        maximum = raised
+    mixed /= tl.where(total != 0.0, total, 1.0)
+    target = ((batch * new + row // GROUP) * kv_heads + kv_head) * GROUP + row % GROUP
+    tl.store(mix + target * HEAD_DIM + column, mixed.to(mix.dtype.element_ty))
 
 
 def splits_of(layer, batch: int, gpu: Gpu | None, block: tuple[int, int, int, int]) -> int:
@@ -219,7 +228,7 @@ def splits_of(layer, batch: int, gpu: Gpu | None, block: tuple[int, int, int, in
 
 
 def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None = None) -> Tensor:
-    """One launch, whose grid depends on shapes only and never on lengths."""
+    """Two launches, whose grids depend on shapes only and never on lengths."""
     batch, new, heads, head_dim = query.shape
     kv_heads, gpu = layer.keys.shape[1], gpu_of(query)
     strides = layer.keys.stride()
@@ -230,12 +239,10 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     block = block or (INTERPRETED_BLOCK if gpu is None else BLOCKS[gpu.part, min(kind, 16)])
     splits = splits_of(layer, batch, gpu, block)
     used = power_of_two(new * heads // kv_heads)
-    sizes = batch, kv_heads, splits, used * (head_dim + 2)
-    partial = query.new_empty(sizes, dtype=torch.float32)
+    states = batch, kv_heads, splits, used * (head_dim + 2)
+    partial = query.new_empty(states, dtype=torch.float32)
     mix = torch.empty_like(query, memory_format=torch.contiguous_format)
-    arrived = layer.arrived
-    if arrived is None:
-        arrived = query.new_zeros(batch, kv_heads, dtype=torch.int32)
+    sizes = {"GROUP": heads // kv_heads, "HEAD_DIM": head_dim, "USED": used}
     launch(
         decode_kernel,
         (splits, kv_heads, batch),
@@ -245,16 +252,25 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
         *scales_of(layer),
         layer.lengths,
         partial,
-        arrived,
-        mix,
         new,
         strides[1] // head_dim,
-        GROUP=heads // kv_heads,
-        HEAD_DIM=head_dim,
-        USED=used,
+        **sizes,
         BLOCK=block[0],
         num_warps=block[1],
         num_stages=block[2],
+    )
+    launch(
+        combine_kernel,
+        (new * heads // kv_heads, kv_heads, batch),
+        partial,
+        layer.lengths,
+        mix,
+        splits,
+        block[0],
+        new,
+        **sizes,
+        AT_ONCE=AT_ONCE,
+        num_warps=4,
     )
     return mix
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .choose import triton_for
-from .language import INTERPRETED, blocks, launch, tl, triton
+from .language import INTERPRETED, begin, blocks, launch, tl, triton
 from .norm import wide
 
 BLOCK = 128  # inputs whose weights are packed together: 32 words of four
@@ -88,6 +88,7 @@ def dequantise_kernel(
 
     `count` is how many outputs there are from `first` on.
     """
+    begin()
     row, block = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
     n, word, inside = first + row, tl.arange(0, 32), row < count
     tile = words + tl.cast(block, tl.int64) * N * 32 + n[:, None] * 32 + word[None, :]

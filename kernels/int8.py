@@ -20,13 +20,12 @@ M rows, N outputs, K inputs.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import half, int8_cpu
 from .choose import explained as path_on
 from .choose import gpu_of, part, path_of, triton_multiplies
-from .language import INTERPRETED, blocks, launch, power_of_two, tl, triton
+from .language import INTERPRETED, begin, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
 # Up to this many rows the small-M kernel, above it products in integers. Not measured.
@@ -67,6 +66,7 @@ def bytes_kernel(
 
     The weights are the left side of the product, as in int4.py. A byte is exact in 16 bits.
     """
+    begin()
     n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -152,12 +152,13 @@ def linear_integers(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) 
 
 def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, chunk: int | None = None) -> Tensor:
     """rows [M K] times int8 words [N K] -> [M N], about `chunk` weights written out at a time."""
-    step = max(1, (chunk or CHUNK.get(rows.device.type, DEVICE_CHUNK)) // rows.shape[1])
+    chunk = chunk or CHUNK.get(rows.device.type, DEVICE_CHUNK)
+    step = max(1, chunk // rows.shape[1] // MULTIPLE) * MULTIPLE
     product = rows.new_empty(len(rows), len(words))
     for first in range(0, len(words), step):
         some = slice(first, first + step)
         weight = words[some].to(rows.dtype).mul_(scales[some, None])
-        product[:, some] = F.linear(rows, weight)
+        torch.mm(rows, weight.T, out=product[:, some])
     return product
 
 

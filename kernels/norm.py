@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .choose import triton_for
-from .language import blocks, launch, power_of_two, tl, triton
+from .language import begin, blocks, launch, power_of_two, tl, triton
 
 TILE = 4096  # numbers per program: one row of a 7B decoder, several of a narrower one
 
@@ -77,6 +77,7 @@ def rms_norm_kernel(
 
     With `update` it first takes rows + update and keeps that in `total`.
     """
+    begin()
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (first + row < count) & (column < WIDTH)
@@ -108,6 +109,7 @@ def layer_norm_kernel(
 
     The variance is that of centred values, centred twice.
     """
+    begin()
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (first + row < count) & (column < WIDTH)

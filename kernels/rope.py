@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .choose import triton_for
-from .language import blocks, launch, power_of_two, tl, triton
+from .language import begin, blocks, launch, power_of_two, tl, triton
 from .norm import wide
 
 TOKENS = 16  # tokens per program
@@ -163,6 +163,7 @@ def write_kernel(
     The two halves of a vector are loaded apart, so that the partners of a pair meet in one
     register.
     """
+    begin()
     HALF: tl.constexpr = HEAD_DIM // 2
     head, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     start = tl.program_id(1) * TOKENS

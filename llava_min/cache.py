@@ -38,7 +38,6 @@ class Layer:
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
     host_lengths: np.ndarray  # int64 [B], the same on the host; empty where only the device counts
-    arrived: Tensor | None = None  # int32 [B K]: kernels/decode_attention.py counts programs here
     index: int = 0  # which layer of the decoder it is
 
     @property
@@ -100,7 +99,6 @@ class Cache:
     value_scales: Tensor | None
     lengths: Tensor  # int32 [B], on the device
     host_lengths: np.ndarray  # int64 [B], the same on the host; empty where only the device counts
-    arrived: Tensor  # int32 [B K] of zeros, which all layers share: see Layer
 
     @classmethod
     def empty(
@@ -128,7 +126,6 @@ class Cache:
             value_scales,
             lengths=torch.zeros(batch, dtype=torch.int32, device=device),
             host_lengths=np.zeros(batch, dtype=np.int64),
-            arrived=torch.zeros(batch, config.num_kv_heads, dtype=torch.int32, device=device),
         )
 
     def stored(self, view: Callable[[Tensor], Tensor]) -> Stored:
@@ -147,7 +144,7 @@ class Cache:
         scales = self.key_scales, self.value_scales
         key_scales, value_scales = (none if one is None else one.unbind() for one in scales)
         views = zip(self.keys.unbind(), self.values.unbind(), key_scales, value_scales)
-        counted = self.lengths, self.host_lengths, self.arrived
+        counted = self.lengths, self.host_lengths
         return [Layer(*view, *counted, index) for index, view in enumerate(views)]
 
     def row(self, index: int) -> "Cache":
@@ -161,12 +158,12 @@ class Cache:
         """
         part = slice(start, stop)
         stored = self.stored(lambda tensor: tensor[:, part])
-        return Cache(*stored, self.lengths[part], self.host_lengths[part], self.arrived[part])
+        return Cache(*stored, self.lengths[part], self.host_lengths[part])
 
     def on_device(self) -> "Cache":
         """The same memory and lengths, counted on the device alone."""
         stored = self.stored(lambda tensor: tensor)
-        return Cache(*stored, self.lengths, np.empty(0, dtype=np.int64), self.arrived)
+        return Cache(*stored, self.lengths, np.empty(0, dtype=np.int64))
 
     def advance(self, count: int) -> None:
         """Count `count` more tokens as seen in every row, after all layers have written them."""

@@ -29,8 +29,8 @@ def greedy(logits: Tensor, known: int) -> Tensor:
     """
     logits = logits[..., :known]
     largest, likely = logits.max(-1)
-    finite = torch.isfinite(largest) & torch.isfinite(logits.amin(-1))  # NaN is both
-    return likely.masked_fill(~finite, -1)
+    finite = (largest < torch.inf) & (logits.amin(-1) > -torch.inf)  # NaN is both, and neither
+    return torch.where(finite, likely, -1)
 
 
 def next_id(

@@ -11,6 +11,8 @@ Agrees with: SiglipVisionModel and CLIPVisionModel of transformers; arXiv 2303.1
 B tiles, S tile side in pixels, N patches, D vision width, H heads, E head dimension.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,16 +22,23 @@ from .kernels import activation, attention, half, norm
 from .trace import see
 
 
+def filled(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, written there: a copy from the host cannot be part of a recording."""
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+
+
 def normalise(tiles: Tensor, config: VisionConfig, dtype: torch.dtype) -> Tensor:
     """Tiles [B S S 3] uint8 -> pixels [B 3 S S]: (x / 255 - mean) / std.
 
     A true division in float32 agrees bit for bit with the reference's float64 product for all 256
-    values. A float32 multiplication by 1/255 does not.
+    values. A float32 multiplication by 1/255 does not, and a GPU makes one of a division by a
+    number of the host.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    mean = torch.tensor(config.mean, dtype=wide, device=tiles.device)
-    std = torch.tensor(config.std, dtype=wide, device=tiles.device)
-    pixels = (tiles.to(wide) / 255 - mean) / std
+    full, mean, std = (
+        filled(values, wide, tiles.device) for values in ((255.0,), config.mean, config.std)
+    )
+    pixels = (tiles.to(wide) / full - mean) / std
     return see("pixels", pixels.permute(0, 3, 1, 2).to(dtype), "B 3 S S")
 
 

@@ -2,17 +2,22 @@
 ordinary ones.
 """
 
+import gc
 import io
+import weakref
+from dataclasses import replace
 
 import pytest
 import small
 import torch
+from operations import WAITS, recorded
 
 import llava_min
 from llava_min import trace
 from llava_min.engine import recording as engine
 from llava_min.engine.recording import TILES, RecordedTower, Recording, sums
 from llava_min.kernels import choose
+from llava_min.vision import VisionTower
 
 
 def tower_and_tiles(count: int):
@@ -50,6 +55,46 @@ def test_features_outlive_the_next_pass():
     with torch.inference_mode():
         kept = [recorded(one) for one in tiles.split(1)]
         assert all(torch.equal(found, tower(one)) for found, one in zip(kept, tiles.split(1)))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_pass_waits_for_nothing(clip):
+    """What is recorded reads no number back and makes no tensor from the host's numbers."""
+    tower, tiles = tower_and_tiles(2)
+    if clip:
+        parts = {"patch_bias": False, "class_token": True, "pre_norm": True}
+        tower = VisionTower(replace(tower.config, activation="quick_gelu", **parts))
+    with torch.inference_mode():
+        found = {name for name, _ in recorded(lambda: tower(tiles))}
+    assert found and not found & WAITS
+
+
+def test_passes_go_with_their_tower():
+    """Their graphs are free at once, and not when Python looks for circles."""
+    tower, tiles = tower_and_tiles(1)
+    passes = RecordedTower(tower)
+    for _ in range(2):
+        passes(tiles)
+    held = [weakref.ref(one) for one in (passes.passes[1], passes.passes[1].recording)]
+    gc.disable()
+    try:
+        del passes
+        assert [one() for one in held] == [None] * 2
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_something_is_recorded(enabled):
+    """An older graph that ends then spoils the recording; afterwards all is as it was."""
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(KeyError), engine.uncollected():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_a_single_picture_is_not_recorded_and_a_trace_sees_every_pass():

@@ -60,11 +60,10 @@ class Bench:
         """A cache layer that is full up to its last token, in 16 bits, int8 or fp8 with scales."""
         keys, values = self.normal(2, 1, kv_heads, seen + 1, head_dim)
         lengths = torch.tensor([seen], dtype=torch.int32, device=self.device)
-        arrived = torch.zeros(1, kv_heads, dtype=torch.int32, device=self.device)
         scales = None, None
         if kind:
             (keys, values), scales = zip(*(rope.quantise(x, KINDS[kind]) for x in (keys, values)))
-        return Layer(keys, values, *scales, lengths, np.array([seen]), arrived)
+        return Layer(keys, values, *scales, lengths, np.array([seen]))
 
     def prompt_layer(self, kv_heads: int, new: int, head_dim: int, seen: int = 0) -> Layer:
         """A layer that has seen `seen` tokens, with room for `new` ones that stand there."""

@@ -144,12 +144,14 @@ def present(case: Case) -> Candidate:
 
 
 def launch_of(case: Case, candidate: Candidate, dtype=torch.bfloat16, number: int = NUMBER):
-    """The launch of a candidate's kernel, recorded on tensors without memory."""
+    """The launch of a candidate's kernel, recorded on tensors without memory.
+
+    What follows it, as decode attention's second kernel does, depends on no candidate.
+    """
     found = []
     with setting(case, candidate), recording(number, found.append), torch.inference_mode():
         case.make(Where("meta", dtype), 1)[0]()
-    (launch,) = found
-    return launch
+    return found[0]
 
 
 def fit(code: dict) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from llava_min.kernels.language import launch, tl, triton
+from llava_min.kernels.language import tl, triton
 
 from .. import measure
 from . import facts
@@ -79,7 +79,7 @@ def memory(place: Place) -> Iterator[dict]:
     each = count // BLOCK // programs
 
     def read(_: int) -> None:
-        launch(read_kernel, (programs,), source, sums, each, BLOCK=BLOCK, num_warps=8)
+        read_kernel[(programs,)](source, sums, each, BLOCK=BLOCK, num_warps=8)
 
     ms = middle("read", read)
     if sums.sum().item() != count:
@@ -121,7 +121,7 @@ def launches(place: Place) -> Iterator[dict]:
     synchronise = torch.cuda.synchronize if place.device == "cuda" else lambda: None
 
     def empty(_: int = 0) -> None:
-        launch(empty_kernel, (1,), target, num_warps=1)
+        empty_kernel[(1,)](target, num_warps=1)
 
     empty()
     synchronise()

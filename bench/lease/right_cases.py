@@ -53,8 +53,7 @@ class Draw:
                     vectors, scale[row, :, : start + new] = rope.quantise(vectors, stored)
                 steps[:, : start + new] = vectors
         lengths = torch.tensor(starts, dtype=torch.int32, device=self.device)
-        arrived = torch.zeros(len(starts), kv_heads, dtype=torch.int32, device=self.device)
-        return Layer(keys[1], values[1], *scales, lengths, np.array(starts), arrived)
+        return Layer(keys[1], values[1], *scales, lengths, np.array(starts))
 
     def nothing(self, shape, dtype: torch.dtype) -> Tensor:
         """A tensor of NaN, or of 127 where integers know no NaN."""

@@ -29,6 +29,7 @@ from llava_min.kernels import (
     int4,
     int4_packing,
     int8,
+    language,
     norm,
     rope,
 )
@@ -102,9 +103,8 @@ class Launch:
     def compiled(self):
         """Triton's CompiledKernel, from its cache on disk where it is there."""
         with target(self.number):
-            return self.kernel.warmup(
-                *self.arguments, grid=self.grid, enable_fp_fusion=True, **self.options
-            )
+            always = language.always(GPUS[self.number].capability)
+            return self.kernel.warmup(*self.arguments, grid=self.grid, **always, **self.options)
 
     def dtype(self) -> str:
         """The type of the first argument: "bfloat16"."""

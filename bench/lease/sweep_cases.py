@@ -85,8 +85,7 @@ def layer(where: Where, kv_heads: int, seen: int, head_dim: int, kind: str) -> L
         keys, values = (x.to(EIGHT[kind]) for x in (keys, values))
         scales = tuple(torch.ones(shape[:3], device=where.device) for _ in range(2))
     lengths = torch.full((1,), seen, dtype=torch.int32, device=where.device)
-    arrived = torch.zeros(1, kv_heads, dtype=torch.int32, device=where.device)
-    return Layer(keys, values, *scales, lengths, np.zeros(0, int), arrived)
+    return Layer(keys, values, *scales, lengths, np.zeros(0, int))
 
 
 def prompts(heads: int, kv_heads: int, head_dim: int, new: int, seen: int = 0):

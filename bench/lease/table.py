@@ -217,7 +217,7 @@ def whole(found: Found) -> list[str]:
     lines = []
     for row in rows_of(found, "whole"):
         took = seconds(row)
-        if took is None and "peak_bytes" not in row:
+        if "what" not in row or took is None and "peak_bytes" not in row:
             continue
         words = [
             f"{row.get('what', '')} {row.get('model', '')} {row.get('format', '')} "

@@ -18,6 +18,7 @@ import torch
 from llava_min import segments as plans
 from llava_min.config import LlavaConfig
 from llava_min.engine.handle import Model
+from llava_min.engine.recording import RecordedTower, recorded
 from llava_min.model import finished
 from llava_min.options import Sampling
 from llava_min.planning import memory as needs
@@ -28,6 +29,7 @@ from llava_min.segments import Plan, Text
 from .. import generate, ledger, shapes
 from ..models import cost, full_cache, model_of, onevision, size_of, token_after_token
 from .place import Place
+from .trace import bytes_of
 
 SECONDS = 110
 FORMATS = {"bf16": None, "int4": 4}  # format -> bits of the decoder
@@ -40,7 +42,7 @@ Task = tuple[str, Callable[[], Iterator[dict]]]
 
 
 def tasks(place: Place) -> Iterator[Task]:
-    """In the order of worth; the peer, whose step takes long to compile, comes last."""
+    """In the order of worth, beside a peer's; what takes long comes last."""
     models = Models(place)
     decode, prefill, frames = (partial(one, models) for one in (decoding, reading, looking))
     plain, four = ("7B", "bf16"), ("7B", "int4")
@@ -52,30 +54,34 @@ def tasks(place: Place) -> Iterator[Task]:
         (prefill, plain, 32768),
         (frames, plain, 64),
         (frames, plain, 1),
+        (decode, small, 1024),
+        (decode, small_four, 1024),
+        (prefill, four, 8192),
         (decode, plain, 32768),
         (decode, four, 32768),
         (decode, plain, 131072),
         (decode, four, 131072),
-        (frames, plain, 256),
-        (decode, small, 1024),
-        (decode, small_four, 1024),
-        (prefill, small, 32768),
-        (prefill, four, 8192),
-        (prefill, plain, 131072),
+    ]
+    more = [
         (decode, small, 32768),
+        (frames, plain, 256),
+        (prefill, small, 32768),
         (decode, small_four, 32768),
         (decode, small, 131072),
+        (prefill, plain, 131072),
     ]
     for task, model, size in wanted:
         yield f"{task.func.__name__} {' '.join(model)} {size}", partial(task, *model, size)
+    yield "transformers 0.5B prompt", lambda: beside_prompt(models, 8192)
+    yield "transformers 0.5B", lambda: beside(models, 1024, False)
     for kind in KV_DTYPES:
         for name, size in (("7B", 131072), ("7B", 32768)):
             check = partial(decode, name, "bf16", size, kind)
             yield f"decoding {name} bf16, {kind} cache {size}", check
-    yield f"reading 7B in chunks of {WIDE}", partial(prefill, "7B", "bf16", 32768, WIDE)
-    yield "transformers 0.5B prompt", lambda: beside_prompt(models, 8192)
-    yield "transformers 0.5B", lambda: beside(models, 1024, False)
     yield "transformers 0.5B compiled", lambda: beside(models, 1024, True)
+    for task, model, size in more:
+        yield f"{task.func.__name__} {' '.join(model)} {size}", partial(task, *model, size)
+    yield f"reading 7B in chunks of {WIDE}", partial(prefill, "7B", "bf16", 32768, WIDE)
     yield "transformers 0.5B compiled 32768", lambda: beside(models, 32768, True)
 
 
@@ -85,7 +91,7 @@ class Models:
 
     place: Place
     made: dict[tuple[str, str], Model] = field(default_factory=dict)
-    bytes: dict[tuple[str, str], int] = field(default_factory=dict)  # on a GPU
+    bytes: dict[tuple[str, str], int] = field(default_factory=dict)  # of all weights
 
     def config(self, name: str) -> LlavaConfig:
         """LLaVA-OneVision in a shape of shapes.TEXTS."""
@@ -96,10 +102,12 @@ class Models:
     def get(self, name: str, form: str) -> Model:
         """The handle of a model, as load() gives it, without a tokenizer."""
         if (name, form) not in self.made:
-            before, place = allocated(self.place), self.place
+            place = self.place
             network = model_of(self.config(name), FORMATS[form], place.device, place.dtypes[0])
+            self.bytes[name, form] = bytes_of(network)
+            if recorded(network.device):
+                network.vision = RecordedTower(network.vision)
             self.made[name, form] = Model(name, network.config, network, None, {})
-            self.bytes[name, form] = allocated(self.place) - before
         return self.made[name, form]
 
     def tokens(self, count: int) -> int:

@@ -75,7 +75,7 @@ class OpenCache:
     def layers(self) -> list[Layer]:
         """A view for each layer, in order."""
         return [
-            OpenLayer(*pair, None, None, self.lengths, self.host_lengths, None, index)
+            OpenLayer(*pair, None, None, self.lengths, self.host_lengths, index)
             for index, pair in enumerate(self.pairs)
         ]
 

@@ -10,7 +10,10 @@ it is tested without a GPU; and so it does while somebody watches, edits or trac
 Read next: engine/step.py.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -28,6 +31,22 @@ def recorded(device: torch.device) -> bool:
     return device.type == "cuda" and choose.explained(device)[0] == "triton"
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside a `with` block this thread collects no garbage.
+
+    Where an older graph is part of a circle, ending it spoils what is being recorded. Other threads
+    may do as they like: the recording looks at its own alone.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 class Recording(Generic[Results]):
     """`work`, which takes nothing, done again by each call."""
 
@@ -41,6 +60,8 @@ class Recording(Generic[Results]):
         """On CUDA: do the work once on a stream of its own, `undo` it, and record it.
 
         The first time compiles its kernels; recording runs nothing. No observer sees either.
+        `work` is kept, and must not lead back to what keeps the recording: memory of a device is
+        to be free when its owner goes, not when Python looks for circles.
         `shared`: a graph that never runs at the same time, whose memory is used.
         """
         self.work = work
@@ -59,7 +80,8 @@ class Recording(Generic[Results]):
                 undo()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=None if shared is None else shared.pool()):
+        pool = None if shared is None else shared.pool()
+        with uncollected(), torch.cuda.graph(self.graph, pool, capture_error_mode="thread_local"):
             self.results = self.work()
 
     def __call__(self) -> Results:
@@ -74,11 +96,8 @@ class Pass:
     """A pass of a tower over a fixed number of tiles, recorded over tensors of its own."""
 
     def __init__(self, tower: nn.Module, tiles: Tensor, shared: torch.cuda.CUDAGraph | None):
-        self.tower, self.tiles = tower, tiles.clone()
-        self.recording = Recording(self.work, tiles.device, shared=shared)
-
-    def work(self) -> Tensor:
-        return self.tower(self.tiles)
+        self.tiles = tiles.clone()
+        self.recording = Recording(partial(tower, self.tiles), tiles.device, shared=shared)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """[B S S 3] uint8 -> features [B N D]."""

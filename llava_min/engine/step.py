@@ -12,6 +12,8 @@ Read model.py, generate.py, engine/recording.py first.
 B rows of a batch, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,15 @@ from ..sampling import greedy
 from .recording import Recording, recorded
 
 
+@torch.inference_mode()
+def one_step(network: Network, cache: Cache, ids: Tensor, known: int) -> tuple[Tensor, Tensor]:
+    """Everything that is recorded: logits [B V] and `greedy` of them [B], which replace the ids."""
+    logits = network.decode(ids, cache)
+    likely = greedy(logits, known)
+    ids.copy_(likely.clamp(min=0))
+    return logits, likely
+
+
 class Step:
     """`Network.decode` over one cache, which must not grow meanwhile.
 
@@ -31,22 +42,15 @@ class Step:
     """
 
     def __init__(self, network: Network, cache: Cache, known: int):
-        self.network, self.cache, self.known = network, cache, known
+        self.network, self.cache = network, cache
         self.on_device = cache.on_device()
         self.ids = torch.zeros(len(cache.lengths), dtype=torch.long, device=network.device)
+        self.work = partial(one_step, network, self.on_device, self.ids, known)
         self.expected: list[int] = []  # the ids that the step before left on the device
         self.recording: Recording[tuple[Tensor, Tensor]] | None = None
 
-    @torch.inference_mode()
-    def work(self) -> tuple[Tensor, Tensor]:
-        """Everything that is recorded: logits [B V] and `greedy` of them [B]."""
-        logits = self.network.decode(self.ids, self.on_device)
-        likely = greedy(logits, self.known)
-        self.ids.copy_(likely.clamp(min=0))
-        return logits, likely
-
     def undo(self) -> None:
-        """Count back the token that `work` has counted on the device."""
+        """Count back the token that `one_step` has counted on the device."""
         self.on_device.lengths -= 1
 
     def __call__(self, ids: list[int]) -> Logits:
