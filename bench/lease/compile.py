@@ -25,7 +25,7 @@ from .place import Place
 from .signatures import GPUS, Launch, resources
 from .sweep_cases import CASES
 
-SECONDS = 60
+SECONDS = 45
 TASK_SECONDS = 60
 WORKERS = max(1, min(14, (os.cpu_count() or 2) - 2))
 _waiting: list[Launch] = []  # what forked processes inherit: a Launch cannot be sent

@@ -17,7 +17,7 @@ from ..kernels import attention, decode_attention, int4, pointwise, rope
 from ..kernels.case import Bench, Case, measured
 from .place import Place
 
-SECONDS = 60
+SECONDS = 80
 ROUNDS = 7  # turns of each candidate
 COMPILED = ("llava_min", "FlexAttention", "compiled")
 Make = Callable[[Bench], Case]

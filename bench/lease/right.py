@@ -28,7 +28,7 @@ from . import right_rule as rule
 from . import right_shapes as shapes
 from .place import Place
 
-SECONDS = 120
+SECONDS = 90
 AHEAD = 8  # processes that compile early
 RUNS = 20  # that must give the same bits
 Task = tuple[str, Callable[[], Iterable[dict]]]

@@ -23,7 +23,7 @@ from .candidates import Candidate
 from .place import Place
 from .sweep_cases import CASES, Case, Where
 
-SECONDS = 150
+SECONDS = 120
 TASK_SECONDS = 150
 ROUNDS = 5  # turns of each candidate
 TOGETHER = 6  # candidates that take turns with the present row

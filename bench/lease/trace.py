@@ -28,7 +28,7 @@ from .. import models, shapes
 from . import page
 from .place import Place
 
-SECONDS = 25
+SECONDS = 40
 ROOM = 128  # tokens that a trace may decode
 PROFILED = 3  # calls under the profiler, of which the last counts
 # What a kernel does, by a part of its name; the first that fits.

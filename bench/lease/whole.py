@@ -31,7 +31,7 @@ from ..models import cost, full_cache, model_of, onevision, size_of, token_after
 from .place import Place
 from .trace import bytes_of
 
-SECONDS = 110
+SECONDS = 150
 FORMATS = {"bf16": None, "int4": 4}  # format -> bits of the decoder
 KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LONG, LONG_CLIP = 2**17, 256  # tokens and frames from which on one measurement is enough

@@ -118,7 +118,9 @@ class RecordedTower(nn.Module):
         self.passes: dict[int, Pass | None] = {}  # by tiles; None: seen once
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """[B S S 3] uint8 -> features [B N D]."""
+        """[B S S 3] uint8 -> features [B N D]; unrecorded where plain torch was asked for."""
+        if choose.chosen() == "reference":
+            return self.tower(tiles)
         features = [self.part(part) for part in torch.split(tiles, sums(len(tiles)))]
         return features[0] if len(features) == 1 else torch.cat(features)
 
