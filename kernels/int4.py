@@ -36,7 +36,7 @@ CROSS_OVER = {"227 KB": 64, "163 KB": 64, "99 KB": 64, "interpreter": 16}
 # (bench/lease/candidates.py); none is measured.
 BLOCKS = {
     ("227 KB", 16): (64, 4, 3, 2),  # 0.0313 ms, was 0.033: H100, f94745d
-    ("227 KB", 32): (64, 4, 4, 1),  # 0.0515 ms, was 0.0602: H100, f94745d
+    ("227 KB", 32): (64, 4, 3, 1),  # 0.0483 ms, was 0.0513: H100, 8a35520
     ("227 KB", 64): (64, 4, 3, 1),  # 0.0739 ms, was 0.0849: H100, f94745d
     ("163 KB", 16): (128, 4, 4, 2),
     ("163 KB", 32): (128, 4, 4, 2),
@@ -162,7 +162,8 @@ def linear_kernel(
         if arrived is not None:
             tl.store(arrived + block_n, 0)
             total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            AT_ONCE: tl.constexpr = 128 // BLOCK_M  # shares that are waited for together
+            # two shares are waited for together: eight would halve the programs that fit
+            AT_ONCE: tl.constexpr = 2 if BLOCK_M == 16 else 1
             for first in range(0, splits, AT_ONCE):
                 for share in tl.static_range(AT_ONCE):
                     there = inside & (first + share < splits)
