@@ -30,7 +30,7 @@ from .norm import wide
 # (shared memory, largest head, causal): queries and keys of a block, warps, stages of the pipeline
 # of loads. A stage holds one block of keys and values: E = 128 with 128 keys is 64 KB in bfloat16.
 # tests/test_aot.py compiles each row and checks registers and memory. The rows of "227 KB" are the
-# best of static counts (bench/lease/candidates.py); none is measured.
+# best of static counts (bench/lease/candidates.py), or measured: then their time is behind them.
 BLOCKS = {
     ("227 KB", 64, True): (128, 64, 4, 3),
     ("227 KB", 64, False): (128, 64, 8, 3),  # 0.04 ms, was 0.0553: H100, f94745d

@@ -73,7 +73,6 @@ def capability_of(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-@functools.cache
 def always(capability: tuple[int, int]) -> dict[str, bool]:
     """Options of every launch on such a GPU: see `begin`."""
     return {"enable_fp_fusion": True, "launch_pdl": capability >= (9, 0)}

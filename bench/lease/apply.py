@@ -16,10 +16,12 @@ from bench import plots
 
 from . import place, sweep
 from .candidates import CONSTANTS, PART, Candidate
+from .table import wrong as wrong_of
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- gpu -->", "<!-- end -->"
 WIDTH = 100  # of a line of code
+SHOWN = ("-decode-7B.svg", "-prefill-7B.svg", "-int4-7B-gate_up.svg", "-roofline.svg")
 
 
 def measured(found: place.Found) -> dict[tuple, tuple[Candidate, str]]:
@@ -141,8 +143,11 @@ def table(names: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def page(found: place.Found) -> str:
-    """What stands between the marks of docs/gpu.md: where, kernels beside peers, whole models."""
+def page(found: place.Found, plots: list[str]) -> str:
+    """What stands between the marks of docs/gpu.md.
+
+    Where, what was not right, whole models, plots by their addresses, kernels beside their peers.
+    """
     header = found.headers[-1]
     words = [
         f"{name} {header[name]}"
@@ -150,34 +155,45 @@ def page(found: place.Found) -> str:
         if header.get(name)
     ]
     parts = [f"Measured on one {header['device']}, {header['date'][:10]}, {', '.join(words)}.\n"]
-    peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
-    if peers:
-        lines = [
-            [
-                row["section"],
-                row["shape"],
-                row["name"],
-                f"{row['p50_ms']:.4f}",
-                f"{row['of_ceiling']:.0%}",
-                f"{row['of_best_peer']:.2f}" if row["ours"] else "",
-            ]
-            for row in peers
-        ]
-        parts.append(
-            table(["kernel", "shape", "of", "ms", "of the limit", "beside the best peer"], lines)
-        )
+    wrong = [f"- {row['stage']}: {wrong_of(row)}\n" for row in found.rows if row.get("ok") is False]
+    parts += ["What was not right:\n\n" + "".join(wrong)] if wrong else []
     whole = [row for row in found.rows if row["stage"] == "whole" and "what" in row]
     if whole:
-        lines = [
-            [str(row.get(name) or "") for name in ("what", "model", "format", "size")]
-            + [
-                f"{row['ms']:.3f}" if row.get("ms") else "",
-                f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "",
-            ]
-            for row in whole
-        ]
-        parts.append(table(["what", "model", "format", "size", "ms", "tokens/s"], lines))
+        heads = ["what", "model", "format", "size", "ms", "tokens/s", "a peer's ms", "faster"]
+        parts.append(table(heads, [whole_line(row) for row in whole]))
+    images = [f"![{name.removesuffix('.svg')}](../bench/results/{name})\n" for name in plots]
+    parts += ["".join(images)] if images else []
+    peers = [row for row in found.rows if row["stage"] == "peers" and "p50_ms" in row]
+    if peers:
+        heads = ["kernel", "shape", "of", "ms", "of the limit", "best peer", "its ms", "faster"]
+        parts.append(table(heads, [peer_line(row, peers) for row in peers if row["ours"]]))
     return "\n".join(parts)
+
+
+def whole_line(row: dict) -> list[str]:
+    """A line of the table of whole models."""
+    line = [str(row.get(name) or "") for name in ("what", "model", "format", "size")]
+    line.append(f"{row['ms']:.3f}" if row.get("ms") else "")
+    line.append(f"{row['tokens_per_s']:,.0f}" if row.get("tokens_per_s") else "")
+    beside = row.get("ms") and row.get("peer_ms")
+    peer = [f"{row['peer_ms']:.3f}", f"{row['peer_ms'] / row['ms']:.2f}x"] if beside else ["", ""]
+    return line + peer
+
+
+def peer_line(row: dict, peers: list[dict]) -> list[str]:
+    """A line of the table of kernels: ours, and the fastest peer of its shape."""
+    where = ("section", "shape", "size")
+    others = [
+        other
+        for other in peers
+        if not other["ours"] and all(other[name] == row[name] for name in where)
+    ]
+    best = min(others, key=lambda other: other["p50_ms"], default=None)
+    line = [row["section"], row["shape"], row["name"], f"{row['p50_ms']:.4f}"]
+    line.append(f"{row['of_ceiling']:.0%}")
+    if best is None:
+        return [*line, "", "", ""]
+    return [*line, best["name"], f"{best['p50_ms']:.4f}", f"{best['p50_ms'] / row['p50_ms']:.2f}x"]
 
 
 def between(text: str, inside: str) -> str:
@@ -216,9 +232,11 @@ def main(folder: Path, write: bool = False, root: Path = ROOT) -> int:
         return 2
     for path, (_, new) in texts.items():
         (root / path).write_text(new)
-    print(*save(found, root / "bench" / "results"), sep="\n")
+    saved = save(found, root / "bench" / "results")
+    print(*saved, sep="\n")
+    drawn = [path.name for path in saved if path.name.endswith(SHOWN)]
     guide = root / "docs" / "gpu.md"
     if guide.exists():
-        guide.write_text(between(guide.read_text(), page(found)))
+        guide.write_text(between(guide.read_text(), page(found, drawn)))
         print(guide)
     return 0

@@ -130,6 +130,7 @@ LOOSE = {
     # constants of each kernel that only places are computed from
     "attention_kernel": {"KV_HEADS"},
     "decode_kernel": {"GROUP"},
+    "combine_kernel": {"GROUP"},
     "linear_kernel": {"K"},
     "bytes_kernel": {"K"},
     "dequantise_kernel": {"K", "GROUP"},

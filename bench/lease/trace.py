@@ -169,7 +169,20 @@ def events(call: Callable, device: str) -> list[Event]:
         and not getattr(each, "is_user_annotation", False)
     ]
     kept.sort(key=lambda each: each.time_range.start)
-    return [Event(each.name, each.time_range.elapsed_us()) for each in kept]
+    return alone(kept)
+
+
+def alone(ran: list) -> list[Event]:
+    """Kernels in the order of their starts, each with the time after the one before has ended.
+
+    Where a kernel starts early and waits (kernels/language.py), the wait is not its own.
+    """
+    found, free = [], float("-inf")
+    for each in ran:
+        start, end = each.time_range.start, each.time_range.end
+        found.append(Event(each.name, max(0.0, end - max(start, free))))
+        free = max(free, end)
+    return found
 
 
 def family(name: str) -> str:
