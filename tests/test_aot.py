@@ -36,8 +36,8 @@ POINTWISE = (
     "dequantise_kernel",
     "write_kernel",
 )
-# Instructions for a weight of int4. Blocks of 64 outputs have more than those of 128, and are faster
-# on an H100 all the same: more programs fit. On sm_100 nobody has measured them.
+# Instructions for a weight of int4. Blocks of 64 outputs have more than those of 128 and are faster
+# on an H100 all the same, as more programs fit. On sm_100 nobody has measured them.
 PER_WEIGHT = {90: 3.6, 100: 5.3}
 WITHOUT_PRODUCTS = (*POINTWISE, "combine_kernel")
 MUTANTS = {
