@@ -42,8 +42,8 @@ COMPILED = tl.constexpr(not INTERPRETED)
 def begin():
     """The first line of every kernel: wait until what the kernel before it wrote is there.
 
-    From sm_90 on a kernel may start while the one before it ends: a microsecond less for each of
-    the hundreds in a decode step. It lets the next one start in the same way.
+    From sm_90 on a kernel starts while the one before it ends, so that none of the hundreds in a
+    decode step waits for its launch. It lets the next one start in the same way.
     """
     if COMPILED:
         if tl.target_info.cuda_capability_geq(9, 0):

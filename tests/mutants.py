@@ -239,7 +239,7 @@ MEANINGLESS = {
     "kernels/int8.py": {
         "2**20": "weights that are written out at a time",
         "2**24": "the same on a GPU",
-        "max(1, (": "outputs that are written out at a time",
+        "max(1, chunk": "outputs that are written out at a time",
         "CPU_FEW = 64": "either side of it is right",
     },
     "kernels/int8_cpu.py": {

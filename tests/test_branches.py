@@ -35,7 +35,10 @@ from llava_min.kernels import (
 
 FOLDER = Path(rope.__file__).resolve().parent
 ONLY_COMPILED = {"ASM"}  # instructions of a GPU: test_aot.py compiles them
-TWICE = {"for start in range(whole, stop, BLOCK_KEY):"}  # a tile of queries ends in two of keys
+TWICE = {
+    "for start in range(whole, stop, BLOCK_KEY):",  # a tile of queries ends in two of keys
+    "for first in range(0, splits, AT_ONCE):",  # two shares at once, and there are four
+}
 HALF, WHOLE = torch.float16, torch.float32
 CASES = {
     "activation.py": [
@@ -156,5 +159,6 @@ def test_every_branch_is_taken_both_ways_and_every_loop_again(name):
 
 
 def test_every_kernel_is_watched():
+    """All but `language.begin`, which is nothing in the interpreter: test_aot.py compiles it."""
     kernels = {path.name for path in FOLDER.glob("*.py") if jitted(path)}
-    assert kernels == CASES.keys()
+    assert kernels - {"language.py"} == CASES.keys()

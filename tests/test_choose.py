@@ -148,6 +148,16 @@ def code_lines(text: str) -> set[int]:
     return {number for number, line in lines if line and line[0] != "#"} - quoted
 
 
+def test_every_kernel_begins_with_begin():
+    """One that did not would read what the kernel before it has not written yet (language.py)."""
+    found = []
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                found.append((node.name, ast.unparse(node.body[1])))
+    assert len(found) > 8 and all(first == "begin()" for _, first in found), found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_sizes(path):
     """A kernel has 16 arguments at most; a long file or function says so in its header."""
@@ -201,6 +211,7 @@ def test_a_model_through_the_kernels():
         "swiglu_kernel": blocks * (1 + steps),
         "attention_kernel": blocks,
         "decode_kernel": blocks * steps,
+        "combine_kernel": blocks * steps,
     }
 
 

@@ -232,7 +232,7 @@ MISTAKES = {
     "a crop rounded up": (
         image, "left, top = (size[0] - tile) // 2",
         "left, top = (size[0] - tile + 1) // 2", family("long_llava", 57, 56)),
-    "pixels over 256": (vision, "tiles.to(wide) / 255", "tiles.to(wide) / 256", PICTURE),
+    "pixels over 256": (vision, "(255.0,)", "(256.0,)", PICTURE),
     "mean and deviation of SigLIP in CLIP": (
         sections, "mean=(0.48145466, 0.4578275, 0.40821073)", "mean=(0.5, 0.5, 0.5)", LONG),
 }  # fmt: skip
