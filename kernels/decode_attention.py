@@ -116,7 +116,8 @@ def decode_kernel(
     """One program: the T*G queries of one key head over one split of the keys of one row.
 
     Its mix, still to be divided, and the running maximum and sum of each query go to partial
-    [B K splits USED (E + 2)], USED the power of two that holds T*G; the tensor cores want 16 rows.
+    [B K splits USED (E + 4)], USED the power of two that holds T*G; the tensor cores want 16 rows.
+    Two of the four numbers stay free: so each state begins at a multiple of 16 bytes.
     A split without keys writes nothing. Lengths are read on the device, so that one CUDA graph
     serves all.
     """
@@ -159,9 +160,9 @@ def decode_kernel(
             weights.to(queries.dtype), value, mixed, out_dtype=tl.float32, input_precision="ieee"
         )
         maximum = raised
-    partial += place * splits * USED * (HEAD_DIM + 2)
-    state = partial + (split * (HEAD_DIM + 2) + HEAD_DIM) * USED + row
-    tile = partial + split * (HEAD_DIM + 2) * USED + row[:, None] * HEAD_DIM + column[None, :]
+    partial += place * splits * USED * (HEAD_DIM + 4)
+    state = partial + (split * (HEAD_DIM + 4) + HEAD_DIM) * USED + row
+    tile = partial + split * (HEAD_DIM + 4) * USED + row[:, None] * HEAD_DIM + column[None, :]
     written = (row < USED) & (split * each < stop)
     tl.store(tile, mixed, mask=written[:, None])
     tl.store(state, maximum, mask=written)
@@ -195,7 +196,7 @@ def combine_kernel(
     seen = tl.load(lengths + batch)
     each = keys_of_a_split(seen, new, splits, block)
     filled = tl.cdiv(tl.maximum(seen + new, 0), tl.maximum(each, 1))
-    SIZE: tl.constexpr = USED * (HEAD_DIM + 2)
+    SIZE: tl.constexpr = USED * (HEAD_DIM + 4)
     partial += (tl.cast(batch, tl.int64) * kv_heads + kv_head) * splits * SIZE
     maximum, total, mixed = -1e30, 0.0, tl.zeros([HEAD_DIM], tl.float32)
     for first in range(0, filled, AT_ONCE):
@@ -239,7 +240,7 @@ def decode_triton(query: Tensor, layer, block: tuple[int, int, int, int] | None 
     block = block or (INTERPRETED_BLOCK if gpu is None else BLOCKS[gpu.part, min(kind, 16)])
     splits = splits_of(layer, batch, gpu, block)
     used = power_of_two(new * heads // kv_heads)
-    states = batch, kv_heads, splits, used * (head_dim + 2)
+    states = batch, kv_heads, splits, used * (head_dim + 4)
     partial = query.new_empty(states, dtype=torch.float32)
     mix = torch.empty_like(query, memory_format=torch.contiguous_format)
     sizes = {"GROUP": heads // kv_heads, "HEAD_DIM": head_dim, "USED": used}

@@ -161,14 +161,10 @@ def linear_kernel(
         if arrived is not None:
             tl.store(arrived + block_n, 0)
             total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            # two shares are waited for together: eight would halve the programs that fit
-            AT_ONCE: tl.constexpr = 2 if BLOCK_M == 16 else 1
-            for first in range(0, splits, AT_ONCE):
-                for share in tl.static_range(AT_ONCE):
-                    there = inside & (first + share < splits)
-                    # .cg: from the cache that all multiprocessors have
-                    sums = partial + (first + share) * M * N + target
-                    total += tl.load(sums, mask=there, other=0.0, cache_modifier=".cg")
+            # one by one: waiting for eight at once takes registers, and half the programs fit
+            for share in range(splits):  # .cg: from the cache that all multiprocessors have
+                sums = partial + share * M * N + target
+                total += tl.load(sums, mask=inside, other=0.0, cache_modifier=".cg")
         if bias is not None:
             total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
         tl.store(product + target, total.to(product.dtype.element_ty), mask=inside)

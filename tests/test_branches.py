@@ -35,10 +35,7 @@ from llava_min.kernels import (
 
 FOLDER = Path(rope.__file__).resolve().parent
 ONLY_COMPILED = {"ASM"}  # instructions of a GPU: test_aot.py compiles them
-TWICE = {
-    "for start in range(whole, stop, BLOCK_KEY):",  # a tile of queries ends in two of keys
-    "for first in range(0, splits, AT_ONCE):",  # two shares at once, and there are four
-}
+TWICE = {"for start in range(whole, stop, BLOCK_KEY):"}  # a tile of queries ends in two of keys
 HALF, WHOLE = torch.float16, torch.float32
 CASES = {
     "activation.py": [

@@ -120,7 +120,7 @@ MUTANTS = {
     ),
     "top bit lost": ("(pairs & 0x000F000F) | MAGIC", "(pairs & 0x00070007) | MAGIC"),
     "scale forgotten": ("total += group_total * scale[:, None]", "total += group_total"),
-    "a share dropped": ("for first in range(0, splits", "for first in range(AT_ONCE, splits"),
+    "a share dropped": ("for share in range(splits)", "for share in range(1, splits)"),
     "bias forgotten": ("total += tl.load(bias + n", "total += 0 * tl.load(bias + n"),
     "counter not set back": ("tl.store(arrived + block_n, 0)", "tl.store(arrived + block_n, 1)"),
     "one counter for all outputs": ("tl.atomic_add(arrived + block_n", "tl.atomic_add(arrived"),

@@ -33,7 +33,7 @@ def recorded(device: torch.device) -> bool:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside a `with` block this thread collects no garbage.
+    """Inside a `with` block Python collects no garbage.
 
     Where an older graph is part of a circle, ending it spoils what is being recorded. Other threads
     may do as they like: the recording looks at its own alone.
