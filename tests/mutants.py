@@ -121,6 +121,7 @@ TESTS = {
     "llava_min/serve/parts.py": ("test_serve_fields", "test_serve_borders", "test_public"),
     "llava_min/serve/protocol.py": ("test_serve_fields", "test_serve_openapi"),
     "llava_min/serve/exchange.py": ("test_serve_fields", "test_serve_openapi", "test_serve_life"),
+    "llava_min/serve/outbox.py": ("test_outbox",),
     "llava_min/serve/metrics.py": ("test_serve_openapi",),
     "llava_min/engine/rules.py": ("test_serve_fields", "test_grammar"),
     "llava_min/engine/grammar.py": ("test_grammar",),

@@ -5,7 +5,7 @@ out: a completion, or the bytes of server-sent events
 
 While it waits, it listens for the client's going, which ends the work within one portion. The
 prompt of a request for several answers is read once: the others begin when the first has a token.
-Read serve/service.py, serve/protocol.py first. Read next: serve/app.py.
+Read serve/service.py, serve/protocol.py, serve/outbox.py first. Read next: serve/app.py.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class Exchange:
         self, service: Service, ready: Ready, gone: "asyncio.Task[None]", name: str
     ) -> None:
         self.service, self.ready = service, ready
-        self.began, self.loop = time.perf_counter(), asyncio.get_running_loop()
+        self.began, self.outbox = time.perf_counter(), service.outbox()
         self.queue: asyncio.Queue[Heard | None] = asyncio.Queue()  # None: the client is gone
         gone.add_done_callback(lambda _: self.queue.put_nowait(None))
         self.choices = [Choice(self, index) for index in range(ready.wanted.n)]
@@ -96,10 +96,7 @@ class Exchange:
 
     def put(self, choice: Choice, event: Event | Exception | None, entries: Entries) -> None:
         """Hand something over from the worker's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, (choice, event, entries))
-        except RuntimeError:  # the loop is closed: nobody waits
-            return
+        self.outbox.put(self.queue, (choice, event, entries))
 
     async def events(self) -> AsyncGenerator[tuple[Choice, Event] | None, None]:
         """Every event of every choice; None where nothing came for a while.

@@ -10,6 +10,7 @@ lately are kept as tiles, because a conversation sends its pictures again with e
 Read serve/parts.py, serve/worker.py first. Read next: serve/app.py.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ from .errors import Refusal, refusal_of, wrong
 from .fields import Wanted, wanted_of
 from .guard import ClientGone
 from .metrics import Metrics
+from .outbox import Outbox
 from .parts import Borders, messages_of
 from .protocol import TokenTexts
 from .worker import Worker
@@ -73,7 +75,15 @@ class Service:
         self.pictures = Pictures(TILE_BYTES)
         self.decoding = threading.Semaphore(DECODERS)
         self.named: set[str] = set()  # unknown fields that the log has named
+        self.way: Outbox[Any] | None = None
         self.worker.start()
+
+    def outbox(self) -> "Outbox[Any]":
+        """What takes answers to the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        if self.way is None or self.way.loop is not loop:
+            self.way = Outbox(loop)
+        return self.way
 
     @property
     def fingerprint(self) -> str:
