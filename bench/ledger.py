@@ -15,15 +15,26 @@ import torch
 from . import measure
 
 
+def cpu_name(described: str) -> str:
+    """The name of a CPU as /proc/cpuinfo describes it; a cloud's names do not tell generations.
+
+    >>> cpu_name("cpu family\\t: 25\\nmodel\\t\\t: 17\\nmodel name\\t: AMD EPYC\\n")
+    'AMD EPYC (family 25, model 17)'
+    """
+    lines = (line.split(":", 1) for line in described.splitlines() if ":" in line)
+    said = {key.strip(): value.strip() for key, value in lines}
+    name = said.get("model name", platform.processor() or platform.machine())
+    if {"cpu family", "model"} <= said.keys():
+        name += f" (family {said['cpu family']}, model {said['model']})"
+    return name
+
+
 def here() -> dict:
     """This machine, with what decides a CPU's speed."""
-    names = [platform.processor() or platform.machine()]
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    described = Path("/proc/cpuinfo")
     found = measure.machine()
     return {
-        "cpu": names[0],
+        "cpu": cpu_name(described.read_text() if described.exists() else ""),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
         "threads": torch.get_num_threads(),

@@ -137,6 +137,16 @@ def in_bytes(rows: Tensor, largest: Tensor, special: Tensor) -> Tensor:
     return torch.cat([found, low])
 
 
+def bytes_of(steps: Tensor) -> Tensor:
+    """Whole steps below 2^16, int32 [M K]: the low bytes of all, then the high ones, uint8 [2M K].
+
+    >>> bytes_of(torch.tensor([[65408, 35]], dtype=torch.int32)).tolist()
+    [[128, 35], [255, 0]]
+    """
+    whole = steps.contiguous().view(torch.uint8).unflatten(1, (-1, 4))
+    return whole[..., :2].permute(2, 0, 1).flatten(0, 1)
+
+
 def one_row(row: Tensor, words: Tensor, scales: Tensor) -> Tensor:
     """A row [1 K] in 16 bits times packed weights -> [1 N], in as few operators as it can be.
 
@@ -144,9 +154,16 @@ def one_row(row: Tensor, words: Tensor, scales: Tensor) -> Tensor:
     """
     largest = max(float(row.abs().amax()), TINY)
     steps = torch.add(MIDDLE, row, alpha=STEPS / largest).int()
-    low_high = steps.view(torch.uint8).view(-1, 4).T[:2].contiguous()
-    low, high = product(low_high, words, scales, torch.float32, largest / STEPS)
+    low, high = product(bytes_of(steps), words, scales, torch.float32, largest / STEPS)
     return torch.add(low, high, alpha=256)[None].to(row.dtype)
+
+
+def few_rows(rows: Tensor, words: Tensor, scales: Tensor) -> Tensor:
+    """The same of several rows [M K], each of which has a step of its own -> [M N]."""
+    largest = largest_of(rows)
+    steps = torch.addcdiv(MIDDLE, rows, largest, value=STEPS).int()
+    low, high = product(bytes_of(steps), words, scales, torch.float32, 1 / STEPS).chunk(2)
+    return torch.add(low, high, alpha=256).mul_(largest).to(rows.dtype)
 
 
 def peaked(rows: Tensor, largest: Tensor, limit: Tensor) -> Tensor:
@@ -161,8 +178,9 @@ def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> 
     count, dtype = len(rows), torch.promote_types(rows.dtype, torch.bfloat16)
     if not count:
         return rows.new_empty(0, len(scales))
-    if count == 1 and not torch.compiler.is_exporting():  # it asks for a number on the way
-        return one_row(rows, words, scales)
+    exported = torch.compiler.is_exporting()  # a compiler joins operators that are plainer
+    if count <= FEW and not exported:
+        return one_row(rows, words, scales) if count == 1 else few_rows(rows, words, scales)
     if count <= FEW:
         largest = largest_of(rows)
         high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)

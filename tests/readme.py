@@ -181,6 +181,16 @@ def drafted() -> str:
 
 def speed() -> str:
     """Rates of the 0.5B shape on a CPU, and how many times those of transformers in bfloat16."""
+    return speed_in("generate-cpu")
+
+
+def speed_zen4() -> str:
+    """The same on a CPU of the generation before."""
+    return speed_in("zen4/generate-cpu")
+
+
+def speed_in(file: str) -> str:
+    """Rates as a file of results has them: a table for each instruction set."""
     parts = []
     what = {
         "vision": "vision, tiles/s",
@@ -189,7 +199,7 @@ def speed() -> str:
         "decode": "decode after {:,}, tokens/s",
         "batch": "four answers at once after {:,}, tokens/s",
     }
-    every = [row for row in results("generate-cpu", shape="0.5B") if row["section"] in what]
+    every = [row for row in results(file, shape="0.5B") if row["section"] in what]
     every.sort(key=lambda row: (list(what).index(row["section"]), row["context"] or 0))
     order = [
         "transformers float32",
@@ -632,6 +642,7 @@ PARTS = {
         trust,
         photo,
         speed,
+        speed_zen4,
         drafted,
         profile,
         operators,

@@ -312,6 +312,15 @@ def test_a_row_is_the_same_among_others(count, dtype, peaks, seed):
     assert ((few - whole[:8]).norm(dim=-1) < 0.03 * few.norm(dim=-1)).all()
 
 
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_rows_may_be_columns(count):
+    """Strides change nothing, though bytes are taken from numbers as they lie in memory."""
+    _, found, scale = weights_of(0, 20, 64)
+    given = laid_out(found, scale)
+    rows = rows_of(1, (64, count)).T
+    assert torch.equal(int8.linear(rows, *given), int8.linear(rows.contiguous(), *given))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     choice=st.sampled_from(["auto", "reference"]),
