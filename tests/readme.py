@@ -184,7 +184,7 @@ def speed() -> str:
     return speed_in("generate-cpu")
 
 
-def speed_zen4() -> str:
+def speed_before() -> str:
     """The same on a CPU of the generation before."""
     return speed_in("zen4/generate-cpu")
 
@@ -642,7 +642,7 @@ PARTS = {
         trust,
         photo,
         speed,
-        speed_zen4,
+        speed_before,
         drafted,
         profile,
         operators,
