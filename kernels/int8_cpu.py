@@ -178,10 +178,9 @@ def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> 
     count, dtype = len(rows), torch.promote_types(rows.dtype, torch.bfloat16)
     if not count:
         return rows.new_empty(0, len(scales))
-    exported = torch.compiler.is_exporting()  # a compiler joins operators that are plainer
-    if count <= FEW and not exported:
+    if count <= FEW and not torch.compiler.is_exporting():
         return one_row(rows, words, scales) if count == 1 else few_rows(rows, words, scales)
-    if count <= FEW:
+    if count <= FEW:  # in plainer operators, which a compiler joins
         largest = largest_of(rows)
         high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)
         return torch.add(low, high, alpha=256).mul_(largest / STEPS).to(rows.dtype)
