@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,7 +71,9 @@ def built(home, source):
         pytest.skip("needs a C++ compiler, g++ or CXX")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # a package serves any number
-    model = llava_min.load(source, **FORMAT, compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of torch, which says nothing to a user
+        model = llava_min.load(source, **FORMAT, compile=True)
     torch.set_num_threads(threads)
     assert model.compiled is not None
     return model

@@ -24,6 +24,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,7 +208,9 @@ def built(decoder: Decoder) -> bool:
                 f"compiling the decode step with {compiler}, once for this model and CPU: about a "
                 "minute. Ctrl-C goes on without it."
             )
-            write(decoder, path, Path(work))
+            with warnings.catch_warnings():  # of torch, about torch
+                warnings.simplefilter("ignore", FutureWarning)
+                write(decoder, path, Path(work))
     except exc.InvalidCxxCompiler:
         log.warning("the decode step is not compiled: torch finds no C++ compiler, such as g++.")
         return False
