@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import llava_min
 from llava_min.cache import Cache
 from llava_min.config import Quantization
-from llava_min.engine.step import Step
+from llava_min.engine.step import Step, decoding
 from llava_min.errors import NumericsError
 from llava_min.kernels import activation, choose, decode_attention, norm, rope
 from llava_min.options import Sampling
@@ -116,6 +116,16 @@ def test_a_step_goes_with_its_owner(models):
         assert [one() for one in held] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_plain_torch_reads_no_more_than_was_seen(models):
+    """A step on a CPU is not the one that is repeated, which goes over the whole capacity."""
+    model, whole = models[torch.float64], []
+    for made in (decoding, Step):
+        step = made(model, prefilled(model, [5], torch.float64, spare=56), 100)
+        operations = recorded(lambda step=step: step([3]))
+        whole.append(any(" 61]" in sizes for _, sizes in operations))  # scores of all 61 places
+    assert whole == [False, True]
 
 
 def test_every_step_launches_the_same(models, monkeypatch):
