@@ -265,6 +265,22 @@ def test_which_rows_are_two_bytes():
     assert int8_cpu.peaked(rows, largest, limit).tolist() == [2]
 
 
+@in_integers
+@pytest.mark.parametrize("count, multiplied", [(1, 2), (8, 16), (9, 9)])
+def test_few_rows_are_two_bytes(monkeypatch, count, multiplied):
+    """Many even ones are one, and cost half as much."""
+    _, found, scale = weights_of(0, 20, 64, "uniform")
+    product, sizes = int8_cpu.product, []
+
+    def counted(rows, *given):
+        sizes.append(len(rows))
+        return product(rows, *given)
+
+    monkeypatch.setattr(int8_cpu, "product", counted)
+    int8.linear(torch.ones(count, 64), *laid_out(found, scale))
+    assert sizes == [multiplied]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 300)),
