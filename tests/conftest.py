@@ -36,6 +36,19 @@ if importlib.util.find_spec("triton") and not has_cuda():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 
+def scheduled() -> int | None:
+    """How the system schedules this thread, where it says so."""
+    return os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+
+
+SCHEDULED = scheduled()
+
+
+def pytest_runtest_teardown(item):
+    """No test leaves a real-time thread, whose every child would let nothing else run."""
+    assert scheduled() == SCHEDULED, f"{item.nodeid} has changed how this thread is scheduled"
+
+
 def pytest_addoption(parser):
     words = "write tests/bad_input.md in place of comparing it with what the cases get"
     parser.addoption("--write-tables", action="store_true", help=words)

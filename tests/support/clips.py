@@ -3,8 +3,11 @@
 `draw` chooses a recipe by a seed, `write` makes the file, `decoded` is what FFmpeg shows of it.
 """
 
+import os
 import random
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -126,6 +129,21 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
+@contextmanager
+def same_priority() -> Iterator[None]:
+    """After a `with` block the thread is scheduled as before it.
+
+    SVT-AV1 that root calls makes its caller a real-time thread, and so all that this starts later.
+    """
+    policy = getattr(os, "sched_getscheduler", lambda pid: None)(0)
+    try:
+        yield
+    finally:
+        if policy is not None:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
+@same_priority()
 def write(recipe: Recipe, path: Path) -> Path:
     """Make the clip."""
     base = 1 / recipe.rate
