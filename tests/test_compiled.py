@@ -30,7 +30,8 @@ from llava_min import trace
 from llava_min.base import cpu
 from llava_min.cache import Cache
 from llava_min.command.main import main
-from llava_min.engine import compiled, compiling
+from llava_min.engine import batch, compiled, compiling
+from llava_min.engine.slots import Slots
 from llava_min.engine.step import eager
 from llava_min.errors import ParameterError
 from llava_min.kernels import choose
@@ -184,6 +185,30 @@ def test_threads_share_it(built):
     alone = [ask(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(ask, range(8))) == alone
+
+
+def test_slots_use_it_where_one_answer_is_alone(built, ordinary, monkeypatch):
+    """In whichever row that is; two at once take ordinary steps. The answers are the same."""
+    step, places = compiled.Compiled.step, []
+
+    def noted(self, network, cache, known):
+        places.append(cache.keys.data_ptr())
+        return step(self, network, cache, known)
+
+    monkeypatch.setattr(compiled.Compiled, "step", noted)
+    slots, lines = Slots(built, 3, 200), {"What?": 4, "And where is it now?": 20}
+    options = [
+        {"question": question, "max_tokens": tokens, "ignore_eos": True}
+        for question, tokens in lines.items()
+    ]
+    found = [slots.submit(*batch.ready_for(built, "line", one), 0.0) for one in options]
+    while slots.busy:
+        slots.round()
+    for one, line in zip(found, options):
+        alone = ordinary.generate(line.pop("question"), **line)
+        assert one.answer.token_ids == alone.token_ids
+    assert set(places) == {slots.cache.row(row).keys.data_ptr() for row in (0, 1)}
+    assert 10 < len(places) < 3 + 19  # tokens after the first ones
 
 
 def test_weights_are_handed_over_and_not_copied(built):

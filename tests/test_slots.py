@@ -65,15 +65,15 @@ def submit(slots, model, number: int, listen=lambda event: None):
 def test_a_step_covers_the_rows_from_the_first_to_the_last_that_writes(model, watched):
     """Without a watcher, every prompt that has a row was read before the first step."""
     slots, steps = Slots(model, 4, 500, watched), []
-    eager = slots.eager
+    step_of = slots.step_of
 
     def noted(start, stop):
         ends = [slots.questions[start], slots.questions[stop - 1]]
         read = not slots.being_read() and not (slots.waiting and None in slots.questions)
         steps.append((stop - start, all(one is not None and one.writing for one in ends), read))
-        return eager(start, stop)
+        return step_of(start, stop)
 
-    slots.eager = noted
+    slots.step_of = noted
     for number in range(12):
         submit(slots, model, number)
     while slots.busy:
@@ -304,7 +304,7 @@ def test_the_rows_of_a_step_that_do_not_write_are_counted_back(device, places):
         SimpleNamespace(reply=SimpleNamespace(new=[7, 70 + row])) for row in range(4)
     ]
     slots.cache = SimpleNamespace(host_lengths=np.arange(4), lengths=np.arange(4))
-    slots.step, slots.eager = step(0, 4), step
+    slots.step, slots.step_of = step(0, 4), step
     first, found = slots.stepped(places)
     ((start, stop, ids),) = covered
     assert (start, stop) == ((0, 4) if device == "cuda" else (places[0], places[-1] + 1))

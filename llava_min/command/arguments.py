@@ -171,7 +171,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         images=tuple(given.image),
         videos=tuple(given.video),
         options=options,
-        load=loading(given) | compiling(given),
+        load=loading(given) | ({} if given.plan else compiling(given)),
         kernels=given.kernels,
         threads=given.threads,
         output="json" if given.json else "jsonl" if given.jsonl else "text",
@@ -223,8 +223,8 @@ def several(given: argparse.Namespace) -> "dict[str, Any]":
 
 
 def compiling(given: argparse.Namespace) -> "dict[str, Any]":
-    """The argument of load() about the compiled step, where there is one; a plan has none."""
-    return {} if given.compile is None or given.plan else {"compile": given.compile}
+    """The argument of load() about the compiled step, where it is given."""
+    return {} if given.compile is None else {"compile": given.compile}
 
 
 def complaint(error: argparse.ArgumentError) -> ParameterError:

@@ -32,6 +32,7 @@ LOADING = (
     "--lora",
     "--kv-dtype",
     "--kernels",
+    "--compile",
     "--threads",
     "--context",
     "--config",
@@ -200,7 +201,7 @@ def main(given: list[str]) -> int:
         log_requests=found.log_requests,
     )
     progress = Progress("loading", found.quiet)
-    settings = arguments.loading(found) | {"compile": False}  # slots make ordinary steps
+    settings = arguments.loading(found) | arguments.compiling(found)
     work = partial(load, found.model, progress=progress, **settings)
     name = found.served_name or found.model or "llava_min-toy"
     serve(work, name, listening)

@@ -231,15 +231,17 @@ class Slots:
         start, stop = (0, len(self.questions)) if whole else (places[0], places[-1] + 1)
         others = [row for row in range(start, stop) if row not in places]
         ids = [self.newest(row) if row in places else 0 for row in range(start, stop)]
-        found = self.step(ids) if whole else self.eager(start, stop)(ids)
+        found = self.step(ids) if whole else self.step_of(start, stop)(ids)
         if others:
             self.cache.host_lengths[others] -= 1
             self.cache.lengths[others] -= 1
         return start, found
 
-    def eager(self, start: int, stop: int) -> Step:
-        """How to make a step of some rows, unrecorded."""
-        return eager(self.model.network, self.cache.rows(start, stop), self.model.known_ids)
+    def step_of(self, start: int, stop: int) -> Step:
+        """How to make a step of some rows, unrecorded: compiled, where a row is alone."""
+        rows, compiled = self.cache.rows(start, stop), self.model.compiled
+        step = compiled.step if compiled is not None and compiled.takes(rows) else eager
+        return step(self.model.network, rows, self.model.known_ids)
 
     def newest(self, row: int) -> int:
         """The newest id of an answer."""
@@ -251,7 +253,7 @@ class Slots:
         """A step of each row, so that one that fails ends its own question alone."""
         for row in places:
             try:
-                logits, likely = self.eager(row, row + 1)([self.newest(row)])
+                logits, likely = self.step_of(row, row + 1)([self.newest(row)])
             except Exception as error:
                 self.fail(row, error)
             else:
