@@ -13,6 +13,8 @@ import random
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -524,6 +526,35 @@ def test_ctrl_c_and_what_the_log_has():
         for secret in ("parrot", "grandmother", "my name", encoded[100:140], text_of(good)):
             assert secret not in running.log, running.log
         assert "top_unknown" in running.log and "200" in running.log and "400" in running.log
+
+
+BUSY = """
+import sys
+import torch
+from llava_min.command.main import run
+from llava_min.engine import load
+
+def busy(*given, **named):
+    print("busy", file=sys.stderr, flush=True)
+    while True:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+
+load.load, sys.argv = busy, ["llava-min", "serve", "--port", "0"]
+run()
+"""
+
+
+def test_ctrl_c_while_torch_is_busy_loading():
+    """130 and a line, where Python's end under torch would abort the process."""
+    words = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, preexec_fn=serving.hear_ctrl_c
+    ) as child:
+        assert child.stderr.readline() == "busy\n"
+        time.sleep(1)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=SECONDS)
+    assert (child.returncode, said) == (130, "llava_min: interrupted\n")
 
 
 def test_requests_are_in_the_log_that_asks_for_them(model, caplog):

@@ -6,6 +6,7 @@ out: an answer on stdout, an exit code (errors.py)
 Read command/arguments.py first. Read next: command/report.py.
 """
 
+import atexit
 import contextlib
 import errno
 import io
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -237,5 +239,13 @@ def show_plan(settings: arguments.Settings) -> int:
 
 
 def run() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script.
+
+    A thread that is still at work, such as one that loads a server's model, is not waited for. If
+    Python ended under it, torch would abort the process.
+    """
+    code = main()
+    if any(thread.daemon for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        os._exit(code)
+    sys.exit(code)
