@@ -45,7 +45,7 @@ def conversation(folder: Path, clip: Path, frames: int, rounds: int):
     The seconds are lists, one each for the first question, the second one in a chat, and the second
     one from scratch.
     """
-    model, options = llava_min.load(folder), dict(frames=frames, max_tokens=ANSWER)
+    model, options = llava_min.load(folder, compile=False), dict(frames=frames, max_tokens=ANSWER)
     times, same = [[], [], []], True
     for _ in range(rounds):
         chat = model.chat(**options)

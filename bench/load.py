@@ -34,7 +34,7 @@ def done(**more):
 IMPORT = "import torch; done()"
 OURS = """
 import llava_min
-model = llava_min.load(sys.argv[1], device="cpu", **json.loads(sys.argv[2]))
+model = llava_min.load(sys.argv[1], device="cpu", compile=False, **json.loads(sys.argv[2]))
 done(inside=model.load_seconds)
 """
 THEIRS = """
@@ -53,7 +53,7 @@ done()
 """
 ANSWER = """
 import llava_min
-model = llava_min.load(sys.argv[1], device="cpu")
+model = llava_min.load(sys.argv[1], device="cpu", compile=False)
 answer = model.generate("What is this?", images=[sys.argv[2]], max_tokens=8, ignore_eos=True,
                         max_tiles=1)
 done(timings=answer.timings)

@@ -118,7 +118,7 @@ def asked(told: dict) -> dict:
 
     threads = os.cpu_count() or 1
     torch.set_num_threads(max(1, threads))
-    model = llava_min.load(**told)
+    model = llava_min.load(**told, compile=False)
     for _ in range(2):  # the first one warms up
         answer = model.generate(QUESTION * 250, max_tokens=64, ignore_eos=True)
     times = answer.timings

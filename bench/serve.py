@@ -1,6 +1,6 @@
 """A server under load: requests and tokens a second, the first token, the time between tokens.
 
-    python -m bench serve [-m 0.5B] [--concurrency 1 4 8 16] [--rates 0.5 0.8] [--only ...]
+    python -m bench serve [--models 0.5B] [--concurrency 1 4 8 16] [--rates 0.5 0.8] [--only ...]
 
 closed   so many clients, each of which asks again when it has its answer
 open     requests that come at random (Poisson), at parts of the rate that 8 clients reached
@@ -70,8 +70,8 @@ def listening(ready: str, *command: str) -> Iterator[str]:
 
 
 def ours(folder: Path, threads: int):
-    """This project's server: its address."""
-    room = "--slots", "8", "--slot-tokens", "16384", "--threads", str(threads)
+    """This project's server, which takes no step that somebody compiled here: its address."""
+    room = "--slots", "8", "--slot-tokens", "16384", "--threads", str(threads), "--no-compile"
     return listening(
         "ready at http://", "llava_min", "serve", "-m", str(folder), "--port", "0", *room
     )
