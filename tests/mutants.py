@@ -108,7 +108,7 @@ TESTS = {
     "llava_min/engine/pace.py": ("test_reuse",),
     "llava_min/engine/rows.py": ("test_reuse",),
     "llava_min/engine/looks.py": ("test_reuse",),
-    "llava_min/engine/slots.py": ("test_slots", "test_reuse"),
+    "llava_min/engine/slots.py": ("test_slots", "test_reuse", "test_compiled"),
     "llava_min/serve/guard.py": ("test_serve_borders",),
     "llava_min/serve/page.py": ("test_chat_page",),
     "llava_min/serve/explanations.py": ("test_chat_page",),
