@@ -16,6 +16,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -416,6 +417,18 @@ def test_a_build_that_is_killed_leaves_no_package(empty, source):
     os.utime(left, (time.time() - 2 * compiling.STALE,) * 2)
     compiling.remove_stale(empty)
     assert not left.exists()
+
+
+def test_where_packages_are_kept(monkeypatch):
+    for name in ("LLAVA_MIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, "/home/me")
+    assert compiled.folder() == Path("/home/me/.cache/llava_min/compiled")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert compiled.folder() == Path("/caches/llava_min/compiled")
+    monkeypatch.setenv("LLAVA_MIN_CACHE", "/ours")
+    assert compiled.folder() == Path("/ours/compiled")
 
 
 def test_what_compile_may_be(source):
