@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -417,6 +418,13 @@ def test_a_build_that_is_killed_leaves_no_package(empty, source):
     os.utime(left, (time.time() - 2 * compiling.STALE,) * 2)
     compiling.remove_stale(empty)
     assert not left.exists()
+
+
+def test_a_split_model_compiles_nothing(empty, caplog):
+    """Two parts are the fewest."""
+    split = SimpleNamespace(device=torch.device("cpu"), decoder=SimpleNamespace(parts=2))
+    assert compiling.for_device(split, True) is None and not empty.exists()
+    assert "the decode step is not compiled: the model is split." in caplog.text
 
 
 def test_where_packages_are_kept(monkeypatch):
