@@ -150,7 +150,7 @@ TESTS = {
     "kernels/attention.py": ("test_attention", "test_properties"),
     "kernels/attention_cpu.py": ("test_attention_cpu",),
     "kernels/attention_sizes.py": ("test_attention_cpu", "test_forecast"),
-    "kernels/decode_attention.py": ("test_decode_attention", "test_properties"),
+    "kernels/decode_attention.py": ("test_decode_attention", "test_properties", "test_cache"),
     "kernels/int4_packing.py": ("test_int4_packing",),
     "kernels/int4_cpu.py": ("test_int4_cpu",),
     "kernels/int4_bytes.py": ("test_devices",),
