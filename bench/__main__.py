@@ -205,7 +205,14 @@ def lease(settings: Namespace) -> int:
 
 
 def plot(settings: Namespace) -> int:
-    print(*plots.draw(settings.file), sep="\n")
+    from . import cpu
+
+    kernels = all("ours" in row for row in ledger.read(settings.file))
+    written = plots.draw(settings.file) if kernels else cpu.draw(settings.file)
+    if not written:
+        print(f"bench: nothing in {settings.file} is drawn", file=sys.stderr)
+        return 2
+    print(*written, sep="\n")
     return 0
 
 

@@ -239,7 +239,8 @@ def lease(commands) -> None:
 
 
 def plot(commands) -> None:
-    command = commands.add_parser("plot", help="draw the plots of a file of results again")
+    which = "draw the plots of a file of results again: of kernels, or of generate"
+    command = commands.add_parser("plot", help=which)
     command.add_argument("file", type=Path)
 
 

@@ -9,7 +9,10 @@ import math
 from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 70, 190, 40, 50
-COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e", "#566573", "#17a589", "#212121")
+COLOURS = (
+    "#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#b9770e", "#566573",
+    "#17a589", "#212121", "#e056a0", "#8bc34a", "#6d3b1f", "#56b4e9",
+)  # fmt: skip
 
 
 class Axes:

@@ -6,6 +6,7 @@ What they measure is not tested here; `make bench` walks through them at toy siz
 import importlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,22 @@ def test_a_row_measured_again_replaces_the_old_one(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["name"], row.get("seconds")) for row in rows] == [("y", None), ("x", 2.0)]
     assert all({"cpu", "torch", "commit"} <= set(row) for row in rows)
+
+
+def test_plots_are_drawn_again(tmp_path, capsys):
+    """Of kernels and of generate, each line in a colour of its own; of others a line says no."""
+    results = Path(ledger.__file__).parent / "results"
+    for name in ("generate-cpu", "kernels-NVIDIA-H100-80GB-HBM3", "quality"):
+        copy = tmp_path / f"{name}.jsonl"
+        copy.write_text((results / copy.name).read_text())
+        code = bench.main(["plot", str(copy)])
+        said, drawn = capsys.readouterr(), sorted(tmp_path.glob(f"{name}-*.svg"))
+        assert sorted(said.out.split()) == [str(path) for path in drawn]
+        assert (code == 0) == bool(drawn) == (name != "quality")
+        assert ("is drawn" in said.err) == (name == "quality")
+    (decode,) = tmp_path.glob("generate-cpu-decode-*.svg")
+    colours = re.findall(r'<polyline [^>]*stroke="(#\w+)"', decode.read_text())
+    assert len(set(colours)) == len(colours) > 8
 
 
 def test_paired_questions_go_on_where_they_stopped(tmp_path, monkeypatch):
