@@ -8,7 +8,7 @@ Read engine/admission.py, request/prepare.py, generate.py first. Read next: engi
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -236,12 +236,11 @@ class Model(Asking):
         portions = self.reading(prepared.plan, prepared.visuals, cache, keep=keep)
         return finished(portions), cache
 
-    def step(self, cache: Cache) -> Step:
-        """How one answer's tokens are made over a cache of one row."""
-        common = self.network, cache, self.known_ids
+    def step(self, cache: Cache, made: Callable[[Network, Cache, int], Step] = decoding) -> Step:
+        """How tokens are made over a cache: compiled where that can be, otherwise as `made`."""
         if self.compiled is not None and self.compiled.takes(cache):
-            return self.compiled.step(*common)
-        return decoding(*common)
+            made = self.compiled.step
+        return made(self.network, cache, self.known_ids)
 
     def reply(
         self, prepared: Prepared, options: Options, began: float, rules: Iterable[Rule] = ()

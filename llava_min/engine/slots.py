@@ -239,9 +239,7 @@ class Slots:
 
     def step_of(self, start: int, stop: int) -> Step:
         """How to make a step of some rows, unrecorded: compiled, where a row is alone."""
-        rows, compiled = self.cache.rows(start, stop), self.model.compiled
-        step = compiled.step if compiled is not None and compiled.takes(rows) else eager
-        return step(self.model.network, rows, self.model.known_ids)
+        return self.model.step(self.cache.rows(start, stop), eager)
 
     def newest(self, row: int) -> int:
         """The newest id of an answer."""
