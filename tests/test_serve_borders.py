@@ -12,7 +12,6 @@ import json
 import os
 import re
 import select
-import socket
 import struct
 import threading
 import time
@@ -478,7 +477,7 @@ def test_half_closed_sockets(server):
     for sent in (b"", b"GET /hea", head(100), head(100) + b"{", head(None, "/health", "GET")):
         with dial(server.port) as sock:
             sock.sendall(sent)
-            sock.shutdown(socket.SHUT_WR)
+            hostile.end(sock)
             assert hostile.rest(sock)[:5] in (b"", b"HTTP/")
 
 
@@ -505,7 +504,7 @@ def test_what_is_no_http(server, sent):
     with dial(server.port) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent)
-            sock.shutdown(socket.SHUT_WR)
+        hostile.end(sock)
         found = hostile.rest(sock)
     assert re.match(rb"$|HTTP/1.1 4\d\d ", found), found[:200]
     assert not MACHINE.search(found.decode("latin-1"))

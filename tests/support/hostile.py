@@ -137,6 +137,12 @@ def sent(port: int, body: dict[str, Any], path: str = CHAT) -> socket.socket:
     return sock
 
 
+def end(sock: socket.socket) -> None:
+    """Say that nothing more will be sent, to a side that may have closed already."""
+    with contextlib.suppress(OSError):  # not connected is no ConnectionError
+        sock.shutdown(socket.SHUT_WR)
+
+
 def rest(sock: socket.socket) -> bytes:
     """All that comes until the other side closes."""
     found = bytearray()
