@@ -359,9 +359,12 @@ def empty(tmp_path, monkeypatch):
 def test_a_build_that_fails_leaves_the_ordinary_step(
     empty, source, monkeypatch, caplog, error, line
 ):
+    from torch._inductor.utils import fresh_cache
+
     def write(decoder, path, work):
-        (work / "half").write_bytes(b"x" * 1000)
-        raise error
+        with fresh_cache(dir=str(work), delete=False):  # which warns of the folder it leaves
+            (work / "half").write_bytes(b"x" * 1000)
+            raise error
 
     monkeypatch.setattr(compiling, "write", write)
     monkeypatch.setenv("CXX", sys.executable)  # any compiler that is there

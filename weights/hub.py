@@ -94,7 +94,7 @@ def find(
 def not_found(name: str) -> CheckpointError:
     """The error for a name that is no folder, alias or repository."""
     known = f"a folder, a repository on the hub (org/name), or one of {', '.join(ALIASES)}"
-    hint = "A private repository needs HF_TOKEN."
+    hint = "Without a name it is the embedded toy. A private repository needs HF_TOKEN."
     return CheckpointError("cannot find the checkpoint", shown(name), known, "neither", hint)
 
 

@@ -163,6 +163,20 @@ def each_named(known: set[str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Inside a `with` block, torch says nothing of itself or of a folder that goes anyway."""
+    about_folders = logging.getLogger("torch._inductor.utils")
+    level = about_folders.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        about_folders.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            about_folders.setLevel(level)
+
+
 def write(decoder: Decoder, path: Path, work: Path) -> None:
     """Build a package in the folder `work`, and name it `path` when it is whole.
 
@@ -208,8 +222,7 @@ def built(decoder: Decoder) -> bool:
                 f"compiling the decode step with {compiler}, once for this model and CPU: about a "
                 "minute. Ctrl-C goes on without it."
             )
-            with warnings.catch_warnings():  # of torch, about torch
-                warnings.simplefilter("ignore", FutureWarning)
+            with quiet_torch():
                 write(decoder, path, Path(work))
     except exc.InvalidCxxCompiler:
         log.warning("the decode step is not compiled: torch finds no C++ compiler, such as g++.")
