@@ -180,6 +180,20 @@ def test_the_example_is_one_click_with_its_picture(toy, visit):
     assert shown.evaluate("document.getElementById('used').value") == 363 + 34
 
 
+def test_nothing_is_sent_before_the_server_has_said_its_model(toy, visit):
+    """What was written meanwhile stays, and is sent then."""
+    shown, held = visit(toy), []
+    shown.route("**/v1/models", lambda route: held.append(route))
+    with shown.expect_request("**/v1/models"):
+        shown.reload()
+    ask(shown, "What is this?")
+    assert shown.locator("#send[disabled]").count() == 1
+    assert shown.locator("#question").input_value() == "What is this?"
+    held.pop().continue_()
+    shown.locator("#send:not([disabled])").click()
+    assert answered(shown)
+
+
 def test_pictures_and_videos_are_picked_pasted_and_dropped(toy, visit):
     shown = visit(toy)
     shown.set_input_files("#file", [STAR, CLIP])
