@@ -31,10 +31,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words) -> None:
         """Say nothing."""
 
-    def give(
-        self, body: bytes, kind: str = "application/json", code: int = 200, headers=()
-    ) -> None:
-        self.send_response(code)
+    def give(self, body: bytes, kind: str = "application/json", headers=()) -> None:
+        self.send_response(200)
         for name, value in (("content-type", kind), *headers):
             self.send_header(name, value)
         self.end_headers()
@@ -58,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self.path.endswith("completions"):
-            self.give(json.dumps({"error": {"message": MARKUP}}).encode(), code=400)
+            self.give(json.dumps({"input_tokens": MARKUP}).encode())
             return
         self.bodies.append(body)
         asked = body["messages"][-1]["content"][-1]["text"]
