@@ -166,6 +166,15 @@ def few_rows(rows: Tensor, words: Tensor, scales: Tensor) -> Tensor:
     return torch.add(low, high, alpha=256).mul_(largest).to(rows.dtype)
 
 
+def traced_rows(rows: Tensor, words: Tensor, scales: Tensor) -> Tensor:
+    """The same in plain operators, which a compiler joins."""
+    largest = largest_of(rows)
+    steps = (rows * (STEPS / largest) + (ZERO * 257 + HALF)).int()
+    both = torch.cat([steps >> 8, steps & 255]).to(torch.uint8)
+    high, low = product(both, words, scales, torch.float32).split(len(rows))
+    return (low + 256 * high).mul(largest / STEPS).to(rows.dtype)
+
+
 def peaked(rows: Tensor, largest: Tensor, limit: Tensor) -> Tensor:
     """The places of rows whose largest number is more than `limit` times their usual one, [m]."""
     wide = None if rows.dtype == torch.bfloat16 else torch.float32  # whose sums are float32
@@ -175,15 +184,13 @@ def peaked(rows: Tensor, largest: Tensor, limit: Tensor) -> Tensor:
 
 def linear_torch(rows: Tensor, words: Tensor, scales: Tensor, limit: Tensor) -> Tensor:
     """rows [M K] times `prepack`ed weights -> [M N], in the dtype of the rows."""
-    count, dtype = len(rows), torch.promote_types(rows.dtype, torch.bfloat16)
+    count = len(rows)
     if not count:
         return rows.new_empty(0, len(scales))
-    if count <= FEW and not torch.compiler.is_exporting():
-        return one_row(rows, words, scales) if count == 1 else few_rows(rows, words, scales)
-    if count <= FEW:  # in plainer operators, which a compiler joins
-        largest = largest_of(rows)
-        high, low = product(two_bytes(rows, largest), words, scales, torch.float32).split(count)
-        return torch.add(low, high, alpha=256).mul_(largest / STEPS).to(rows.dtype)
+    if count <= FEW:
+        few = traced_rows if torch.compiler.is_exporting() else one_row if count == 1 else few_rows
+        return few(rows, words, scales)
+    dtype = torch.promote_types(rows.dtype, torch.bfloat16)
     largest = torch.cat([largest_of(some) for some in rows.split(part_of(rows))])
     if dtype == torch.bfloat16:
         largest = in_bfloat16(largest)

@@ -26,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -148,16 +149,20 @@ def each_named(known: set[str]) -> Iterator[None]:
     """Inside a `with` block, a constant that torch's compiler makes has a name that no other has.
 
     known: the names of weights, which stay. The compiler calls several constants alike, such as
-    "x_scale" of every product in eight bits, and by such a name none can be handed over.
+    "x_scale" of every product in eight bits, and by such a name none can be handed over. Constants
+    of one value are one.
     """
     from unittest import mock
 
     from torch._inductor.graph import GraphLowering
 
-    add = GraphLowering.add_tensor_constant
+    add, numbers = GraphLowering.add_tensor_constant, dict[str, Tensor]()
 
     def named(graph: GraphLowering, data: Tensor, name: str | None = None) -> object:
-        return add(graph, data, name if name in known else f"number{len(graph.constants)}")
+        if name not in known:
+            data = numbers.setdefault(f"{data.dtype} {data.tolist()}", data)
+            name = f"number{len(graph.constants)}"
+        return add(graph, data, name)
 
     with mock.patch.object(GraphLowering, "add_tensor_constant", named):
         yield
@@ -182,17 +187,20 @@ def write(decoder: Decoder, path: Path, work: Path) -> None:
 
     While it is built, a variable of the process tells torch's compiler to work there, too.
     """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
     from torch._inductor.utils import fresh_cache
     from torch.export.pt2_archive._package import package_pt2
 
-    program, example = traced(decoder)
     part = work / "package.pt2"
-    known = {*program.state_dict, *program.constants}
     # a cache of its own: nothing of a build that was killed is found
-    with fresh_cache(dir=str(work), delete=False), each_named(known):
-        files = torch._inductor.aot_compile(
-            program.module(check_guards=False), example, options=OPTIONS
-        )
+    with fresh_cache(dir=str(work), delete=False), ThreadPoolExecutor(1) as aside:
+        aside.submit(pick_vec_isa)  # tries what the C++ compiler knows, while a step is traced
+        program, example = traced(decoder)
+        known = {*program.state_dict, *program.constants}
+        with each_named(known):
+            files = torch._inductor.aot_compile(
+                program.module(check_guards=False), example, options=OPTIONS
+            )
         assert isinstance(files, list)
         (constants,) = (one for one in files if not isinstance(one, str))
         numbers = {
