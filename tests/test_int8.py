@@ -281,6 +281,34 @@ def test_few_rows_are_two_bytes(monkeypatch, count, multiplied):
     assert sizes == [multiplied]
 
 
+@in_integers
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 8),
+    inputs=st.integers(1, 300),
+    factor=st.sampled_from([0.0, 1e-20, 1.0, 1e20]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+def test_few_rows_in_every_form(count, inputs, factor, dtype, seed):
+    """One alone, several at once, and as a compiler sees them: alike but for a step here and there
+    and the last rounding.
+    """
+    _, found, scale = weights_of(seed, 33, inputs)
+    words, scales, *_ = laid_out(found, scale)
+    rows = rows_of(seed + 1, (count, inputs))
+    rows[0] *= factor
+    rows = rows.to(dtype)
+    few = int8_cpu.few_rows(rows, words, scales)
+    one = torch.cat([int8_cpu.one_row(row[None], words, scales) for row in rows])
+    traced = int8_cpu.traced_rows(rows, words, scales)
+    step = int8_cpu.largest_of(rows) / int8_cpu.STEPS * 127 * scale.max()
+    last = {torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype] * few.abs().amax(1, keepdim=True)
+    near = 2 * step + last
+    for other in (one, traced):
+        assert other.dtype == dtype and ((other - few).abs() <= near).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 12), st.integers(1, 300)),
