@@ -105,7 +105,7 @@ def server_of(name: str, listening: Listening) -> Server:
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=round(listening.grace + 2),
+        timeout_graceful_shutdown=round(listening.grace + ENDING + 2),
         limit_concurrency=CONNECTIONS,
     )
     return Server(config, site, listening.grace)
