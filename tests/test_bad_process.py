@@ -89,7 +89,7 @@ def test_a_signal_at_any_moment():
     )
     for delay in (0.0, 0.1, 0.5):
         running = subprocess.Popen(
-            [sys.executable, "-c", start, *ASK, "--max-tokens", "500", "--ignore-eos"],
+            [sys.executable, "-c", start, *ASK, "--max-tokens", "20000", "--ignore-eos"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -271,17 +271,17 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_ctrl_d_ends():
 
 
 def until(terminal: int, mark: str, again=None) -> str:
-    """What a terminal shows up to and with `mark`, a minute at most.
+    """What a terminal shows up to and with `mark`, five minutes at most.
 
-    `again` is done at first and after each silent second: a signal that arrives just before
+    `again` is done at first and after each five silent seconds: a signal that arrives just before
     readline waits for a key is only seen with the next one.
     """
-    shown, end = b"", time.monotonic() + 60
+    shown, end = b"", time.monotonic() + 300
     while mark.encode() not in shown:
         assert time.monotonic() < end, shown
         if again is not None and not shown:
             again()
-        if select.select([terminal], [], [], 1.0)[0]:
+        if select.select([terminal], [], [], 5.0)[0]:
             shown += os.read(terminal, 1)
     return shown.decode(errors="replace")
 

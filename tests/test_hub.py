@@ -17,6 +17,8 @@ from llava_min.errors import CheckpointError, MemoryBudgetError
 from llava_min.weights import hub
 
 MAIN, PINNED = "a" * 40, "b" * 40
+# seconds that its client waits for the stand-in, on a busy machine
+PATIENT = {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
 CARD = "---\nlicense: cc-by-nc-4.0\nlanguage:\n- en\n---\n# A model\nlicense: mit\n"
 
 
@@ -122,7 +124,12 @@ def run(server, tmp_path):
     def run(*command: str, **environment) -> tuple[int, str]:
         endpoint = f"http://127.0.0.1:{server.server_port}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), **environment}
+        kept |= {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            **PATIENT,
+            **environment,
+        }
         result = subprocess.run(
             [sys.executable, *command],
             env=kept,

@@ -32,6 +32,9 @@ def act(name, words):
             yield from ({{"what": name, "number": i, "ok": True}} for i in range(int(number)))
         elif word == "wait":
             time.sleep(number)
+        elif word == "hold":
+            while not os.path.exists({marks!r} + "/go"):
+                time.sleep(0.01)
         elif word == "exit":
             os._exit(int(number))
         elif word == "die":
@@ -152,8 +155,8 @@ def test_a_run_to_its_end(lease):
 def test_cut_off_and_resumed(lease, stage, number):
     """Every row is there once, and the task under way alone was run twice."""
     for name in ("one", "two"):
-        tasks = ["mark 1 rows 2", "rows 1 mark 1 wait 0.3", "mark 1 rows 1"]
-        lease.stage(name, tasks)
+        held = " hold 1" if name == stage else ""
+        lease.stage(name, ["mark 1 rows 2", f"mark 1 rows 1{held}", "mark 1 rows 1"])
     process = lease.begin()
     lease.until(f'"stage": "{stage}", "key": "task 1", "what"')
     os.kill(process, number)
@@ -163,6 +166,7 @@ def test_cut_off_and_resumed(lease, stage, number):
         assert f"{stage}: not finished" in lease.table
     time.sleep(0.1)  # what a killed run started ends with it
     assert len(counted(lease.rows)) < 8
+    (lease.folder / "go").touch()
     assert lease.run(resume=True) == 0
     rows = counted(lease.rows)
     assert len(rows) == len(set(rows)) == 8
@@ -207,24 +211,24 @@ def test_a_device_that_answers_no_more(lease, monkeypatch):
 
 
 def test_a_task_that_hangs_is_stopped_and_the_others_run(lease):
-    lease.stage("one", ["rows 1", "rows 1 wait 60", "rows 1"], limit=0.3)
+    lease.stage("one", ["rows 1", "rows 1 wait 60", "rows 1"], limit=3)
     assert lease.run() == 1
     assert len(counted(lease.rows)) == 3
-    assert "one: task 1: stopped after 0 s" in lease.table
+    assert "one: task 1: stopped after 3 s" in lease.table
     assert "in act" in (lease.out / "log.txt").read_text()  # where it was
 
 
 def test_a_stage_ends_at_its_deadline(lease, monkeypatch):
     """Its tasks are listed as not reached, the next stage runs, and --resume runs what is left."""
-    monkeypatch.setattr(run, "GRACE", 0.5)
-    lease.stage("one", ["rows 1", "wait 1.3 rows 1", "rows 1", "rows 1"], seconds=1)
-    lease.stage("two", ["rows 1", "wait 60"], seconds=1)
+    monkeypatch.setattr(run, "GRACE", 2.0)
+    lease.stage("one", ["rows 1", "wait 3.3 rows 1", "rows 1", "rows 1"], seconds=3)
+    lease.stage("two", ["rows 1", "wait 60"], seconds=3)
     lease.stage("three", ["rows 1"], seconds=60)
-    assert lease.run(minutes=62 / 60) == 1
+    assert lease.run(minutes=66 / 60) == 1
     assert "not reached: one: 2: task 2, task 3" in lease.table
     assert "cut short: two: 1: task 1" in lease.table and "one: its time was up" in lease.table
     assert len(counted(lease.rows)) == 4
-    assert lease.run(minutes=3 / 60, resume=True) == 1
+    assert lease.run(minutes=9 / 60, resume=True) == 1
     assert len(counted(lease.rows)) == len(set(counted(lease.rows))) == 6
     assert "not reached" not in lease.table
     assert "two: task 1: its time was up twice" in lease.table

@@ -227,7 +227,7 @@ def test_a_wrong_step_is_found(monkeypatch, interpreted):
 
 
 def test_wrong_answers_are_found():
-    texts = right_model.CpuAnswers(3, 1).get(60)
+    texts = right_model.CpuAnswers(3, 1).get(600)
     for expected, ok in ((texts, True), ([*texts[:2], "A whale."], False)):
         (row,) = right_model.answers_equal("cpu", expected, torch.float32, 2)
         assert row["ok"] == ok and ("A whale." in row.get("example", "A whale."))

@@ -424,7 +424,7 @@ COMMAND = (
     "followers.CODE = 'import saboteur; saboteur.main()'; "
     "from llava_min.command.main import run; run()"
 )
-LIMIT = 5.0  # seconds from a rank's end to that of all
+LIMIT = 60.0  # seconds from a rank's end to that of all, on a busy machine
 
 
 class Command:
@@ -452,7 +452,7 @@ class Command:
 
     def ended(self, since: float | None = None) -> tuple[int, str]:
         """(exit code, stderr) once it has ended, soon enough after a rank did."""
-        self.process.wait(60)
+        self.process.wait(300)
         since = since or float(self.stamp.read_text())
         assert time.time() - since < LIMIT
         return self.process.returncode, self.process.stderr.read()
@@ -577,11 +577,11 @@ def test_ctrl_c_at_any_moment_leaves_the_ranks_in_step(tmp_path, how):
 @linux
 @pytest.mark.parametrize("how", ["layers", pytest.param("both", marks=pytest.mark.slow)])
 def test_ranks_wait_for_a_question_longer_than_for_each_other(tmp_path, how):
-    shorter = "from llava_min.engine import ranks; ranks.SECONDS = 2; "
+    shorter = "from llava_min.engine import ranks; ranks.SECONDS = 5; "
     code = shorter + COMMAND.replace("'import", f"'{shorter}import")
     command = Command(tmp_path, "--chat", *SPLITS[how], "--max-tokens", "3", code=code)
     first = command.ask("Hello")
-    time.sleep(4)
+    time.sleep(8)
     assert command.ask("/clear\nHello") == first != ""
     command.process.stdin.close()
     assert command.process.wait(30) == 0 and command.process.stderr.read() == ""

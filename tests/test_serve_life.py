@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import hostile
@@ -112,13 +113,13 @@ def test_gone_before_the_head_or_the_body_is_whole(server, abruptly):
 @pytest.mark.parametrize("stream", [False, True])
 def test_gone_while_another_writes(server, monkeypatch, stream):
     """In mid-answer the work stops within a round or two, and the slot is free."""
-    rounds = Rounds(server, monkeypatch)
+    rounds = Rounds(server, monkeypatch, seconds=0.05)
     sock = sent(server.port, long(stream=stream))
     assert hostile.until(lambda: rounds.count > 20)
     leave(sock, True)
     at = rounds.count
     assert hostile.until(server.idle)
-    assert rounds.count - at < 50  # of 800; a few pass until the loop sees the end
+    assert rounds.count - at < 100  # of 800; a few pass until the loop sees the end
     check_alive(server)
 
 
@@ -127,7 +128,7 @@ def test_gone_before_the_first_token(server, monkeypatch, stream):
     """While the prompt is read, a portion at a time."""
     slots = server.service.slots
     monkeypatch.setattr(slots.pace, "tokens", lambda most: lambda: 4)
-    rounds = Rounds(server, monkeypatch)
+    rounds = Rounds(server, monkeypatch, seconds=0.05)
     sock = sent(server.port, question("Why? " * 150, max_tokens=4, stream=stream))
     assert hostile.until(lambda: rounds.count > 5)
     asked = next(row for row in slots.questions if row is not None)
@@ -186,7 +187,7 @@ def test_several_answers_to_a_client_that_leaves(server, monkeypatch):
     rounds = Rounds(server, monkeypatch)
     sock = sent(server.port, long(n=2, temperature=1, stream=True))
     assert hostile.until(lambda: rounds.count > 20)
-    assert server.service.slots.free == 0
+    assert hostile.until(lambda: server.service.slots.free == 0)
     leave(sock, True)
     check_alive(server)
 
@@ -201,10 +202,10 @@ def test_clients_that_take_nothing_are_cut_off(model, monkeypatch):
         body = long(stream=True, logprobs=True, top_logprobs=20) | {"max_tokens": 15_000}
         data = json.dumps(body).encode()
         sock.sendall(head(len(data)) + data)
-        assert hostile.until(lambda: running.site.open == 1)
+        text = partial(running.service.metrics.text, dict.fromkeys(GAUGES, 0))
+        assert hostile.until(lambda: '{status="499"} 1' in text(), 5 * SECONDS)
         assert hostile.until(running.idle)
         sock.close()
-        assert '{status="499"} 1' in running.service.metrics.text(dict.fromkeys(GAUGES, 0))
         check_alive(running)
 
 
@@ -385,7 +386,7 @@ def test_a_round_that_does_not_end_is_told(server, monkeypatch):
     held.set()
     assert answered(sock)[0] == 200
     sock.close()
-    assert ask(server.port, None, "/health", "GET")[0] == 200
+    assert hostile.until(lambda: ask(server.port, None, "/health", "GET")[0] == 200)
 
 
 def test_a_round_may_take_as_long_as_patience_lasts(monkeypatch):
@@ -520,7 +521,7 @@ def test_ctrl_c_and_what_the_log_has():
         ask(port, {"content": WORDS}, "/tokenize")
         start = time.monotonic()
         assert running.stop(signal.SIGINT) == 130
-        assert time.monotonic() - start < 15  # nothing goes on: nothing is waited for
+        assert time.monotonic() - start < 50  # nothing goes on: nothing is waited for
         assert "Traceback" not in running.log and "interrupted" in running.log
         encoded = part["image_url"]["url"].partition(",")[2]
         for secret in ("parrot", "grandmother", "my name", encoded[100:140], text_of(good)):
@@ -567,23 +568,37 @@ def test_requests_are_in_the_log_that_asks_for_them(model, caplog):
 
 def test_sigterm_lets_answers_go_on_for_a_while():
     """Nothing new; a short answer is whole, and a long one ends with an error after --grace."""
-    with serving.process("--threads", "1", "--grace", "2") as running:
+    with serving.process("--threads", "1", "--grace", "5") as running:
         connection, response = stream_of(running)
         other, whole = stream_of(running, 60)
-        running.child.send_signal(signal.SIGTERM)
         start = time.monotonic()
-        assert hostile.until(lambda: not is_open(running), 10)
+        running.child.send_signal(signal.SIGTERM)
+        assert hostile.until(lambda: not is_open(running))
         last = hostile.events(whole.read())
         assert last[-1] == "[DONE]" and last[-2]["choices"][0]["finish_reason"] == "length"
         *_, error, done = hostile.events(response.read())
         took = time.monotonic() - start
         assert (error["error"]["code"], done) == ("stopping", "[DONE]")
-        assert 1.5 < took < 15
+        assert 4.5 < took < SECONDS
         running.child.wait(SECONDS)
-        assert time.monotonic() - start < took + 10
         assert "Traceback" not in running.log
         connection.close()
         other.close()
+
+
+def test_an_answer_whose_round_outlives_the_grace_is_told_its_end(model, monkeypatch):
+    """One round may take longer than the grace and what uvicorn adds to it, as on a slow CPU."""
+    with hostile.local(model, grace=0.1) as running:
+        inner, ends = running.service.slots.round, lambda: 4 if running.site.stopping else 0.01
+        monkeypatch.setattr(running.service.slots, "round", lambda: time.sleep(ends()) or inner())
+        sock = sent(running.port, long(stream=True))
+        with sock.makefile("rb") as file:
+            while b'"content": "' not in (line := file.readline()) or b'"content": ""' in line:
+                assert line
+            running.server.handle_exit(signal.SIGTERM, None)
+            lines = file.read()
+        sock.close()
+    assert b'"code": "stopping"' in lines and b"data: [DONE]" in lines
 
 
 @pytest.mark.skipif(not LINUX, reason="needs Linux")
@@ -668,6 +683,7 @@ class Storm:
 
     def state(self) -> tuple[int, int, int]:
         """(threads, files, bytes) when nothing goes on."""
+        ask(self.running.port, None, "/health", "GET")  # whoever came before was let in
         assert hostile.until(lambda: not self.running.server.server_state.connections)
         assert hostile.until(lambda: not request_threads())
         gc.collect()
@@ -681,8 +697,8 @@ def storm(model, count: int) -> Storm:
         found.run(0, count // 3)
         threads, files, memory = found.state()
         found.run(count // 3, count - count // 3)
+        assert hostile.until(lambda: found.state()[:2] == (threads, files))
         after = found.state()
-        assert after[:2] == (threads, files)
         assert after[2] < memory * GROWTH, (after[2], memory)
         assert found.right + found.killed == count and 0.2 < found.killed / count < 0.4
         check_alive(running)

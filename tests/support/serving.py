@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 READY = re.compile(r"ready at (http://\S+)/v1")
-SECONDS = 60
+SECONDS = 300
 
 
 def hear_ctrl_c() -> None:
