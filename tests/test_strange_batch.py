@@ -17,6 +17,7 @@ import pytest
 import small
 
 import llava_min
+from llava_min.command import batch_file
 from llava_min.command.main import main
 
 BROKEN = {
@@ -141,7 +142,7 @@ class Batch:
         there = len(answers()) if os.path.exists("out.jsonl") else 0
         left = len(self.lines) - errors - there
         enough = errors + there + int(self.rng.integers(1, max(2, int(MOST * left))))
-        running = multiprocessing.get_context("fork").Process(target=self.in_child)
+        running = multiprocessing.get_context("fork").Process(target=self.in_child, args=(enough,))
         running.start()
         while running.is_alive() and count_of("out.jsonl") < enough:
             time.sleep(0.001)
@@ -153,8 +154,19 @@ class Batch:
             os.truncate("out.jsonl", size - min(size, int(self.rng.integers(40))))
         return running.exitcode
 
-    def in_child(self) -> None:
-        """The child's side; what the parent made is not freed here."""
+    def in_child(self, enough: int) -> None:
+        """The child's side; what the parent made is not freed here.
+
+        A little after `enough` lines it waits, so that it never ends before the signal.
+        """
+        inner = batch_file.written
+
+        def written(*given):
+            if count_of("out.jsonl") > enough + 5:
+                time.sleep(600)
+            return inner(*given)
+
+        batch_file.written = written
         gc.freeze()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
