@@ -589,8 +589,8 @@ def test_sigterm_lets_answers_go_on_for_a_while():
 def test_an_answer_whose_round_outlives_the_grace_is_told_its_end(model, monkeypatch):
     """One round may take longer than the grace and what uvicorn adds to it, as on a slow CPU."""
     with hostile.local(model, grace=0.1) as running:
-        inner, ends = running.service.slots.round, lambda: 4 if running.site.stopping else 0.01
-        monkeypatch.setattr(running.service.slots, "round", lambda: time.sleep(ends()) or inner())
+        inner, pause = running.service.slots.round, lambda: 4 if running.site.stopping else 0.01
+        monkeypatch.setattr(running.service.slots, "round", lambda: time.sleep(pause()) or inner())
         sock = sent(running.port, long(stream=True))
         with sock.makefile("rb") as file:
             while b'"content": "' not in (line := file.readline()) or b'"content": ""' in line:
