@@ -239,10 +239,11 @@ def test_a_conversation_is_edited_answered_again_and_copied(toy, visit):
     assert answered(shown) == "In the top left."
     ask(shown, "What color is the star?")
     assert answered(shown, 2) == "Yellow."
-    shown.evaluate("clock = setTimeout; setTimeout = () => 0")  # so that it says "Copied" for long
+    # so that it says "Copied" until it was seen
+    shown.evaluate("() => { window.clock = setTimeout; window.setTimeout = () => 0; }")
     shown.get_by_role("button", name="Copy").last.click()
     shown.get_by_role("button", name="Copied").wait_for()
-    shown.evaluate("setTimeout = clock")
+    shown.evaluate("() => { window.setTimeout = window.clock; }")
     assert shown.evaluate("navigator.clipboard.readText()") == "Yellow."
     shown.get_by_role("button", name="Again").click()
     assert answered(shown, 2) == "Yellow."
