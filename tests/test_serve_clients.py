@@ -266,12 +266,14 @@ def test_a_full_queue_and_a_key():
             return 'requests_total{status="429"} 2' in text
 
         def close_then() -> None:
-            hostile.until(refused_twice)
+            seen.append(hostile.until(refused_twice))
             stream.close()
 
+        seen: list[bool] = []
         threading.Thread(target=close_then).start()
         patient = client.with_options(max_retries=9)
         assert patient.chat.completions.create(**short).usage.completion_tokens == 1
+        assert seen == [True]
         for key in ("", "other", "secret2"):
             wrong = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "EMPTY")
             with pytest.raises(openai.AuthenticationError) as refused:
